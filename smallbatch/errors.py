@@ -1,0 +1,9 @@
+"""The one exception that a command turns into a single line instead of a traceback."""
+
+
+class UserError(ValueError):
+    """A mistake that the person at the keyboard can mend: says what, what is allowed, and the fix.
+
+    Raised for a bad flag, a bad config, a missing or damaged file, a full disk. Commands print it as one line on
+    stderr and exit with code 2. Everything else that is raised is a bug of ours and keeps its traceback.
+    """

@@ -1,0 +1,65 @@
+"""What each room is told: frozen, hashable, validated descriptions. A ConfigDict goes no further than `plan`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where text comes from, how it becomes tokens, and which documents are held out. Numbers depend on all but the dirs."""
+
+    source: str  # pystdlib | tfds:NAME | text:GLOB | tokens:PATH
+    tokenizer: str  # bytes | bpe:N | file:PATH
+    split: str  # TFDS split that is read
+    text_key: str  # field that holds the text in TFDS examples, .jsonl and .parquet
+    document_separator: str | None  # cuts .txt files into documents; None: one file is one document
+    eod_token: str | None  # end-of-document token of a tokenizer file; None: looked up among the usual names
+    tokens_dtype: str  # uint16 | uint32, for tokens:PATH
+    tokens_vocab_size: int | None  # for tokens:PATH; required there
+    tokens_eod_id: int | None  # for tokens:PATH: cut documents at this token; None: hold out the tail of the file
+    validation_frac: float  # share of the documents that is held out, by a hash of their text
+    validation_max_bytes: int  # the validation set stops growing at this size; later held-out documents are unused
+    tfds_data_dir: str | None
+    cache_dir: str
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The decoder of Marek et al. 2025: pre-norm, QK-norm, RoPE, GELU MLP, no biases, untied embeddings."""
+
+    width: int  # D
+    layers: int  # L
+    head_width: int  # H; N = D / H heads
+    ffn_width: int  # F
+    context_tokens: int  # T
+    vocab_size: int  # V
+    rope_base: float
+    param_dtype: str  # float32 | bfloat16
+    compute_dtype: str  # float32 | bfloat16
+    remat: str  # none | dots | full
+    attention: str  # auto | xla | cudnn | splash
+    max_logits: int  # tokens x vocabulary above which the loss is computed in slices of the context
+
+    @property
+    def heads(self) -> int:
+        return self.width // self.head_width
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """The static half of an optimizer: what is compiled in. Its numbers travel in `Hypers`."""
+
+    name: str  # adam | sgd
+    schedule: str  # cosine | linear | constant
+
+
+@dataclass(frozen=True)
+class MeshSpec:
+    """Devices along each mesh axis; their product is the number of devices used."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+    @property
+    def devices(self) -> int:
+        return self.data * self.fsdp * self.tensor

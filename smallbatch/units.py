@@ -1,0 +1,50 @@
+"""Tokens, sequences, steps, half-lives and decays: the conversions, in float64, once.
+
+A running average `avg += (1 - b) * (x - avg)` forgets: after `half_life_steps` updates the weight of an old value has
+halved. Measured in tokens, that half-life is what stays fixed across batch sizes (Marek et al. 2025, arXiv 2507.07101,
+section 2): b = 2^(-tokens_per_step / half_life_tokens).
+
+Decays travel as complements, 1 - b, because b itself is close to 1: with a half-life of 10M tokens and 16 tokens a step,
+the float32 number nearest to b gives a 1 - b that is wrong by 2%.
+"""
+
+import math
+
+from smallbatch.errors import UserError
+
+LN2 = math.log(2.0)
+
+
+def complement_from_half_life(half_life_tokens: float, tokens_per_step: float) -> float:
+    """Return 1 - b in (0, 1) for a half-life in tokens: -expm1(-ln2 * tokens_per_step / half_life_tokens)."""
+    if not (half_life_tokens > 0 and math.isfinite(half_life_tokens)):
+        raise UserError(f"a half-life is a positive number of tokens, not {half_life_tokens!r}")
+    if not (tokens_per_step > 0 and math.isfinite(tokens_per_step)):
+        raise UserError(f"tokens per step is a positive number, not {tokens_per_step!r}")
+    return -math.expm1(-LN2 * tokens_per_step / half_life_tokens)
+
+
+def half_life_from_complement(complement: float, tokens_per_step: float) -> float:
+    """Return the half-life in tokens of a per-step decay b = 1 - complement; 0 for b = 0, which keeps no memory."""
+    if not 0 < complement <= 1:
+        raise UserError(f"1 - b lies in (0, 1], not {complement!r}: a decay b lies in [0, 1)")
+    if complement == 1:
+        return 0.0
+    return -LN2 * tokens_per_step / math.log1p(-complement)
+
+
+def steps_from_tokens(budget_tokens: int, tokens_per_step: int) -> int:
+    """Return the number of optimizer steps in a token budget; the budget is a multiple of the tokens per step."""
+    steps, rest = divmod(budget_tokens, tokens_per_step)
+    if rest or steps < 1:
+        lower = max(steps, 1) * tokens_per_step
+        raise UserError(
+            f"a budget of {budget_tokens:,} tokens is not a whole number of steps of {tokens_per_step:,} tokens "
+            f"(batch size x context); nearest: {lower:,} or {lower + tokens_per_step:,}"
+        )
+    return steps
+
+
+def bits_per_byte(nats: float, byte_count: int) -> float:
+    """Return bits per byte of text from the summed loss in nats over the tokens that spell those bytes."""
+    return nats / (LN2 * byte_count)
