@@ -1,0 +1,103 @@
+"""Progress: silent when quick, plain lines in a log, a bar on a terminal, never the reason for a crash."""
+
+import io
+import os
+import pty
+import re
+import time
+
+import pytest
+
+from smallbatch.progress import Progress, format_bytes, format_count, format_secs
+
+
+def test_a_quick_loop_prints_nothing_to_a_log():
+    log = io.StringIO()
+    with Progress("train", 100, stream=log) as progress:
+        for done in range(101):
+            progress.update(done)
+    assert log.getvalue() == ""
+
+
+def test_a_log_gets_plain_lines_with_share_fields_rate_and_time_left():
+    log = io.StringIO()
+    with Progress("train", 2_000_000, stream=log, every_secs=0) as progress:
+        progress.update(500_000, loss="3.21")
+        time.sleep(0.05)
+        progress.update(1_000_000, loss="2.91", mfu="41%")
+        progress.update(2_000_000, loss="2.50")
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "train   25%  500k/2.00M tokens  loss 3.21"
+    assert re.fullmatch(
+        r"train   50%  1.00M/2.00M tokens  loss 2.91  mfu 41%  [\d.]+[kM] tokens/s  0.[01]s left", lines[1]
+    )
+    assert lines[-1].startswith("train  100%  2.00M/2.00M tokens  loss 2.50") and "left" not in lines[-1]
+
+
+def test_the_rate_leaves_out_what_was_done_before_the_first_update():
+    log = io.StringIO()
+    with Progress("train", None, stream=log, every_secs=0) as progress:
+        progress.update(1e12)  # resumed far into a run
+        time.sleep(0.1)
+        progress.update(1e12 + 100)
+    rate = float(re.findall(r"([\d.]+) tokens/s", log.getvalue())[-1])
+    assert 100 < rate <= 1000
+
+
+def test_lines_are_no_closer_than_every_secs_and_the_last_state_is_printed():
+    log = io.StringIO()
+    with Progress("prepare", None, unit="bytes", stream=log, every_secs=0.08) as progress:
+        for done in range(20):
+            progress.update(done)
+            time.sleep(0.01)
+    lines = log.getvalue().splitlines()
+    assert 2 <= len(lines) <= 4
+    assert lines[-1].startswith("prepare  19 bytes")
+
+
+def test_a_closed_stream_is_ignored():
+    log = io.StringIO()
+    with Progress("train", 10, stream=log, every_secs=0) as progress:
+        progress.update(1)
+        log.close()
+        progress.update(2)
+    with Progress("train", 10, stream=log, every_secs=0) as progress:
+        progress.update(1)
+
+
+def test_a_terminal_gets_a_bar_with_the_same_words():
+    parent, child = pty.openpty()
+    with os.fdopen(child, "w") as terminal, Progress("train", 200, stream=terminal) as progress:
+        progress.update(50, loss="3.21")
+        progress.update(200, loss="[bold]")
+    shown = os.read(parent, 100_000).decode()
+    os.close(parent)
+    assert "━" in shown and "100%  200/200 tokens  loss [bold]" in shown
+
+
+@pytest.mark.parametrize(
+    ("count", "written"),
+    [(0, "0"), (7, "7"), (999, "999"), (3.21, "3.21"), (31.26, "31.3"), (1000, "1.00k"), (20_100, "20.1k"),
+     (999_949, "1.00M"), (999_400, "999k"), (1_234_567, "1.23M"), (2**31, "2.15B"), (3e13, "30.0T"),
+     (2e18, "2.00e+18"), (-1500, "-1.50k"), (0.5, "0.50")],
+)  # fmt: skip
+def test_counts_have_three_digits(count, written):
+    assert format_count(count) == written
+
+
+@pytest.mark.parametrize(
+    ("secs", "written"),
+    [(0.04, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (59.4, "59s"), (59.6, "1m00s"), (72, "1m12s"),
+     (3725, "1h02m"), (90_000, "1d01h")],
+)  # fmt: skip
+def test_durations_have_two_units(secs, written):
+    assert format_secs(secs) == written
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "written"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.00 KiB"), (1536, "1.50 KiB"), (2**30 - 1, "1.00 GiB"),
+     (17 * 2**40, "17.0 TiB")],
+)  # fmt: skip
+def test_sizes_are_in_powers_of_1024(size_bytes, written):
+    assert format_bytes(size_bytes) == written
