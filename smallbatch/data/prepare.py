@@ -1,0 +1,207 @@
+"""Build a dataset once, reuse it ever after: a directory named after all that decides its tokens.
+
+It is built beside its place, under a lock, and renamed when complete: what a killed `prepare` leaves behind
+is never taken for a dataset, and the next one sweeps it away.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+
+from smallbatch.data import shards, sources, text_shards, token_file, tokenizers
+from smallbatch.data.held_out import SPLIT_RULE
+from smallbatch.data.locks import locked
+from smallbatch.data.shards import Dataset, DatasetMeta, ShardWriter
+from smallbatch.errors import UserError
+from smallbatch.specs import DataSpec
+
+TOKENS_PER_SHARD = 2**27
+LIBRARIES = ("numpy", "tensorflow-datasets", "tokenizers", "pyarrow")
+
+
+def prepare(spec: DataSpec, *, tokens_per_shard: int = TOKENS_PER_SHARD) -> Dataset:
+    """Return the dataset of a spec, building it if it is not there; a second process waits for the first.
+
+    Raises: UserError for anything wrong with the corpus, the tokenizer or the disk.
+    """
+    if (dataset := lookup(spec)) is not None:
+        return dataset
+    final = dataset_dir(spec)
+    partial = final.with_name(final.name + ".partial")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with locked(final.with_name(final.name + ".lock")):
+            if (dataset := lookup(spec)) is not None:
+                return dataset
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                _build(spec, partial, tokens_per_shard)
+                _sync(partial)
+                partial.rename(final)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            _sync_directory(final.parent)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the dataset {final}: {error.strerror or error}; free space or set data.cache_dir"
+        ) from error
+    return shards.open_dataset(final)
+
+
+def lookup(spec: DataSpec) -> Dataset | None:
+    """Return the dataset of a spec if it is prepared; never build it. Raises: UserError if it is damaged."""
+    directory = dataset_dir(spec)
+    return shards.open_dataset(directory) if directory.is_dir() else None
+
+
+def vocab_size(spec: DataSpec) -> int:
+    """Return the vocabulary of a spec without preparing anything."""
+    kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
+    if sources.split_source(spec.source)[0] == "tokens":
+        return token_file.vocab_size(spec)
+    if kind == "bpe":
+        return int(rest)
+    return _fixed_tokenizer(spec).vocab_size
+
+
+def dataset_dir(spec: DataSpec) -> Path:
+    """Return where the dataset of a spec is or will be: a readable name and a hash."""
+    source_kind, _ = sources.split_source(spec.source)
+    tokenizer_kind, path = tokenizers.split_tokenizer(spec.tokenizer)
+    identity = {
+        "format": shards.FORMAT_VERSION,
+        "corpus": sources.identity(spec),
+        "tokenizer": spec.tokenizer,
+        "validation_frac": spec.validation_frac,
+        "validation_max_bytes": spec.validation_max_bytes,
+    }
+    if tokenizer_kind == "file":
+        identity["tokenizer"] = [_file_sha256(Path(path).expanduser()), spec.eod_token]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    tokenizer = spec.tokenizer if tokenizer_kind != "file" else Path(path).stem
+    words = [spec.source] if source_kind == "tokens" else [spec.source, tokenizer]
+    readable = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[-40:] for word in words)
+    return Path(spec.cache_dir).expanduser() / f"{readable}-{digest}"
+
+
+def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
+    kind, rest = sources.split_source(spec.source)
+    tokenizer = _tokenizer(spec)
+    if kind == "tokens":
+        vocab, eod_id = token_file.vocab_size(spec), spec.tokens_eod_id
+    else:
+        assert tokenizer is not None
+        vocab, eod_id = tokenizer.vocab_size, tokenizer.eod_id
+    dtype = shards.dtype_name(vocab)
+    train = ShardWriter(directory, "train", dtype, tokens_per_shard)
+    validation = ShardWriter(directory, "validation", dtype, tokens_per_shard)
+    with contextlib.closing(train), contextlib.closing(validation):
+        if kind == "tokens":
+            counts = token_file.write_splits(spec, Path(rest).expanduser(), train, validation)
+        else:
+            assert tokenizer is not None
+            counts = text_shards.write_splits(spec, tokenizer, train, validation)
+    _check_both_sides(spec, *counts)
+    if tokenizer is not None:
+        tokenizer.save(directory)
+    meta = DatasetMeta(
+        format_version=shards.FORMAT_VERSION,
+        source=spec.source,
+        tokenizer=spec.tokenizer if tokenizer is not None else "none",
+        vocab_size=vocab,
+        eod_id=eod_id,
+        dtype=dtype,
+        tokens_per_shard=tokens_per_shard,
+        train=counts[0],
+        validation=counts[1],
+        unused=counts[2],
+        train_sha256=train.sha256(),
+        validation_sha256=validation.sha256(),
+        sha256=shards.dataset_sha256(vocab, eod_id, train.sha256(), validation.sha256()),
+        split_rule=SPLIT_RULE if eod_id is not None else token_file.TAIL_RULE,
+        libraries=_library_versions(),
+    )
+    shards.write_meta(directory, meta)
+
+
+def _tokenizer(spec: DataSpec) -> tokenizers.Tokenizer | None:
+    """Return the tokenizer; for a corpus of tokens, the file that decodes its samples or None."""
+    kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
+    if sources.split_source(spec.source)[0] == "tokens":
+        if kind != "file":
+            return None
+        tokenizer = _fixed_tokenizer(spec)
+        if tokenizer.vocab_size > token_file.vocab_size(spec):
+            raise UserError(
+                f"{rest} has {tokenizer.vocab_size} ids, more than data.tokens_vocab_size="
+                f"{spec.tokens_vocab_size}; the two do not belong together"
+            )
+        return tokenizer
+    if kind == "bpe":
+        return tokenizers.train_bpe(text_shards.training_texts(spec), int(rest))
+    return _fixed_tokenizer(spec)
+
+
+def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
+    kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
+    if kind == "bytes":
+        return tokenizers.BytesTokenizer()
+    return tokenizers.read_json(Path(rest).expanduser(), spec.eod_token)
+
+
+def _check_both_sides(
+    spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts
+) -> None:
+    if not validation.tokens:
+        if unused.documents or unused.tokens:
+            raise UserError(
+                f"the first held-out document is larger than data.validation_max_bytes="
+                f"{spec.validation_max_bytes}; raise it"
+            )
+        raise UserError(
+            f"no document was held out at data.validation_frac={spec.validation_frac}; raise it, "
+            "or cut text files into more documents with data.document_separator"
+        )
+    if not train.tokens:
+        raise UserError(
+            f"every document was held out at data.validation_frac={spec.validation_frac}; lower it, "
+            "or cut text files into more documents with data.document_separator"
+        )
+
+
+def _library_versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _file_sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+
+
+def _sync(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

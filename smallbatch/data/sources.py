@@ -1,0 +1,92 @@
+"""Where documents come from: for each form of `data.source` an ordered stream of texts and its identity."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from smallbatch.data import text_files, tfds_source
+from smallbatch.errors import UserError
+from smallbatch.specs import DataSpec
+
+FORMS = "pystdlib, tfds:NAME, text:GLOB or tokens:PATH"
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Return the kind of a source and what follows its colon: 'tfds:c4/en' -> ('tfds', 'c4/en')."""
+    kind, _, rest = source.partition(":")
+    if (kind == "pystdlib" and source == kind) or (kind in ("tfds", "text", "tokens") and rest):
+        return kind, rest
+    raise UserError(f"data.source={source!r} is not one of {FORMS}")
+
+
+def documents(spec: DataSpec) -> Iterator[str]:
+    """Yield the corpus's documents in a fixed order, holding one at a time; blank ones are left out.
+
+    Raises: UserError for a corpus that is missing, damaged or holds no text.
+    """
+    empty = True
+    for text in _all_documents(spec):
+        if text and not text.isspace():
+            empty = False
+            yield text
+    if empty:
+        raise UserError(f"data.source={spec.source!r} holds no text; check the corpus")
+
+
+def _all_documents(spec: DataSpec) -> Iterator[str]:
+    kind, rest = split_source(spec.source)
+    if kind == "pystdlib":
+        return tfds_source.pystdlib_documents(
+            Path(spec.tfds_data_dir or f"{spec.cache_dir}/tfds").expanduser()
+        )
+    if kind == "tfds":
+        return tfds_source.documents(rest, spec.split, spec.text_key, spec.tfds_data_dir)
+    if kind == "text":
+        return text_files.documents(text_files.matched_files(rest), spec.text_key, spec.document_separator)
+    raise UserError(f"data.source={spec.source!r} holds tokens, not documents")
+
+
+def identity(spec: DataSpec) -> dict[str, object]:
+    """Return, as plain JSON values, all that decides which documents `documents` yields.
+
+    Files count by path, size and time of change, so that a changed corpus is prepared anew without reading it
+    all. A TFDS dataset counts by name and data directory: `tfds:NAME:VERSION` pins its version.
+    """
+    kind, rest = split_source(spec.source)
+    if kind == "pystdlib":
+        return {"source": kind, "python": "{}.{}.{}".format(*sys.version_info[:3])}
+    if kind == "tfds":
+        return {
+            "source": spec.source,
+            "split": spec.split,
+            "text_key": spec.text_key,
+            "tfds_data_dir": spec.tfds_data_dir,
+        }
+    if kind == "text":
+        files = [file_identity(path) for path in text_files.matched_files(rest)]
+        return {"files": files, "text_key": spec.text_key, "document_separator": spec.document_separator}
+    return {
+        "file": file_identity(Path(rest).expanduser()),
+        "dtype": spec.tokens_dtype,
+        "vocab_size": spec.tokens_vocab_size,
+        "eod_id": spec.tokens_eod_id,
+    }
+
+
+def file_identity(path: Path) -> list[object]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def size_bytes(spec: DataSpec) -> int | None:
+    """Return the size of plain text files for a progress bar; None where it is known only after reading."""
+    kind, rest = split_source(spec.source)
+    if kind != "text":
+        return None
+    files = text_files.matched_files(rest)
+    return (
+        sum(path.stat().st_size for path in files) if all(path.suffix == ".txt" for path in files) else None
+    )

@@ -1,0 +1,179 @@
+"""Text <-> token ids: raw bytes, a byte-level BPE trained on the training documents, or any tokenizer.json.
+
+Text is data: an end-of-document token spelled out inside a document is encoded as its characters, so that
+only `prepare` ends a document.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from smallbatch.errors import UserError
+
+CONFIG_FILE = "tokenizer_config.json"
+JSON_FILE = "tokenizer.json"
+BPE_EOD_TOKEN = "<|endoftext|>"
+EOD_TOKENS = (
+    BPE_EOD_TOKEN,
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "<EOS>",
+    "[EOS]",
+    "<|endofdocument|>",
+)
+BPE_TRAINING_BYTES = (
+    2**28
+)  # a BPE is trained on this much text at most, from the start of the training documents
+BPE_SMALLEST_VOCAB = 258  # 256 bytes, the end-of-document token and one merge
+
+
+class Tokenizer(Protocol):
+    """Encodes documents without their end-of-document token; decodes any ids, that token included."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eod_id(self) -> int: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
+
+    def save(self, directory: Path) -> None: ...
+
+
+class BytesTokenizer:
+    """UTF-8 bytes as tokens: 256 ids. Byte 0xFF never occurs in UTF-8, so id 255 ends a document."""
+
+    vocab_size = 256
+    eod_id = 255
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return bytes(np.asarray(ids, dtype=np.uint8)).decode("utf-8", errors="replace")
+
+    def save(self, directory: Path) -> None:
+        _write_config(directory, {"kind": "bytes"})
+
+
+class JsonTokenizer:
+    """A tokenizer of the `tokenizers` library, from its tokenizer.json, adding no special tokens."""
+
+    def __init__(self, backend, eod_token: str):
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # the spelling of a special token in a document is ordinary text
+        self._backend = backend
+        self._eod_token = eod_token
+        self.eod_id: int = backend.token_to_id(eod_token)
+        self.vocab_size: int = 1 + max(backend.get_vocab().values())  # ids may have gaps
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, directory: Path) -> None:
+        _replace_file(directory / JSON_FILE, self._backend.to_str())
+        _write_config(directory, {"kind": "json", "eod_token": self._eod_token})
+
+
+def split_tokenizer(tokenizer: str) -> tuple[str, str]:
+    """Return the kind of a tokenizer and what follows its colon: 'bpe:8192' -> ('bpe', '8192')."""
+    kind, _, rest = tokenizer.partition(":")
+    if tokenizer == "bytes" or (kind == "file" and rest):
+        return kind, rest
+    if kind == "bpe" and rest.isdecimal() and int(rest) >= BPE_SMALLEST_VOCAB:
+        return kind, rest
+    raise UserError(
+        f"data.tokenizer={tokenizer!r} is not one of bytes, bpe:N with a vocabulary N of at least "
+        f"{BPE_SMALLEST_VOCAB}, or file:PATH of a tokenizer.json"
+    )
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
+    """Train a byte-level BPE with exactly `vocab_size` ids, the end-of-document token among them.
+
+    Raises: UserError if the texts are too small for that many merges.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BPE_EOD_TOKEN],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    learned = backend.get_vocab_size()
+    if learned != vocab_size:
+        raise UserError(
+            f"the training documents are too small for a vocabulary of {vocab_size}: merges end at "
+            f"{learned}; set data.tokenizer=bpe:{learned} or less"
+        )
+    return JsonTokenizer(backend, BPE_EOD_TOKEN)
+
+
+def read_json(path: Path, eod_token: str | None) -> JsonTokenizer:
+    """Read a tokenizer.json; its end-of-document token is `eod_token` or else the first usual name it has."""
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+    except Exception as error:  # the library raises bare Exception for anything it cannot parse
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is not a tokenizer.json of the tokenizers library ({reason})") from error
+    names = EOD_TOKENS if eod_token is None else (eod_token,)
+    for name in names:
+        if backend.token_to_id(name) is not None:
+            return JsonTokenizer(backend, name)
+    raise UserError(
+        f"{path} has no end-of-document token {' or '.join(names)}; name the one it has with data.eod_token"
+    )
+
+
+def load(directory: Path) -> Tokenizer | None:
+    """Load what `save` wrote to a run or data directory; None where there is nothing, as for tokens:PATH."""
+    path = directory / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config == {"kind": "bytes"}:
+            return BytesTokenizer()
+        return read_json(directory / JSON_FILE, config["eod_token"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path} is damaged ({error}); delete the directory {directory} and make it again"
+        ) from error
+
+
+def _write_config(directory: Path, config: dict[str, str]) -> None:
+    _replace_file(directory / CONFIG_FILE, json.dumps(config) + "\n")
+
+
+def _replace_file(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
