@@ -1,14 +1,30 @@
 """Every key that can be set, with its default and unit; what makes a config valid; its fingerprint.
 
-A config file is a delta on `base()`. Optional keys are typed placeholders: None until set. Nothing here starts JAX.
+A config file is a delta on `base()`, which is locked from birth, so that a mistyped key raises. Optional keys
+are typed placeholders: None until set. Nothing here starts JAX.
 """
+
+import difflib
+import hashlib
+import json
+from typing import Any, TypeAlias
 
 from ml_collections import config_dict
 from ml_collections.config_dict import placeholder
 
+from smallbatch import config_checks
+from smallbatch.errors import UserError
 
-def base() -> config_dict.ConfigDict:
-    """Return the config of the default run, unlocked: the paper's decoder, small, on Python's standard library."""
+Config: TypeAlias = (
+    Any  # a ConfigDict; Any, because the type of config.train.batch_size is not known statically
+)
+
+
+def base() -> Config:
+    """Return every key with its default, locked: the paper's decoder, small, on Python's standard library.
+
+    The pairs of which exactly one must be set (b1 or t1_tokens, ...) are left open: a config file sets them.
+    """
     c = config_dict.ConfigDict()
 
     c.data = data = config_dict.ConfigDict()
@@ -17,7 +33,9 @@ def base() -> config_dict.ConfigDict:
     data.split = "train"  # TFDS split to read
     data.text_key = "text"  # field that holds the text in TFDS examples, .jsonl and .parquet
     data.document_separator = placeholder(str)  # cuts .txt files into documents; unset: a file is a document
-    data.eod_token = placeholder(str)  # end-of-document token of a tokenizer file; unset: the usual names are tried
+    data.eod_token = placeholder(
+        str
+    )  # end-of-document token of a tokenizer file; unset: the usual names are tried
     data.tokens_dtype = "uint16"  # of tokens:PATH; uint16 | uint32
     data.tokens_vocab_size = placeholder(int)  # of tokens:PATH; needed there
     data.tokens_eod_id = placeholder(int)  # of tokens:PATH; unset: the tail of the file is held out
@@ -38,7 +56,9 @@ def base() -> config_dict.ConfigDict:
     model.compute_dtype = "float32"  # float32 | bfloat16; softmax and loss are float32 always
     model.remat = "none"  # none | dots (keep matrix products) | full (keep block inputs)
     model.attention = "auto"  # auto | xla | cudnn | splash
-    model.max_logits = 2**26  # tokens x vocabulary kept at once in the loss; more is done in slices of the context
+    model.max_logits = (
+        2**26
+    )  # tokens x vocabulary kept at once in the loss; more is done in slices of the context
 
     c.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "adam"  # adam | sgd
@@ -59,7 +79,9 @@ def base() -> config_dict.ConfigDict:
     train.microbatch_size = placeholder(int)  # sequences per forward pass; unset: batch_size, no accumulation
     train.budget_tokens = 2**21  # a multiple of batch_size x context_tokens
     train.seed = 0  # initial weights
-    train.steps_per_dispatch = placeholder(int)  # updates per compiled call; unset: as many as 32,768 tokens hold, <= 64
+    train.steps_per_dispatch = placeholder(
+        int
+    )  # updates per compiled call; unset: as many as 32,768 tokens hold, <= 64
     train.log_every_tokens = 2**15
     train.validate_every_tokens = placeholder(int)  # unset: at the end only
     train.checkpoint_every_secs = 60.0
@@ -77,4 +99,108 @@ def base() -> config_dict.ConfigDict:
     records.tensorboard = False  # needs the extra `tensorboard`
     records.wandb = "off"  # off | offline | online; needs the extra `wandb`
     records.wandb_project = "smallbatch"
+    return c.lock()
+
+
+def quickstart() -> Config:
+    """Return what a command runs when no config file is named; `configs/quickstart.py` returns the same."""
+    c = base()
+    c.optimizer.b1 = 0.9
+    c.optimizer.t2_tokens = 1e6
+    c.optimizer.warmup_frac = 0.05
     return c
+
+
+def key_types() -> dict[str, tuple[type, bool]]:
+    """Return {dotted key: (its type, whether it may be unset)}."""
+    c = base()
+    return {
+        f"{section}.{key}": (c[section].get_type(key), c[section][key] is None)
+        for section in c
+        for key in c[section]
+    }
+
+
+def sections() -> dict[str, list[str]]:
+    """Return {section: its keys}."""
+    return {section: list(values) for section, values in base().to_dict().items()}
+
+
+def nearest_key(name: str) -> str | None:
+    """Return the key that a mistyped name probably meant, also when its section is wrong or not there."""
+    by_last = {key.rpartition(".")[2]: key for key in key_types()}
+    last = name.rpartition(".")[2]
+    if last in by_last:
+        return by_last[last]
+    near = difflib.get_close_matches(name, by_last.values(), n=1, cutoff=0.75)
+    return (near or [by_last[key] for key in difflib.get_close_matches(last, by_last, n=1)] or [None])[0]
+
+
+def unknown_key(name: str, prefix: str = "") -> str:
+    """Say that a dotted key does not exist and what was probably meant, or else what there is.
+
+    `prefix` goes before the names, to write them as they are written on a command line.
+    """
+    keys = sections()
+    section = name.partition(".")[0]
+    if name in keys:
+        return f"{prefix}{name} is a section, not a key; it has {', '.join(keys[name])}"
+    if near := nearest_key(name):
+        return f"there is no key {prefix}{name}; did you mean {prefix}{near}?"
+    if section in keys:
+        return f"there is no key {prefix}{name}; {section} has {', '.join(keys[section])}"
+    return f"there is no key {prefix}{name}; the sections are {', '.join(keys)}"
+
+
+def validate(config: Config) -> None:
+    """Raise one UserError that lists every problem of a config, one a line."""
+    problems = config_checks.problems(flatten(config.to_dict()), flatten(base().to_dict()), key_types())
+    if problems:
+        raise UserError("\n  ".join(problems if len(problems) == 1 else ["in the config:", *problems]))
+
+
+# What may change between two sessions of one run, because no number depends on it.
+WITHOUT_EFFECT_ON_NUMBERS = (
+    "data.cache_dir",
+    "data.tfds_data_dir",
+    "mesh.cpu_devices",
+    "records.tensorboard",
+    "records.wandb",
+    "records.wandb_project",
+    "train.checkpoint_every_secs",
+    "train.sample_prompt",
+    "train.sample_tokens",
+)
+
+
+def fingerprint(config: Config) -> str:
+    """Return the SHA-256, in hexadecimal, of everything in a config that changes a number."""
+    canonical = json.dumps(_numbers(config.to_dict()), sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def differences(a: dict, b: dict) -> list[str]:
+    """Return 'key: value in a | value in b' for keys that change a number and differ. a, b: nested dicts."""
+    a, b = _numbers(a), _numbers(b)
+    keys = [key for key in {**a, **b} if (key in a, a.get(key)) != (key in b, b.get(key))]
+    return [f"{key}: {_shown(a, key)} | {_shown(b, key)}" for key in keys]
+
+
+def flatten(config: dict) -> dict[str, Any]:
+    """Return {'section.key': value} of a nested dict."""
+    flat = {}
+    for section, values in config.items():
+        flat |= (
+            {f"{section}.{key}": v for key, v in values.items()}
+            if isinstance(values, dict)
+            else {section: values}
+        )
+    return flat
+
+
+def _numbers(config: dict) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config).items() if key not in WITHOUT_EFFECT_ON_NUMBERS}
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "(no such key)"

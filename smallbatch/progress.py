@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a plain line now and then anywhere else; and how counts and times are written.
+"""Progress: a bar on a terminal, a plain line now and then elsewhere; how counts and times are written.
 
 One idea: a log file must not fill with bars, and a person who waits wants to know what is left.
 """
@@ -15,9 +15,9 @@ REFRESH_SECS = 0.1
 class Progress:
     """Show how far a loop has come: `with Progress("train", total) as p: p.update(done, loss="3.21")`.
 
-    `done` is absolute, `total` may be None. The rate counts from the first update, so that what came before it
-    (compilation, tokens of an earlier session) does not spoil the time left. A stream that is closed, or missing,
-    is ignored: a run never dies of its progress bar.
+    `done` is absolute, `total` may be None. The rate counts from the first update, so that what came before
+    (compilation, tokens of an earlier session) does not spoil the time left. A stream that is closed or
+    missing is ignored: a run never dies of its progress bar.
     """
 
     def __init__(

@@ -1,0 +1,207 @@
+"""The command line: flags and `--config` overrides in, one clear line out when something about them is wrong.
+
+One idea: argv is checked word by word against what exists before ml_collections sees it, so that its types
+hold and its tracebacks never show. Every command ends in `cli.run(main, define_flags)`.
+"""
+
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from absl import flags, logging
+
+from smallbatch.errors import UserError, did_you_mean
+
+HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+UNSET = {"none", "None"}
+SWITCH = {"true", "false", "True", "False", "1", "0"}
+
+
+def run(
+    main: Callable[..., int | None],
+    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    *,
+    config: bool = True,
+) -> NoReturn:
+    """Parse sys.argv, call `main(config, flags)`, or `main(flags)` when `config` is False, and exit.
+
+    `define_flags(flags)` adds a command's own: `DEFINE_string("workdir", None, "...", flag_values=flags)`.
+    `main` gets a validated config and reads its flags as `flags.workdir`; what it returns is the exit code.
+    A UserError is one line and exit code 2; Ctrl-C is exit code 130; everything else keeps its traceback.
+    """
+    logging.set_verbosity(logging.ERROR)  # absl's: libraries chat there
+    own = flags.FlagValues()
+    if define_flags:
+        define_flags(own)
+    try:
+        if HELP & set(sys.argv[1:]):
+            print(_help(main, own, config))
+            sys.exit(0)
+        settings = _settings(sys.argv[1:], own, config)
+        arguments = [_config(settings)] if config else []
+        _parse(own, [f"--{name}={value}" for name, value in settings if not _is_config(name)])
+        sys.exit(main(*arguments, own) or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _settings(argv: list[str], own: flags.FlagValues, config: bool) -> list[tuple[str, str]]:
+    """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out."""
+    switches = {name for name in own if own[name].boolean}
+    known = {*own, *(["config"] if config else [])}
+    if config:
+        from smallbatch.config import key_types
+
+        types = {f"config.{key}": kind for key, (kind, _) in key_types().items()}
+        switches |= {name for name, kind in types.items() if kind is bool}
+        known |= types.keys()
+    settings, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or not name:
+            raise UserError(f"unexpected argument {word!r}; settings are written --name=value")
+        if name.startswith("no") and name[2:] in switches and not equals:
+            name, equals, value = name[2:], "=", "false"
+        if name not in known:
+            raise UserError(_unknown_flag(name, own, config))
+        if not equals and name in switches:
+            value = "true"
+        elif not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"--{name} has no value; write --{name}=VALUE")
+            value = words.pop(0)
+        settings.append((name, value))
+    return settings
+
+
+def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
+    if name == "flagfile":
+        return (
+            "--flagfile is not supported; put settings into a config file and name it with --config=FILE.py"
+        )
+    own_names = [*own, *(["config"] if config else [])]
+    spelled = name.replace("-", "_")
+    near = did_you_mean(spelled, own_names).replace("mean ", "mean --")
+    if config:
+        from smallbatch.config import nearest_key, unknown_key
+
+        if name.startswith("config."):
+            return unknown_key(name.removeprefix("config."), prefix="--config.")
+        if not near and (key := nearest_key(spelled)):
+            near = f"; did you mean --config.{key}?"
+    near = near or f"; this command takes {', '.join(f'--{n}' for n in [*own_names, 'help'])}"
+    return f"there is no flag --{name}{near}"
+
+
+def _config(settings: list[tuple[str, str]]) -> Any:
+    """Return the config file's config with the overrides applied, validated."""
+    from ml_collections import config_flags
+    from ml_collections.config_flags import config_path
+
+    from smallbatch import config as configs
+    from smallbatch import config_files
+
+    files = [value for name, value in settings if name == "config"]
+    config = config_files.load(files[-1]) if files else configs.quickstart()
+    types = configs.key_types()
+    texts = {name.removeprefix("config."): text for name, text in settings if name.startswith("config.")}
+    unset = {key for key, text in texts.items() if _unsets(text, *types[key])}
+    words = [
+        f"--config.{key}={_checked(key, text, *types[key])}"
+        for key, text in texts.items()
+        if key not in unset
+    ]
+
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *words])
+    _parse(values, words)
+    for key in unset:  # ml_collections has no word for None
+        config_path.set_value(key, config, None)
+    configs.validate(config)
+    return config
+
+
+def _unsets(text: str, kind: type, optional: bool) -> bool:
+    return text in UNSET and optional
+
+
+def _checked(key: str, text: str, kind: type, optional: bool) -> str:
+    """Return an override's text if its key can hold it. Raises UserError that says how to write it."""
+    wrong = None
+    if kind is bool and text not in SWITCH:
+        wrong = "takes true or false"
+    elif kind is int and not re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
+        wrong = f"takes a whole number{_whole(text)}"
+    elif kind is float and _number(text) is None:
+        wrong = "takes a number, such as 0.003 or 1e6"
+    elif kind is str and text == "None":
+        wrong = "takes text and cannot be unset"
+    if wrong and optional:
+        wrong += ", or None to unset it"
+    if wrong:
+        raise UserError(f"--config.{key}={text}: {key} {wrong}")
+    return text
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _whole(text: str) -> str:
+    number = _number(text.replace(",", ""))
+    return f"; write {int(number)}" if number is not None and number.is_integer() else ""
+
+
+def _parse(values: flags.FlagValues, words: list[str]) -> None:
+    try:
+        values(["", *words])
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _is_config(name: str) -> bool:
+    return name == "config" or name.startswith("config.")
+
+
+def _help(main: Callable, own: flags.FlagValues, config: bool) -> str:
+    """Return what --help prints: the command's docstring, its flags, how a config is named and changed."""
+    module = sys.modules[main.__module__]
+    command = module.__spec__.name if module.__spec__ else str(module.__file__)
+    lines = [(module.__doc__ or "").strip(), "", f"usage: python -m {command} [--flag=value ...]", ""]
+    for name in own:
+        default = own[name].default
+        shown = "" if default is None or own[name].boolean else f" (default: {default})"
+        value = "" if own[name].boolean else f"={own[name].flag_type().upper()}"
+        lines += _entry(f"--{name}{value}", f"{own[name].help}{shown}")
+    if config:
+        from smallbatch.config import sections
+
+        lines += _entry(
+            "--config=FILE.py[:ARGUMENT]", "a config file (default: that of configs/quickstart.py)"
+        )
+        lines += _entry(
+            "--config.SECTION.KEY=VALUE", "change a key; the last one wins; None unsets an optional key"
+        )
+        lines += ["", "keys, by section (their meaning, unit and default: smallbatch/config.py):"]
+        for section, keys in sections().items():
+            lines += _entry(section, ", ".join(keys))
+    return "\n".join(lines)
+
+
+def _entry(name: str, text: str) -> list[str]:
+    indent = " " * 14
+    wrapped = textwrap.wrap(text, 106, initial_indent=indent, subsequent_indent=indent)
+    if len(name) < 12 and wrapped:
+        wrapped[0] = f"  {name:<11} {wrapped[0].strip()}"
+        return wrapped
+    return [f"  {name}", *wrapped]

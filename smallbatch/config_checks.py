@@ -1,0 +1,238 @@
+"""What makes a config valid: every rule about its keys, each with its words. `config.validate` collects them.
+
+One idea: a key that is set and has no effect is as wrong as one out of range: its author believes otherwise.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from smallbatch import units
+from smallbatch.errors import UserError, did_you_mean
+
+Flat = dict[str, Any]
+
+TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or False"}
+
+CHOICES = {
+    "data.tokens_dtype": ("uint16", "uint32"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "xla", "cudnn", "splash"),
+    "optimizer.name": ("adam", "sgd"),
+    "optimizer.schedule": ("cosine", "linear", "constant"),
+    "records.wandb": ("off", "offline", "online"),
+}
+
+RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "at least 1": (
+        lambda x: x >= 1,
+        (
+            "data.validation_max_bytes",
+            *("model.width", "model.layers", "model.head_width", "model.ffn_width", "model.context_tokens"),
+            *("model.rope_base", "model.max_logits"),
+            *("train.batch_size", "train.microbatch_size", "train.budget_tokens", "train.steps_per_dispatch"),
+            *("train.log_every_tokens", "train.validate_every_tokens"),
+            *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.cpu_devices"),
+        ),
+    ),
+    "above 0": (
+        lambda x: x > 0,
+        (
+            *("optimizer.peak_lr", "optimizer.t1_tokens", "optimizer.t2_tokens", "optimizer.eps"),
+            "train.diverged_above_start_nats",
+        ),
+    ),
+    "at least 0": (
+        lambda x: x >= 0,
+        (
+            *("data.tokens_eod_id", "optimizer.warmup_tokens", "optimizer.weight_decay"),
+            *("train.checkpoint_every_secs", "train.sample_tokens"),
+        ),
+    ),
+    "between 0 and 1": (lambda x: 0 <= x <= 1, ("optimizer.warmup_frac", "optimizer.final_lr_frac")),
+    "at least 0 and below 1": (lambda x: 0 <= x < 1, ("optimizer.b1", "optimizer.b2")),
+    "above 0 and below 1": (lambda x: 0 < x < 1, ("data.validation_frac",)),
+    "at least 0 and below 2^32": (lambda x: 0 <= x < 2**32, ("data.shuffle_seed", "train.seed")),
+}
+
+TEXT_SOURCES = ("pystdlib", "tfds:", "text:")
+SOURCES_OF = {  # keys that other sources do not read
+    "data.split": ("tfds:",),
+    "data.text_key": ("tfds:", "text:"),
+    "data.document_separator": ("text:",),
+    "data.tfds_data_dir": ("pystdlib", "tfds:"),
+    "data.tokenizer": TEXT_SOURCES,
+    "data.tokens_dtype": ("tokens:",),
+    "data.tokens_vocab_size": ("tokens:",),
+    "data.tokens_eod_id": ("tokens:",),
+}
+SMALLEST_BPE = 257  # 256 bytes and the end of a document
+ADAM_PAIRS = (("optimizer.b1", "optimizer.t1_tokens"), ("optimizer.b2", "optimizer.t2_tokens"))
+WARMUP_PAIR = ("optimizer.warmup_frac", "optimizer.warmup_tokens")
+
+
+def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) -> list[str]:
+    """Return every problem in words, one line each. flat, defaults: {'section.key': value}."""
+    found = [f"unknown key {key}{did_you_mean(key, types)}" for key in flat if key not in types]
+    found += [f"{key} is missing" for key in types if key not in flat]
+    wrong = {key: words for key, words in _wrong_values(flat, types).items() if words}
+    found += wrong.values()
+    sound = {key: value for key, value in flat.items() if key in types and key not in wrong}
+    for rule in (
+        _sources,
+        _tokens,
+        _tokenizer,
+        _shape,
+        _schedule,
+        _warmup,
+        _pairs,
+        _unused_by_sgd,
+        _budget,
+        _microbatch,
+    ):
+        with suppress(KeyError):  # a rule about a key that is already wrong has nothing to add
+            for words in rule(sound, defaults):
+                found.append(words)
+    return found
+
+
+def _wrong_values(flat: Flat, types: dict[str, tuple[type, bool]]) -> Flat:
+    """Return {key: what is wrong with its value alone, or None}."""
+    ranges = {key: (words, holds) for words, (holds, keys) in RANGES.items() for key in keys}
+    return {key: _wrong_value(key, flat[key], *types[key], ranges) for key in types if key in flat}
+
+
+def _wrong_value(key: str, value: Any, wanted: type, optional: bool, ranges: dict) -> str | None:
+    if value is None:
+        return None if optional else f"{key} cannot be unset; it takes {TYPE_WORDS[wanted]}"
+    fits = (int, float) if wanted is float else wanted
+    if not isinstance(value, fits) or isinstance(value, bool) is not (wanted is bool):
+        return f"{key} is {value!r}; it takes {TYPE_WORDS[wanted]}"
+    if wanted is float and not math.isfinite(value):
+        return f"{key} is {value}; it takes a finite number"
+    if key in CHOICES and value not in CHOICES[key]:
+        return f"{key} is {value!r}; it takes {' | '.join(CHOICES[key])}{did_you_mean(value, CHOICES[key])}"
+    if key in ranges and not ranges[key][1](value):
+        return f"{key} is {value!r}; it must be {ranges[key][0]}"
+    return None
+
+
+def _sources(flat: Flat, defaults: Flat) -> Iterator[str]:
+    source = flat["data.source"]
+    kind, colon, rest = source.partition(":")
+    if source != "pystdlib" and not (kind in ("tfds", "text", "tokens") and rest):
+        allowed = "pystdlib | tfds:NAME | text:GLOB | tokens:PATH"
+        meant = did_you_mean(kind, ("pystdlib", "tfds", "text", "tokens"))
+        yield f"data.source is {source!r}; it takes {allowed}{meant}"
+        return
+    for key, readers in SOURCES_OF.items():
+        if kind + colon not in readers and key in flat and flat[key] != defaults[key]:
+            yield _no_effect(key, flat[key], f"data.source {source!r}", f"leave it at {defaults[key]!r}")
+    for key in ("data.cache_dir", "data.tfds_data_dir"):
+        if flat[key] == "":
+            yield f"{key} is empty; it takes a directory"
+
+
+def _tokens(flat: Flat, defaults: Flat) -> Iterator[str]:
+    if not flat["data.source"].startswith("tokens:"):
+        return
+    vocab_size, eod_id = flat["data.tokens_vocab_size"], flat["data.tokens_eod_id"]
+    if vocab_size is None:
+        yield "data.tokens_vocab_size is unset; data.source tokens:PATH needs it, e.g. 50257 for GPT-2 tokens"
+        return
+    largest = 2 ** (16 if flat["data.tokens_dtype"] == "uint16" else 32)
+    if not 2 <= vocab_size <= largest:
+        dtype = flat["data.tokens_dtype"]
+        yield f"data.tokens_vocab_size is {vocab_size}; {dtype} tokens allow 2 to {largest}"
+    if eod_id is not None and eod_id >= vocab_size:
+        yield f"data.tokens_eod_id is {eod_id}; it must be below data.tokens_vocab_size, {vocab_size}"
+
+
+def _tokenizer(flat: Flat, defaults: Flat) -> Iterator[str]:
+    tokenizer, eod_token = flat["data.tokenizer"], flat["data.eod_token"]
+    kind, _, rest = tokenizer.partition(":")
+    if tokenizer != "bytes" and not (kind in ("bpe", "file") and rest):
+        meant = did_you_mean(kind, ("bytes", "bpe", "file"))
+        yield f"data.tokenizer is {tokenizer!r}; it takes bytes | bpe:VOCABULARY | file:PATH{meant}"
+    elif kind == "bpe" and not (rest.isascii() and rest.isdigit() and int(rest) >= SMALLEST_BPE):
+        yield f"data.tokenizer is {tokenizer!r}; the vocabulary is a whole number, at least {SMALLEST_BPE}"
+    if eod_token is not None and kind != "file":
+        yield _no_effect(
+            "data.eod_token", eod_token, f"data.tokenizer {tokenizer!r}", _unset("data.eod_token")
+        )
+
+
+def _shape(flat: Flat, defaults: Flat) -> Iterator[str]:
+    head_width, width = flat["model.head_width"], flat["model.width"]
+    if head_width % 2:
+        yield f"model.head_width is {head_width}; rotary positions need an even number"
+    if width % head_width:
+        yield f"model.head_width is {head_width}, which does not divide model.width, {width}"
+
+
+def _schedule(flat: Flat, defaults: Flat) -> Iterator[str]:
+    key = "optimizer.final_lr_frac"
+    if flat["optimizer.schedule"] == "constant" and flat[key] != defaults[key]:
+        yield _no_effect(key, flat[key], "optimizer.schedule constant", f"leave it at {defaults[key]!r}")
+
+
+def _warmup(flat: Flat, defaults: Flat) -> Iterator[str]:
+    yield from _exactly_one(flat, WARMUP_PAIR)
+    warmup_tokens, budget_tokens = flat["optimizer.warmup_tokens"], flat["train.budget_tokens"]
+    if warmup_tokens is not None and warmup_tokens > budget_tokens:
+        yield f"optimizer.warmup_tokens is {warmup_tokens:,}, above train.budget_tokens, {budget_tokens:,}"
+
+
+def _pairs(flat: Flat, defaults: Flat) -> Iterator[str]:
+    if flat["optimizer.name"] == "adam":
+        for pair in ADAM_PAIRS:
+            yield from _exactly_one(flat, pair)
+
+
+def _unused_by_sgd(flat: Flat, defaults: Flat) -> Iterator[str]:
+    if flat["optimizer.name"] != "sgd":
+        return
+    for key in [*ADAM_PAIRS[0], *ADAM_PAIRS[1]]:
+        if flat[key] is not None:
+            yield _no_effect(key, flat[key], "optimizer.name sgd", _unset(key))
+    key = "optimizer.eps"
+    if flat[key] != defaults[key]:
+        yield _no_effect(key, flat[key], "optimizer.name sgd", f"leave it at {defaults[key]!r}")
+
+
+def _budget(flat: Flat, defaults: Flat) -> Iterator[str]:
+    try:
+        units.steps_from_tokens(
+            flat["train.budget_tokens"], flat["train.batch_size"] * flat["model.context_tokens"]
+        )
+    except UserError as error:
+        yield f"train.budget_tokens: {error}"
+
+
+def _microbatch(flat: Flat, defaults: Flat) -> Iterator[str]:
+    microbatch_size, batch_size = flat["train.microbatch_size"], flat["train.batch_size"]
+    if microbatch_size is not None and batch_size % microbatch_size:
+        below = max(size for size in range(1, min(microbatch_size, batch_size) + 1) if batch_size % size == 0)
+        yield (
+            f"train.microbatch_size {microbatch_size} does not divide train.batch_size, {batch_size}; "
+            f"the next smaller one is {below}"
+        )
+
+
+def _exactly_one(flat: Flat, pair: tuple[str, str]) -> Iterator[str]:
+    a, b = pair
+    if flat[a] is None and flat[b] is None:
+        yield f"neither {a} nor {b} is set; set exactly one"
+    elif flat[a] is not None and flat[b] is not None:
+        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set exactly one: {_unset(a)} or {_unset(b)}"
+
+
+def _no_effect(key: str, value: Any, where: str, fix: str) -> str:
+    return f"{key} is {value!r}, which has no effect with {where}; {fix}"
+
+
+def _unset(key: str) -> str:
+    return f"--config.{key}=None"

@@ -1,0 +1,265 @@
+"""The command line: what is typed reaches the config, and every mistake is one helpful line, exit 2."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags as absl_flags
+
+from smallbatch import cli, config
+from smallbatch.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def define_flags(flags):
+    absl_flags.DEFINE_string("workdir", None, "where the run is written", flag_values=flags)
+    absl_flags.DEFINE_bool("dry_run", False, "print the plan and stop", flag_values=flags)
+    absl_flags.DEFINE_integer("count", 3, "how many", flag_values=flags)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process: words -> (exit code, stdout, stderr, what main got)."""
+
+    def run(*words, main=None, config=True):
+        got = []
+        monkeypatch.setattr(sys, "argv", ["command", *words])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.run(main or (lambda *arguments: got.extend(arguments)), define_flags, config=config)
+        return exit_info.value.code, *capsys.readouterr(), got
+
+    return run
+
+
+def configured(run, *words):
+    code, _, err, got = run(*words)
+    assert (code, err) == (0, "")
+    return got[0]
+
+
+def test_without_a_config_file_the_quickstart_runs(run):
+    assert configured(run) == config.quickstart()
+
+
+def test_overrides_and_flags_reach_main_in_both_spellings(run):
+    _, _, _, (c, flags) = run(
+        "--config.train.batch_size=4", "--config.model.width", "64", "--workdir=x", "--dry_run"
+    )
+    assert (c.train.batch_size, c.model.width, flags.workdir, flags.dry_run, flags.count) == (
+        4,
+        64,
+        "x",
+        True,
+        3,
+    )
+
+
+def test_the_last_override_wins_and_the_file_may_come_after(run):
+    file = str(REPOSITORY / "configs/quickstart.py")
+    c = configured(run, "--config.train.seed=1", "--config.train.seed=2", f"--config={file}")
+    assert c.train.seed == 2
+
+
+def test_values_take_the_type_of_their_key(run):
+    c = configured(
+        run, "--config.optimizer.peak_lr=1", "--config.train.seed", "1_000", "--config.train.sample_prompt=7"
+    )
+    assert [type(x) for x in (c.optimizer.peak_lr, c.train.seed, c.train.sample_prompt)] == [float, int, str]
+
+
+@pytest.mark.parametrize("none", ["none", "None"])
+def test_none_unsets_an_optional_key(run, none):
+    c = configured(run, f"--config.optimizer.t2_tokens={none}", "--config.optimizer.b2=0.95")
+    assert (c.optimizer.t2_tokens, c.optimizer.b2) == (None, 0.95)
+    assert configured(run, f"--config.model.remat={none.lower()}").model.remat == "none"
+
+
+def test_switches_work_with_and_without_a_value(run):
+    assert configured(run, "--config.records.tensorboard").records.tensorboard is True
+    assert configured(run, "--noconfig.records.tensorboard").records.tensorboard is False
+    assert configured(run, "--config.records.tensorboard=false").records.tensorboard is False
+    assert run("--nodry_run")[3][1].dry_run is False
+
+
+MISTAKES = {
+    "--config.train.batch_sise=4": "did you mean --config.train.batch_size?",
+    "--config.trian.batch_size=4": "did you mean --config.train.batch_size?",
+    "--config.optimizer.batch_size=4": "did you mean --config.train.batch_size?",
+    "--config.batch_size=4": "did you mean --config.train.batch_size?",
+    "--batch_size=4": "did you mean --config.train.batch_size?",
+    "--batch-size=4": "did you mean --config.train.batch_size?",
+    "--config.train.zzzz=4": "train has batch_size, ",
+    "--config.zzzz.zzzz=4": "the sections are data, ",
+    "--config.train=4": "--config.train is a section, not a key; it has batch_size, ",
+    "--dry-run": "did you mean --dry_run?",
+    "--zzzz": "this command takes --workdir, --dry_run, --count, --config, --help",
+    "--flagfile=flags.txt": "--flagfile is not supported",
+    "--config.train.batch_size=1e3": "train.batch_size takes a whole number; write 1000",
+    "--config.train.batch_size=1,000": "train.batch_size takes a whole number; write 1000",
+    "--config.train.batch_size=2.5": "train.batch_size takes a whole number",
+    "--config.train.batch_size=true": "train.batch_size takes a whole number",
+    "--config.train.batch_size=None": "train.batch_size takes a whole number",
+    "--config.train.microbatch_size=x": "takes a whole number, or None to unset it",
+    "--config.optimizer.peak_lr=fast": "optimizer.peak_lr takes a number, such as 0.003 or 1e6",
+    "--config.optimizer.peak_lr=None": "optimizer.peak_lr takes a number",
+    "--config.data.source=None": "data.source takes text and cannot be unset",
+    "--config.records.tensorboard=yes": "records.tensorboard takes true or false",
+    "--config.train.seed": "--config.train.seed has no value; write --config.train.seed=VALUE",
+    "--config": "--config has no value; write --config=VALUE",
+    "--count=many": "flag --count=many: ",
+    "train": "unexpected argument 'train'; settings are written --name=value",
+    "--": "unexpected argument '--'",
+    "--config=no/such.py": "there is no config file 'no/such.py'",
+    "--config.model.width=100": "model.head_width is 32, which does not divide model.width, 100",
+}
+
+
+@pytest.mark.parametrize("word", MISTAKES)
+def test_a_mistake_is_one_line_that_says_what_to_write(run, word):
+    code, out, err, got = run(word)
+    assert (code, out, got) == (2, "", [])
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert MISTAKES[word] in err
+
+
+def test_a_value_is_not_taken_from_the_next_flag(run):
+    assert "--config.train.seed has no value" in run("--config.train.seed", "--dry_run")[2]
+    assert configured(run, "--config.optimizer.warmup_frac", "0").optimizer.warmup_frac == 0
+    assert "train.seed is -1" in run("--config.train.seed", "-1")[2]
+
+
+CONFIG_FILES = {
+    "def get_config(:": ":1: invalid syntax",
+    "x = 1": "has no get_config()",
+    "import no_such_module": ":1: ModuleNotFoundError: No module named 'no_such_module'",
+    "def get_config():\n    return 1 / 0": ":2: ZeroDivisionError: division by zero",
+    "def get_config():\n    pass": "gave nothing; is its return statement missing?",
+    "def get_config():\n    return {'a': 1}": "must give a ConfigDict, but gave a dict",
+    "def get_config(size):\n    return size": "takes an argument; write FILE.py:ARGUMENT",
+    "from smallbatch import config\ndef get_config():\n    c = config.base()\n    c.train.batch_sise = 1\n": (
+        ":4: there is no key batch_sise; did you mean train.batch_size?"
+    ),
+    "from smallbatch import config\ndef get_config():\n    c = config.base()\n    c.train.seed = 1.5\n": (
+        ":4: TypeError: Could not override field 'seed'"
+    ),
+    "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'width': 1})": (
+        "must start from smallbatch.config.base(): its keys differ in data."
+    ),
+    "from smallbatch.errors import UserError\ndef get_config():\n    raise UserError('no size huge')": (
+        ":3: no size huge"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", CONFIG_FILES)
+def test_a_broken_config_file_is_named_with_its_line(run, tmp_path, text):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    code, _, err, _ = run(f"--config={file}")
+    assert code == 2 and err.count("\n") == 1
+    assert str(file) in err and CONFIG_FILES[text] in err
+
+
+def test_an_argument_reaches_get_config_and_is_refused_where_there_is_none(run, tmp_path):
+    file = tmp_path / "sized.py"
+    file.write_text(
+        "from smallbatch import config\n"
+        "def get_config(seed='1'):\n    c = config.quickstart()\n    c.train.seed = int(seed)\n    return c\n"
+    )
+    assert configured(run, f"--config={file}").train.seed == 1
+    assert configured(run, f"--config={file}:5", "--config.model.layers=2").train.seed == 5
+    assert ":4: ValueError: invalid literal" in run(f"--config={file}:x")[2]
+    quickstart = REPOSITORY / "configs/quickstart.py"
+    assert "takes no argument; drop ':x'" in run(f"--config={quickstart}:x")[2]
+    assert "did you mean" in run(f"--config={str(quickstart).replace('quick', 'quik')}")[2]
+
+
+def test_every_problem_of_a_config_is_told_at_once(run):
+    words = ["--config.train.microbatch_size=3", "--config.optimizer.b2=0.9", "--config.model.remat=ful"]
+    _, _, err, _ = run(*words, "--config.optimizer.warmup_frac=nan")
+    assert err.startswith("error: in the config:\n")
+    assert len(err.splitlines()) == 5
+    for part in (
+        "warmup_frac is nan",
+        "did you mean full?",
+        "microbatch_size 3 does not divide",
+        "optimizer.b2 is 0.9",
+    ):
+        assert part in err
+
+
+def test_a_command_without_a_config_takes_only_its_own_flags(run):
+    code, _, _, got = run("--count=4", config=False)
+    assert code == 0 and len(got) == 1 and got[0].count == 4
+    assert "there is no flag --config; this command takes" in run("--config=x.py", config=False)[2]
+
+
+def test_main_decides_the_exit_code_and_a_user_error_is_one_line(run):
+    def fail(config, flags):
+        raise UserError("no room left in runs/; free some")
+
+    assert run(main=lambda config, flags: 3)[0] == 3
+    assert run(main=fail)[:3] == (2, "", "error: no room left in runs/; free some\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["command"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda config, flags: 1 // 0, define_flags)
+
+
+COMMAND = '''"""Say the width: a command for a test."""
+import sys, time
+from smallbatch import cli
+
+def main(config, flags):
+    print(config.model.width, "jax" in sys.modules, flush=True)
+    time.sleep(config.train.seed)
+
+if __name__ == "__main__":
+    cli.run(main)
+'''
+
+
+@pytest.fixture
+def command(tmp_path):
+    (tmp_path / "say.py").write_text(COMMAND)
+    return {
+        "args": [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import runpy;"
+                 "runpy.run_module('say', run_name='__main__', alter_sys=True)"],
+        "cwd": tmp_path,
+        "text": True,
+    }  # fmt: skip
+
+
+def test_help_is_quick_and_shows_the_flags_and_every_key(command):
+    command["args"].append("--help")
+    started = time.monotonic()
+    done = subprocess.run(**command, capture_output=True)
+    assert (
+        time.monotonic() - started < 5
+    )  # 0.4 s on an idle machine; importing JAX and TFDS would take longer
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Say the width: a command for a test.\n\nusage: python -m say ")
+    for key in config.key_types():
+        assert key.partition(".")[2] in done.stdout
+    assert len(done.stdout.splitlines()) < 40 and max(map(len, done.stdout.splitlines())) <= 110
+
+
+def test_a_command_runs_in_any_directory_and_starts_no_jax(command):
+    done = subprocess.run(**command, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "128 False\n", "")
+
+
+def test_ctrl_c_stops_with_one_word(command):
+    command["args"].append("--config.train.seed=60")
+    with subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "stopped\n")
