@@ -1,0 +1,256 @@
+"""What a run leaves behind: metrics.jsonl and result.json, with one schema, checked on both sides.
+
+One idea: a file is either whole or not there. JSON files are replaced by rename; metrics.jsonl only grows,
+and only its last line can be cut short, by a crash, which every reader forgives.
+
+Nothing here imports JAX: results are read on a laptop, months later.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import typing
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from smallbatch import __version__
+from smallbatch.errors import UserError
+
+# Fields of a record in metrics.jsonl, by kind. step: finished optimizer updates. tokens: step x batch size x
+# context. flops: spent on training so far. loss_nats: mean per token, over the training tokens since the last
+# train record or over the validation set; null if not finite. bits_per_byte: null if the bytes are unknown.
+FIELDS = {
+    "train": ("kind", "step", "tokens", "flops", "loss_nats", "learning_rate", "secs", "tokens_per_sec"),
+    "validation": ("kind", "step", "tokens", "flops", "loss_nats", "bits_per_byte", "secs"),
+}
+WALL_CLOCK_FIELDS = ("secs", "tokens_per_sec")  # all else is the same in every repetition of a run
+LOSS_FIELDS = ("loss_nats", "bits_per_byte")
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Replace a file as a whole: written beside it, fsynced, renamed. Raises UserError when it cannot be."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with open(beside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+            _fsync_directory(path.parent)
+        finally:
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot("write", path, error) from error
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Replace a JSON file as a whole; NaN and infinities are refused, for they are not JSON."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file holds. Raises UserError when it is missing or is not JSON."""
+    try:
+        return json.loads(Path(path).read_bytes(), parse_constant=_not_json)
+    except OSError as error:
+        raise _cannot("read", path, error) from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, or restore it from a copy") from error
+
+
+class MetricsWriter:
+    """Append records to metrics.jsonl, each with one write: a crash cuts short the last line at most."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self.count = len(_complete_lines(self._path))  # records in the file
+        rewind(self._path, self.count)  # cuts off a line that a crash left unfinished
+        try:
+            self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; its keys are exactly those of FIELDS for its kind."""
+        if record.keys() != set(FIELDS[record["kind"]]):
+            raise ValueError(f"a {record['kind']} record has {sorted(record)}, not {FIELDS[record['kind']]}")
+        finite = {name: _finite(value) if name in LOSS_FIELDS else value for name, value in record.items()}
+        line = (json.dumps(finite, allow_nan=False) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError("the line was cut short: is the disk full?")
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+        self.count += 1
+
+    def sync(self) -> None:
+        """Return when all records are on the disk."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cannot("write", self._path, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def rewind(path: str | Path, count: int) -> None:
+    """Keep the first `count` records of metrics.jsonl. Raises UserError when there are fewer."""
+    path = Path(path)
+    lines = _complete_lines(path)
+    if len(lines) < count:
+        raise UserError(
+            f"{path} has {len(lines)} records, but the checkpoint was saved after {count}: the file lost "
+            "records; restore it from a copy, or start in another run directory"
+        )
+    kept = b"".join(lines[:count])
+    if path.exists() and path.stat().st_size != len(kept):
+        write_bytes(path, kept)
+
+
+def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Return the records of metrics.jsonl, of one kind or all. Raises UserError for what is not a record."""
+    if not Path(path).exists():
+        raise UserError(f"there is no file {path}; is this a run directory?")
+    records = []
+    for number, line in enumerate(_complete_lines(path), 1):
+        try:
+            record = json.loads(line, parse_constant=_not_json)
+            if record.keys() != set(FIELDS[record["kind"]]):
+                raise ValueError(f"its fields are {', '.join(record)}")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}:{number} is not a record of a run: {error}") from error
+        if kind in (None, record["kind"]):
+            records.append(record)
+    return records
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run came to. None stands for unknown, and for a loss that is not finite."""
+
+    status: str  # done | diverged | preempted
+    validation_loss_nats: float | None
+    bits_per_byte: float | None
+    perplexity: float | None  # exp(validation_loss_nats)
+    train_loss_nats: float | None
+    tokens: int
+    flops: float
+    tokens_per_sec: float | None
+    optimizer_steps: int
+    secs: float
+    peak_memory_bytes: int | None
+    fingerprint: str  # of the config
+    dataset_sha256: str
+    diverged_at_step: int | None
+    sample: str | None
+    params: int
+    seed: int
+    batch_size: int
+    device: dict  # platform, kind, count
+    started: str  # ISO 8601, UTC
+    finished: str
+    versions: dict  # this and the next two: see environment()
+    git_sha: str | None
+    git_dirty: bool | None
+
+
+STATUSES = ("done", "diverged", "preempted")
+
+
+def write_result(path: str | Path, result: Result) -> None:
+    """Write result.json, which marks a run as ended."""
+    write_json(path, {name: _finite(value) for name, value in dataclasses.asdict(result).items()})
+
+
+def read_result(path: str | Path) -> Result:
+    """Return a run's result. Raises UserError when a key is missing, unknown or of the wrong type."""
+    values = read_json(path)
+    types = typing.get_type_hints(Result)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not the result of a run: it holds no JSON object")
+    if strange := sorted(values.keys() ^ types.keys()):
+        state = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)
+        raise UserError(f"{path} is not a result of this version of smallbatch: {state}")
+    for key, wanted in types.items():
+        if not isinstance(values[key], wanted | int if wanted in (float, float | None) else wanted):
+            raise UserError(f"{path} is damaged: {key} is {values[key]!r}")
+    if values["status"] not in STATUSES:
+        raise UserError(
+            f"{path} is damaged: status is {values['status']!r}, not one of {', '.join(STATUSES)}"
+        )
+    return Result(**values)
+
+
+def environment() -> dict[str, Any]:
+    """Return {versions, git_sha, git_dirty} of the running code; git's are None outside a checkout."""
+    versions = {"smallbatch": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package.removesuffix("-checkpoint")] = metadata.version(package)
+    root = Path(__file__).resolve().parents[1]
+    sha = dirty = None
+    if _git(root, "rev-parse", "--show-toplevel") == str(
+        root
+    ):  # not some repository that holds our environment
+        sha = _git(root, "rev-parse", "HEAD")
+        status = _git(root, "status", "--porcelain", "--untracked-files=no")
+        dirty = None if status is None else bool(status)
+    return {"versions": versions, "git_sha": sha, "git_dirty": dirty}
+
+
+def _git(directory: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _complete_lines(path: str | Path) -> list[bytes]:
+    """Return the lines that end in a newline; the rest, if any, was cut short by a crash."""
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _cannot("read", path, error) from error
+    return [line + b"\n" for line in content.split(b"\n")[:-1]]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _not_json(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot(verb: str, path: str | Path, error: OSError) -> UserError:
+    fix = (
+        "free some space or choose another directory"
+        if verb == "write"
+        else "check the path and its permissions"
+    )
+    return UserError(f"cannot {verb} {path}: {error.strerror or error}; {fix}")

@@ -1,0 +1,266 @@
+"""Records: what is written is what is read, a crash costs half a line at most, rubbish is named."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+from importlib import metadata
+
+import pytest
+
+from smallbatch import records
+from smallbatch.errors import UserError
+from smallbatch.records import MetricsWriter, Result, read_json, read_metrics, rewind, write_json
+
+ROOT = os.path.dirname(os.path.dirname(records.__file__))
+
+
+def train(step, loss_nats=3.25):
+    return {
+        "kind": "train", "step": step, "tokens": 64 * step, "flops": 1e6 * step, "loss_nats": loss_nats,
+        "learning_rate": 0.003, "secs": 1.5, "tokens_per_sec": 640.0,
+    }  # fmt: skip
+
+
+def validation(step, bits_per_byte=1.75):
+    return {
+        "kind": "validation", "step": step, "tokens": 64 * step, "flops": 1e6 * step, "loss_nats": 3.5,
+        "bits_per_byte": bits_per_byte, "secs": 0.5,
+    }  # fmt: skip
+
+
+RESULT = Result(
+    status="done", validation_loss_nats=3.5, bits_per_byte=None, perplexity=math.exp(3.5),
+    train_loss_nats=3.25, tokens=640, flops=1e7, tokens_per_sec=640.0, optimizer_steps=10, secs=1.5,
+    peak_memory_bytes=None, fingerprint="ab" * 32, dataset_sha256="cd" * 32, diverged_at_step=None,
+    sample="def f():\n\t'é'", params=1000, seed=0, batch_size=1,
+    device={"platform": "cpu", "kind": "cpu", "count": 1}, started="2026-01-01T00:00:00+00:00",
+    finished="2026-01-01T00:01:00+00:00", versions={"python": "3.11.0"}, git_sha=None, git_dirty=None,
+)  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def write(path, *recorded):
+    with closing(MetricsWriter(path)) as writer:
+        for record in recorded:
+            writer.write(record)
+        writer.sync()
+    return writer.count
+
+
+def test_records_come_back_as_they_were_written(path):
+    recorded = [train(1), validation(1), train(2), validation(2, bits_per_byte=None)]
+    assert write(path, *recorded) == 4
+    assert read_metrics(path) == recorded
+    assert read_metrics(path, "validation") == recorded[1::2]
+    assert set(records.WALL_CLOCK_FIELDS) < set(records.FIELDS["train"])
+
+
+def test_a_loss_that_is_not_finite_is_null_and_the_file_is_json(path):
+    write(path, train(1, math.nan), train(2, math.inf))
+    assert [
+        json.loads(line, parse_constant=pytest.fail)["loss_nats"] for line in path.read_text().splitlines()
+    ] == [None, None]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write(path, {**train(3), "learning_rate": math.nan})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{**train(1), "extra": 1}, {k: v for k, v in train(1).items() if k != "flops"}]
+)
+def test_a_record_with_other_fields_is_a_bug(path, wrong):
+    with pytest.raises(ValueError, match="a train record has"):
+        write(path, wrong)
+
+
+def test_a_writer_goes_on_where_the_file_ends(path):
+    write(path, train(1))
+    assert write(path, train(2)) == 2
+    assert [record["step"] for record in read_metrics(path)] == [1, 2]
+
+
+@pytest.mark.parametrize("cut", [1, 10, 60])
+def test_a_line_cut_short_by_a_crash_is_forgiven_and_replaced(path, cut):
+    write(path, train(1), train(2))
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert read_metrics(path) == [train(1)]
+    write(path, train(2), train(3))
+    assert read_metrics(path) == [train(1), train(2), train(3)]
+
+
+def test_rewinding_drops_what_came_after_the_checkpoint(path):
+    write(path, train(1), validation(1), train(2))
+    path.write_bytes(path.read_bytes() + b'{"kind": "tra')
+    rewind(path, 2)
+    assert read_metrics(path) == [train(1), validation(1)]
+    rewind(path, 0)
+    assert path.read_bytes() == b""
+
+
+def test_rewinding_a_file_that_lost_records_is_an_error(path):
+    rewind(path, 0)  # a run that was never started
+    assert not path.exists()
+    write(path, train(1), train(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="has 1 records, but the checkpoint was saved after 2: the file lost"):
+        rewind(path, 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "{", '{"kind": "train"}', '{"kind": "other"}', '{"step": 1}', "\0\0\0", '{"kind": NaN}', "3"],
+)
+def test_a_line_that_is_no_record_is_named(path, line):
+    write(path, train(1))
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run") as raised:
+        read_metrics(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_metrics_file_is_an_error_for_a_reader(path):
+    with pytest.raises(UserError, match="is this a run directory"):
+        read_metrics(path)
+
+
+def run_with_files_of_at_most_1000_bytes(code, path):
+    """Return what a script prints on a disk that fills up; a limit on file sizes is the disk."""
+    limited = "import resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n" + code
+    words = [sys.executable, "-c", limited, str(path)]
+    return subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "plan.json"
+    write_json(path, {"a": 1})
+    said = run_with_files_of_at_most_1000_bytes(
+        "from smallbatch.records import write_json\n"
+        "try: write_json(sys.argv[1], 'x' * 2000)\n"
+        "except ValueError as error: print(type(error).__name__, error)",
+        path,
+    )
+    words = "File too large; free some space or choose another directory"
+    assert said == f"UserError cannot write {path}: {words}\n"
+    assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["plan.json"]
+
+
+def test_a_disk_that_fills_up_costs_half_a_record_and_one_line(path):
+    said = run_with_files_of_at_most_1000_bytes(
+        "from smallbatch.records import MetricsWriter\n"
+        f"writer, record = MetricsWriter(sys.argv[1]), {train(1)!r}\n"
+        "try:\n    while True: writer.write(record)\n"
+        "except ValueError as error: print(writer.count, type(error).__name__, error)",
+        path,
+    )
+    assert said.startswith(f"6 UserError cannot write {path}: ") and said.count("\n") == 1
+    assert path.stat().st_size == 1000
+    assert read_metrics(path) == [train(1)] * 6
+
+
+def test_a_directory_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*x.json: No such file or directory"):
+        write_json(tmp_path / "no" / "x.json", 1)
+    with pytest.raises(UserError, match=r"cannot read .*x.json: No such file or directory"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match=r"cannot write .*m.jsonl: No such file or directory"):
+        MetricsWriter(tmp_path / "no" / "m.jsonl")
+
+
+def test_json_is_replaced_as_a_whole_when_the_writer_is_killed(tmp_path):
+    path = tmp_path / "big.json"
+    code = (
+        "import sys; from smallbatch.records import write_json\n"
+        "n = 0\n"
+        "while True:\n    n += 1; write_json(sys.argv[1], [n] * 200_000)\n"
+        "    n == 1 and print('go', flush=True)"
+    )
+    for pause_secs in (0.0, 0.013, 0.029):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
+        assert process.stdout
+        process.stdout.readline()
+        time.sleep(pause_secs)
+        process.kill()
+        process.communicate()
+        value = read_json(path)
+        assert len(value) == 200_000 and len(set(value)) == 1
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"\0" * 100])
+def test_a_file_that_is_not_json_is_one_line(tmp_path, rubbish):
+    path = tmp_path / "result.json"
+    path.write_bytes(rubbish)
+    with pytest.raises(UserError, match=r"result.json is damaged") as raised:
+        read_json(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_result_comes_back_as_it_was_written(tmp_path):
+    path = tmp_path / "result.json"
+    records.write_result(path, RESULT)
+    assert records.read_result(path) == RESULT
+
+
+def test_a_loss_of_a_diverged_run_is_null_in_its_result(tmp_path):
+    path = tmp_path / "result.json"
+    records.write_result(path, dataclasses.replace(RESULT, status="diverged", train_loss_nats=math.nan))
+    assert records.read_result(path).train_loss_nats is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"extra": 1}, "extra is unknown"),
+        ({"tokens": None}, "tokens is None"),
+        ({"tokens": "640"}, "tokens is '640'"),
+        ({"flops": []}, r"flops is \[\]"),
+        ({"status": "fine"}, "status is 'fine', not one of done, diverged, preempted"),
+    ],
+)
+def test_a_result_that_was_tampered_with_is_refused(tmp_path, change, words):
+    path = tmp_path / "result.json"
+    records.write_result(path, RESULT)
+    write_json(path, {**read_json(path), **change})
+    with pytest.raises(UserError, match=words):
+        records.read_result(path)
+
+
+def test_a_result_without_a_key_is_refused(tmp_path):
+    path = tmp_path / "result.json"
+    records.write_result(path, RESULT)
+    values = read_json(path)
+    del values["fingerprint"]
+    write_json(path, values)
+    with pytest.raises(UserError, match="fingerprint is missing"):
+        records.read_result(path)
+    write_json(path, [])
+    with pytest.raises(UserError, match="is not the result of a run"):
+        records.read_result(path)
+
+
+def test_the_environment_is_found_without_jax():
+    code = (
+        "import json, sys; from smallbatch import records\n"
+        "print(json.dumps([records.environment(), 'jax' in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    found, jax_was_imported = json.loads(done.stdout)
+    assert not jax_was_imported
+    assert found["versions"]["jax"] == metadata.version("jax")
+    assert found["versions"]["orbax"] == metadata.version("orbax-checkpoint")
+    assert found["versions"].keys() == {
+        "smallbatch", "python", "jax", "jaxlib", "flax", "optax", "orbax", "numpy"
+    }  # fmt: skip
+    if os.path.isdir(os.path.join(ROOT, ".git")):
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT
+        ).stdout.strip()
+        assert found["git_sha"] == head and isinstance(found["git_dirty"], bool)
