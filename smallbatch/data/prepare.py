@@ -136,7 +136,12 @@ def _tokenizer(spec: DataSpec) -> tokenizers.Tokenizer | None:
     """Return the tokenizer; for a corpus of tokens, the file that decodes its samples or None."""
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
     if sources.split_source(spec.source)[0] == "tokens":
-        if kind != "file":
+        if kind == "bpe":
+            raise UserError(
+                f"data.tokenizer={spec.tokenizer!r} cannot be trained: {spec.source} holds no text; "
+                "leave it at 'bytes', or name the tokenizer.json that made the tokens with file:PATH"
+            )
+        if kind == "bytes":
             return None
         tokenizer = _fixed_tokenizer(spec)
         if tokenizer.vocab_size > token_file.vocab_size(spec):
@@ -154,7 +159,7 @@ def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
     if kind == "bytes":
         return tokenizers.BytesTokenizer()
-    return tokenizers.read_json(Path(rest).expanduser(), spec.eod_token)
+    return tokenizers.from_file(Path(rest).expanduser(), spec.eod_token)
 
 
 def _check_both_sides(

@@ -13,6 +13,9 @@ import numpy as np
 from smallbatch.data.shards import Dataset, TokenArray
 from smallbatch.errors import UserError
 
+# With the 4 rounds of MapDataset, sequences two steps apart are correlated: r = -0.37 in an epoch of 65,536.
+ROUNDS = 8
+
 
 class TrainStream:
     """The training sequences, shuffled anew each epoch, forever; any position is reached at once."""
@@ -41,7 +44,7 @@ class TrainStream:
         # where a MapDataset takes 100, which is more than a step at batch size 1 can spare.
         epoch, index = divmod(position, self.sequences_per_epoch)
         last = self.sequences_per_epoch - 1
-        return self._index_shuffle(index, max_index=last, seed=epoch_seed(self._seed, epoch), rounds=4)
+        return self._index_shuffle(index, max_index=last, seed=epoch_seed(self._seed, epoch), rounds=ROUNDS)
 
 
 @functools.lru_cache(maxsize=4)

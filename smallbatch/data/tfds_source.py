@@ -38,12 +38,11 @@ def documents(name: str, split: str, text_key: str, data_dir: str | None) -> Ite
     Raises: UserError for an unknown or unreachable dataset, a wrong file format, split or key.
     """
     builder = _prepared_builder(name, data_dir)
-    stored = builder.info.file_format
-    if stored is None or stored.value != "array_record":
+    stored = [file_format.value for file_format in builder.info.available_file_formats()]
+    if "array_record" not in stored:
         raise UserError(
-            f"tfds:{name} in {builder.data_dir} is stored as {stored and stored.value}, which needs "
-            "TensorFlow; store it as array_record (`tfds build --file_format=array_record`) in another "
-            "data.tfds_data_dir"
+            f"tfds:{name} in {builder.data_dir} is stored as {' and '.join(stored)}, which needs TensorFlow; "
+            "store it as array_record (`tfds build --file_format=array_record`) in another data.tfds_data_dir"
         )
     try:
         builder.info.splits[split]
@@ -83,7 +82,7 @@ def _prepared_builder(name: str, data_dir: str | None):
 
 
 def _texts(builder, split: str, text_key: str) -> Iterator[str]:
-    examples = builder.as_data_source(split=split)
+    examples = builder.as_data_source(split=split, file_format="array_record")
     for start in range(0, len(examples), EXAMPLES_AT_ONCE):
         stop = min(start + EXAMPLES_AT_ONCE, len(examples))
         for number, example in enumerate(examples.__getitems__(list(range(start, stop))), start=start):

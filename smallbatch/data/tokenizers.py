@@ -5,7 +5,6 @@ only `prepare` ends a document.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from smallbatch.errors import UserError
+from smallbatch.records import read_json, write_json
 
 CONFIG_FILE = "tokenizer_config.json"
 JSON_FILE = "tokenizer.json"
@@ -62,7 +62,7 @@ class BytesTokenizer:
         return bytes(np.asarray(ids, dtype=np.uint8)).decode("utf-8", errors="replace")
 
     def save(self, directory: Path) -> None:
-        _write_config(directory, {"kind": "bytes"})
+        write_json(directory / CONFIG_FILE, {"kind": "bytes"})
 
 
 class JsonTokenizer:
@@ -85,8 +85,8 @@ class JsonTokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
-        _replace_file(directory / JSON_FILE, self._backend.to_str())
-        _write_config(directory, {"kind": "json", "eod_token": self._eod_token})
+        write_json(directory / JSON_FILE, json.loads(self._backend.to_str()))
+        write_json(directory / CONFIG_FILE, {"kind": "json", "eod_token": self._eod_token})
 
 
 def split_tokenizer(tokenizer: str) -> tuple[str, str]:
@@ -128,7 +128,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
     return JsonTokenizer(backend, BPE_EOD_TOKEN)
 
 
-def read_json(path: Path, eod_token: str | None) -> JsonTokenizer:
+def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
     """Read a tokenizer.json; its end-of-document token is `eod_token` or else the first usual name it has."""
     from tokenizers import Tokenizer
 
@@ -153,27 +153,11 @@ def load(directory: Path) -> Tokenizer | None:
     path = directory / CONFIG_FILE
     if not path.exists():
         return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if config == {"kind": "bytes"}:
-            return BytesTokenizer()
-        return read_json(directory / JSON_FILE, config["eod_token"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path} is damaged ({error}); delete the directory {directory} and make it again"
-        ) from error
-
-
-def _write_config(directory: Path, config: dict[str, str]) -> None:
-    _replace_file(directory / CONFIG_FILE, json.dumps(config) + "\n")
-
-
-def _replace_file(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    config = read_json(path)
+    if config == {"kind": "bytes"}:
+        return BytesTokenizer()
+    if isinstance(config, dict) and config.get("kind") == "json" and isinstance(config.get("eod_token"), str):
+        return from_file(directory / JSON_FILE, config["eod_token"])
+    raise UserError(
+        f"{path} names no tokenizer of this program; delete the directory {directory} and make it again"
+    )

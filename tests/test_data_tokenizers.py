@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+from data_specs import data_spec, sentences, write_corpus
+
+from smallbatch.data import tokenizers
+from smallbatch.data.held_out import is_held_out
+from smallbatch.data.prepare import prepare, vocab_size
+from smallbatch.data.tokenizers import BPE_EOD_TOKEN, BytesTokenizer, from_file, split_tokenizer, train_bpe
+from smallbatch.errors import UserError
+
+TEXTS = ["def f(x):\n\treturn x\r\n", "naïve café 学习 🙂 \x00", "", "   spaces  ", "a<|endoftext|>b"]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return train_bpe(sentences(300), 400)
+
+
+def test_bytes_are_utf8_and_no_text_holds_the_end_of_document():
+    tokenizer = BytesTokenizer()
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (256, 255)
+    every_character = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+    (ids,) = tokenizer.encode_batch([every_character])
+    assert ids.tobytes() == every_character.encode("utf-8")
+    assert 255 not in ids
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe"])
+def test_text_survives_the_round_trip(kind, bpe):
+    tokenizer = BytesTokenizer() if kind == "bytes" else bpe
+    ids = tokenizer.encode_batch(TEXTS)
+    assert [tokenizer.decode(i) for i in ids] == TEXTS
+    assert all(tokenizer.eod_id not in i for i in ids)  # not even where the text spells it
+    assert all(i.max(initial=0) < tokenizer.vocab_size for i in ids)
+
+
+def test_any_ids_can_be_decoded(bpe):
+    assert BytesTokenizer().decode([104, 105, 255, 0xC3]) == "hi��"
+    assert bpe.decode(np.array([bpe.eod_id])) == BPE_EOD_TOKEN
+    assert isinstance(bpe.decode(range(bpe.vocab_size)), str)
+
+
+def test_bpe_has_exactly_the_vocabulary_asked_for_and_is_the_same_each_time(bpe, tmp_path):
+    assert bpe.vocab_size == 400
+    saved = []
+    for name, tokenizer in (("a", bpe), ("b", train_bpe(iter(sentences(300)), 400))):
+        (tmp_path / name).mkdir()
+        tokenizer.save(tmp_path / name)
+        saved.append((tmp_path / name / "tokenizer.json").read_bytes())
+    assert saved[0] == saved[1]
+    (ids,) = bpe.encode_batch(["batch step token loss"])
+    assert len(ids) < len("batch step token loss")
+
+
+def test_bpe_of_a_corpus_too_small_names_a_vocabulary_that_works():
+    with pytest.raises(UserError, match=r"too small for a vocabulary of 5000.*bpe:(\d+)") as error:
+        train_bpe(["to be or not to be"], 5000)
+    size = int(str(error.value).split("bpe:")[1].split()[0])
+    assert train_bpe(["to be or not to be"], size).vocab_size == size
+
+
+def test_bpe_is_trained_on_no_held_out_document(tmp_path):
+    """A word of the held-out documents only, so often that it would be merged early, stays in pieces."""
+    documents = sentences(200)
+    marked = [text + " zyxwvut" * 50 if is_held_out(text.encode(), 0.2) else text for text in documents]
+    # The mark changes the hash: keep those that stay held out, and the training documents as they are.
+    corpus = [
+        new
+        for old, new in zip(documents, marked, strict=True)
+        if new == old or is_held_out(new.encode(), 0.2)
+    ]
+    held_out = [text for text in corpus if "zyxwvut" in text]
+    assert held_out
+    source = write_corpus(tmp_path / "corpus", corpus)
+    dataset = prepare(data_spec(tmp_path, source=source, tokenizer="bpe:400", validation_max_bytes=10**6))
+    assert dataset.meta.validation.documents == len(held_out)
+    tokenizer = tokenizers.load(dataset.dir)
+    assert tokenizer is not None
+    (ids,) = tokenizer.encode_batch([" zyxwvut"])
+    assert len(ids) >= 7
+    (ids,) = train_bpe(corpus, 400).encode_batch([" zyxwvut"])  # the mark does show when it is seen
+    assert len(ids) <= 2
+
+
+def test_each_tokenizer_is_loaded_as_it_was_saved(bpe, tmp_path):
+    for name, tokenizer in (("bytes", BytesTokenizer()), ("bpe", bpe)):
+        directory = tmp_path / name
+        directory.mkdir()
+        tokenizer.save(directory)
+        loaded = tokenizers.load(directory)
+        assert loaded is not None
+        assert (type(loaded), loaded.vocab_size, loaded.eod_id) == (
+            type(tokenizer),
+            tokenizer.vocab_size,
+            tokenizer.eod_id,
+        )
+        for a, b in zip(loaded.encode_batch(TEXTS), tokenizer.encode_batch(TEXTS), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert tokenizers.load(tmp_path) is None
+
+
+def test_a_damaged_saved_tokenizer_is_one_line(bpe, tmp_path):
+    bpe.save(tmp_path)
+    for rubbish in ("{", "[]", '{"kind": "json"}', '{"kind": "other"}'):
+        (tmp_path / "tokenizer_config.json").write_text(rubbish)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json") as error:
+            tokenizers.load(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def foreign_tokenizer(path, *special: str, truncation: int | None = None, post_processor: bool = False):
+    """A tokenizer.json as other programs write them: special tokens, truncation, a token put in front."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "hello": 1, "world": 2, "long": 9}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(list(special))
+    if truncation:
+        backend.enable_truncation(truncation)
+        backend.enable_padding(length=5)
+    if post_processor:
+        bos = (special[0], backend.token_to_id(special[0]))
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{special[0]} $A", special_tokens=[bos]
+        )
+    backend.save(str(path))
+    return path
+
+
+def test_a_tokenizer_file_encodes_the_text_and_nothing_else(tmp_path):
+    path = foreign_tokenizer(tmp_path / "t.json", "</s>", truncation=2, post_processor=True)
+    tokenizer = from_file(path, None)
+    assert [i.tolist() for i in tokenizer.encode_batch(["hello world hello long"])] == [[1, 2, 1, 9]]
+    assert tokenizer.vocab_size == 10  # ids 0, 1, 2, 9 and </s> = 4
+    assert tokenizer.eod_id == 4
+
+
+def test_the_end_of_document_token_of_a_file_is_found_or_asked_for(tmp_path):
+    assert from_file(foreign_tokenizer(tmp_path / "a.json", "<eos>"), None).eod_id == 4
+    path = foreign_tokenizer(tmp_path / "b.json", "[DONE]")
+    with pytest.raises(UserError, match=r"no end-of-document token .*data\.eod_token"):
+        from_file(path, None)
+    with pytest.raises(UserError, match="no end-of-document token <eos>"):
+        from_file(path, "<eos>")
+    tokenizer = from_file(path, "[DONE]")
+    tokenizer.save(tmp_path)
+    loaded = tokenizers.load(tmp_path)
+    assert loaded is not None and loaded.eod_id == tokenizer.eod_id == 4
+
+
+def test_what_is_not_a_tokenizer_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read the tokenizer .*none.json: No such file"):
+        from_file(tmp_path / "none.json", None)
+    (tmp_path / "x.json").write_text(json.dumps({"model": "none"}))
+    with pytest.raises(UserError, match=r"x.json is not a tokenizer.json") as error:
+        from_file(tmp_path / "x.json", None)
+    (tmp_path / "y.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"y.json is not a tokenizer.json"):
+        from_file(tmp_path / "y.json", None)
+    assert "\n" not in str(error.value)
+
+
+def test_the_vocabulary_is_known_before_anything_is_prepared(tmp_path):
+    path = foreign_tokenizer(tmp_path / "t.json", "</s>")
+    assert vocab_size(data_spec(tmp_path)) == 256
+    assert vocab_size(data_spec(tmp_path, tokenizer="bpe:8192")) == 8192
+    assert vocab_size(data_spec(tmp_path, tokenizer=f"file:{path}")) == 10
+    assert vocab_size(data_spec(tmp_path, source="tokens:none.bin", tokens_vocab_size=50257)) == 50257
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "tokenizer", ["byte", "bytes:", "bpe", "bpe:", "bpe:x", "bpe:257", "bpe:-5", "file:"]
+)
+def test_a_malformed_tokenizer_is_named_with_what_is_allowed(tokenizer):
+    with pytest.raises(UserError, match=r"bytes, bpe:N .*file:PATH"):
+        split_tokenizer(tokenizer)
