@@ -1,0 +1,104 @@
+"""Causal attention behind one switch: plain XLA everywhere, cuDNN on a GPU, splash on a TPU.
+
+The XLA form does what the fused kernels do, in terms that XLA's CPU backend is good at:
+- it walks over blocks of queries and gives each only the keys that it may see: half of the score matrix is never computed;
+- it needs no running maximum: q and k come out of RMSNorm, so a score is at most sqrt(H) and exp cannot overflow;
+- numerator and denominator of the softmax come out of one product with [v, 1], and are divided after it;
+- its backward pass keeps the exponentials and touches each T x T block twice, where differentiating softmax touches it
+  about ten times.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from smallbatch.model.norm import row_sum
+
+QUERY_BLOCK = 64  # queries handled together
+MAX_BLOCKS = 8  # blocks are unrolled: more would cost compile time for little
+
+
+def causal_attention(q_BxNxTxH: jax.Array, k_BxNxTxH: jax.Array, v_BxNxTxH: jax.Array, kind: str) -> jax.Array:
+    """Return softmax(q k^T / sqrt(H)) v over the keys at or before each query, BxNxTxH.
+
+    q and k must be RMS-normed over H: `xla` relies on scores being at most sqrt(H).
+    """
+    if kind == "xla":
+        return _xla(q_BxNxTxH, k_BxNxTxH, v_BxNxTxH)
+    if kind == "cudnn":
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BxNxTxH, k_BxNxTxH, v_BxNxTxH))
+        out_BxTxNxH = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+        return jnp.swapaxes(out_BxTxNxH, 1, 2)
+    if kind == "splash":
+        return _splash(q_BxNxTxH, k_BxNxTxH, v_BxNxTxH)
+    raise ValueError(f"unknown attention {kind!r}")
+
+
+def _blocks(context: int) -> list[tuple[int, int]]:
+    size = max(QUERY_BLOCK, -(-context // MAX_BLOCKS))
+    return [(start, min(start + size, context)) for start in range(0, context, size)]
+
+
+@jax.custom_vjp
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return _xla_forward(q, k, v)[0]
+
+
+def _exp_scores(q_BxNxQxH: jax.Array, k_BxNxTxH: jax.Array, first_query) -> jax.Array:
+    """Return exp(q k^T / sqrt(H)), 0 where the key comes after the query, BxNxQxT in the dtype of q."""
+    scores = jnp.einsum("bnqh,bnth->bnqt", q_BxNxQxH, k_BxNxTxH, preferred_element_type=jnp.float32)
+    seen_QxT = (first_query + jnp.arange(q_BxNxQxH.shape[2]))[:, None] >= jnp.arange(k_BxNxTxH.shape[2])[None, :]
+    weights = jnp.exp(scores * q_BxNxQxH.shape[-1] ** -0.5)
+    return jnp.where(seen_QxT[None, None], weights, 0.0).astype(q_BxNxQxH.dtype)
+
+
+def _weighted_mean(weights_BxNxQxT: jax.Array, v_BxNxTxH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return (w v / w 1, w 1): one product gives the numerators and, in its last column, the denominators."""
+    v_and_one = jnp.concatenate([v_BxNxTxH, jnp.ones_like(v_BxNxTxH[..., :1])], axis=-1)
+    sums = jnp.einsum("bnqt,bnth->bnqh", weights_BxNxQxT, v_and_one, preferred_element_type=jnp.float32)
+    return (sums[..., :-1] / sums[..., -1:]).astype(v_BxNxTxH.dtype), sums[..., -1:]
+
+
+def _xla_forward(q: jax.Array, k: jax.Array, v: jax.Array):
+    weights = [_exp_scores(q[:, :, a:b], k[:, :, :b], a) for a, b in _blocks(q.shape[2])]
+    parts = [_weighted_mean(w, v[:, :, : w.shape[3]]) for w in weights]
+    out, norm = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
+    return out, (q, k, v, weights, out, norm)
+
+
+def _xla_backward(kept, dout_BxNxTxH: jax.Array):
+    # With w = exp(s), p = w / sum(w):  dv = p^T do;  ds = p * (do v^T - rowsum(do * out)). The 1/sum(w) of p is folded
+    # into do, so that the blocks of w are used as they were kept.
+    q, k, v, weights, out, norm = kept
+    context, scale = q.shape[2], q.shape[-1] ** -0.5
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    do32 = dout_BxNxTxH.astype(jnp.float32) / norm
+    delta = row_sum(do32 * out.astype(jnp.float32))
+    do = do32.astype(q.dtype)
+    dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for (a, b), w in zip(_blocks(context), weights, strict=True):
+        dp = product("bnqh,bnth->bnqt", do[:, :, a:b], v[:, :, :b])
+        ds = (w.astype(jnp.float32) * (dp - delta[:, :, a:b]) * scale).astype(q.dtype)
+        later_keys = ((0, 0), (0, 0), (0, context - b), (0, 0))
+        dq.append(product("bnqt,bnth->bnqh", ds, k[:, :, :b]))
+        dk += jnp.pad(product("bnqt,bnqh->bnth", ds, q[:, :, a:b]), later_keys)
+        dv += jnp.pad(product("bnqt,bnqh->bnth", w, do[:, :, a:b]), later_keys)
+    return jnp.concatenate(dq, axis=2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+
+
+_xla.defvjp(_xla_forward, _xla_backward)
+
+
+def attend_to_cache(q_BxNx1xH: jax.Array, k_BxNxTxH: jax.Array, v_BxNxTxH: jax.Array, position) -> jax.Array:
+    """Attend from one query at `position` to a cache of T keys of which those up to `position` are filled."""
+    return _weighted_mean(_exp_scores(q_BxNx1xH, k_BxNxTxH, position), v_BxNxTxH)[0]
+
+
+def _splash(q_BxNxTxH: jax.Array, k_BxNxTxH: jax.Array, v_BxNxTxH: jax.Array) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import make_splash_mha_single_device
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import CausalMask, MultiHeadMask
+
+    heads, context, head_width = q_BxNxTxH.shape[1:]
+    kernel = make_splash_mha_single_device(MultiHeadMask([CausalMask((context, context))] * heads))
+    return jax.vmap(kernel)(q_BxNxTxH * head_width**-0.5, k_BxNxTxH, v_BxNxTxH)

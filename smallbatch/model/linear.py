@@ -1,0 +1,66 @@
+"""Products and activations whose gradients are written out, so that no operand is transposed in memory first.
+
+Differentiating `x @ w` gives (dy^T x)^T, and XLA's CPU backend then copies dy into a transposed layout for it; saying
+x^T dy outright avoids the copy. On a GPU or TPU the two forms compile to the same thing.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+SQRT_2_OVER_PI = 0.7978845608028654
+ONE_HOT_VOCABULARY = 1024  # up to this size an embedding's gradient is a product with one-hot rows
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x_BxTxI: jax.Array, w_IxO: jax.Array, out_dtype=None) -> jax.Array:
+    """Return x w, BxTxO, in the dtype of x or in a wider `out_dtype`; its gradients are in the dtypes of x and w."""
+    return jnp.einsum("bti,io->bto", x_BxTxI, w_IxO, preferred_element_type=out_dtype or x_BxTxI.dtype)
+
+
+def _linear_backward(out_dtype, kept, dy_BxTxO):
+    del out_dtype
+    x_BxTxI, w_IxO = kept
+    dy_BxTxO = dy_BxTxO.astype(x_BxTxI.dtype)
+    return jnp.einsum("bto,io->bti", dy_BxTxO, w_IxO), jnp.einsum("bti,bto->io", x_BxTxI, dy_BxTxO)
+
+
+linear.defvjp(lambda x, w, out_dtype: (linear(x, w, out_dtype), (x, w)), _linear_backward)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Return x Phi(x) in its tanh form (Hendrycks & Gimpel 2016, arXiv 1606.08415)."""
+    return 0.5 * x * (1 + jnp.tanh(SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)))
+
+
+def _gelu_backward(x, dy):
+    x2 = x * x
+    tanh = jnp.tanh(SQRT_2_OVER_PI * (x + 0.044715 * x * x2))
+    slope = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * SQRT_2_OVER_PI * (1 + 3 * 0.044715 * x2)
+    # The barrier has the product computed once, in x's layout, instead of inside each of the two products that use it.
+    return (jax.lax.optimization_barrier(dy * slope),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+@jax.custom_vjp
+def embed(table_VxD: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
+    """Return the table's rows for the tokens, BxTxD."""
+    return table_VxD[tokens_BxT]
+
+
+def _embed_backward(kept, dy_BxTxD):
+    table_VxD, tokens_BxT = kept
+    vocab_size = table_VxD.shape[0]
+    if vocab_size <= ONE_HOT_VOCABULARY:  # a scatter is a loop over the tokens on a CPU, and atomics on a GPU
+        one_hot_BxTxV = jax.nn.one_hot(tokens_BxT, vocab_size, dtype=dy_BxTxD.dtype)
+        dtable = jnp.einsum("btv,btd->vd", one_hot_BxTxV, dy_BxTxD, preferred_element_type=jnp.float32)
+    else:
+        dtable = jnp.zeros(table_VxD.shape, jnp.float32).at[tokens_BxT].add(dy_BxTxD.astype(jnp.float32))
+    return dtable.astype(table_VxD.dtype), None
+
+
+embed.defvjp(lambda table, tokens: (embed(table, tokens), (table, tokens)), _embed_backward)

@@ -1,0 +1,76 @@
+"""Next-token cross-entropy in float32, in slices of the context when the logits would be large."""
+
+import jax
+import jax.numpy as jnp
+
+from smallbatch.model.linear import linear
+from smallbatch.model.norm import row_sum
+
+
+def loss_sum(
+    hidden_BxTxD: jax.Array,
+    unembed_DxV: jax.Array,
+    targets_BxT: jax.Array,
+    weights_BxT: jax.Array,
+    max_logits: int,
+) -> jax.Array:
+    """Return the cross-entropy in nats summed over the targets, each times its weight (0 leaves it out), float32.
+
+    At most about `max_logits` logits exist at a time: beyond that the context is cut into equal slices, and each slice's
+    logits are computed again in the backward pass instead of being kept.
+    """
+    batch, context = targets_BxT.shape
+    slices = _slice_count(context, batch * context * unembed_DxV.shape[1], max_logits)
+    if slices == 1:
+        return _nats(hidden_BxTxD, unembed_DxV, targets_BxT, weights_BxT)
+
+    def cut(x: jax.Array) -> jax.Array:  # BxTx... -> slices x B x S x ...
+        return jnp.moveaxis(x.reshape(batch, slices, context // slices, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def add(total: jax.Array, piece):
+        hidden_BxSxD, targets_BxS, weights_BxS = piece
+        return total + _nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS), None
+
+    total, _ = jax.lax.scan(add, jnp.float32(0), (cut(hidden_BxTxD), cut(targets_BxT), cut(weights_BxT)))
+    return total
+
+
+def _slice_count(context: int, logits: int, max_logits: int) -> int:
+    """Return the smallest divisor of the context that brings the logits of a slice under the limit."""
+    wanted = min(-(-logits // max_logits), context)
+    return next(n for n in range(wanted, context + 1) if context % n == 0)
+
+
+def _nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS) -> jax.Array:
+    logits_BxSxV = linear(hidden_BxSxD, unembed_DxV.astype(hidden_BxSxD.dtype), jnp.float32)
+    return jnp.sum(_cross_entropy(logits_BxSxV, targets_BxS) * weights_BxS)
+
+
+def _is_target(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
+    return jnp.arange(logits_BxSxV.shape[-1])[None, None, :] == targets_BxS[..., None]
+
+
+@jax.custom_vjp
+def _cross_entropy(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
+    """Return log(sum(exp(logits))) - logits[target], BxS."""
+    return _cross_entropy_forward(logits_BxSxV, targets_BxS)[0]
+
+
+def _cross_entropy_forward(logits_BxSxV, targets_BxS):
+    shifted_BxSxV = logits_BxSxV - jnp.max(logits_BxSxV, axis=-1, keepdims=True)
+    exp_BxSxV = jnp.exp(shifted_BxSxV)
+    sum_BxSx1 = row_sum(exp_BxSxV)
+    target_BxSx1 = row_sum(jnp.where(_is_target(logits_BxSxV, targets_BxS), shifted_BxSxV, 0.0))
+    return (jnp.log(sum_BxSx1) - target_BxSx1)[..., 0], (exp_BxSxV, sum_BxSx1, targets_BxS)
+
+
+def _cross_entropy_backward(kept, dloss_BxS):
+    # d loss / d logits = softmax - one_hot(target)
+    exp_BxSxV, sum_BxSx1, targets_BxS = kept
+    dloss_BxSx1 = dloss_BxS[..., None]
+    probs_BxSxV = exp_BxSxV * (dloss_BxSx1 / sum_BxSx1)
+    return jnp.where(_is_target(exp_BxSxV, targets_BxS), probs_BxSxV - dloss_BxSx1, probs_BxSxV), None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -1,0 +1,27 @@
+"""The numbers of an optimizer as traced float32 scalars, so that one compiled step serves every cell of a grid."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Hypers(NamedTuple):
+    """What may differ between runs that share a compiled program; float32 scalars, or vectors of R lanes under vmap.
+
+    Decays are complements, 1 - b: b itself is too close to 1 for float32 (see `smallbatch.units`).
+    """
+
+    peak_lr: jax.Array
+    final_lr_frac: jax.Array  # learning rate at the end / peak
+    warmup_steps: jax.Array  # a real number: tokens of warm-up / tokens per step
+    total_steps: jax.Array
+    b1_complement: jax.Array
+    b2_complement: jax.Array
+    eps: jax.Array
+    weight_decay: jax.Array
+
+    @classmethod
+    def from_floats(cls, **values: float) -> "Hypers":
+        """Round float64 values to float32, once, here."""
+        return cls(**{name: jnp.float32(value) for name, value in values.items()})
