@@ -1,0 +1,371 @@
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_specs import data_spec, sentences, write_corpus
+
+from smallbatch.data.prepare import dataset_dir, lookup, prepare, vocab_size
+from smallbatch.data.shards import Dataset, TokenArray
+from smallbatch.errors import UserError
+
+EOD = 255
+
+
+def held_out(text: str, frac: float = 0.2) -> bool:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64 < frac
+
+
+def tokens(array: TokenArray) -> list[int]:
+    return array.window(0, len(array)).tolist()
+
+
+def byte_stream(documents: list[str]) -> list[int]:
+    return [EOD] + [token for text in documents for token in [*text.encode(), EOD]]
+
+
+def prepared(tmp_path: Path, documents: list[str], name: str = "corpus", **changes) -> Dataset:
+    shard = {key: changes.pop(key) for key in ("tokens_per_shard",) if key in changes}
+    spec = data_spec(tmp_path / "cache", source=write_corpus(tmp_path / name, documents), **changes)
+    return prepare(spec, **shard)
+
+
+def test_both_splits_are_the_documents_between_end_of_document_tokens(tmp_path):
+    documents = sentences(80)
+    dataset = prepared(tmp_path, documents)
+    train = [text for text in documents if not held_out(text)]
+    validation = [text for text in documents if held_out(text)]
+    assert len(validation) > 5
+    assert tokens(dataset.train) == byte_stream(train)
+    assert tokens(dataset.validation) == byte_stream(validation)
+    meta = dataset.meta
+    for counts, texts in ((meta.train, train), (meta.validation, validation)):
+        size = sum(len(text.encode()) for text in texts)
+        assert (counts.documents, counts.bytes, counts.tokens) == (len(texts), size, size + len(texts) + 1)
+    # What bits per byte rests on: targets that are not an end of document spell exactly the counted bytes.
+    targets = tokens(dataset.validation)[1:]
+    assert sum(token != EOD for token in targets) == meta.validation.bytes
+    assert (meta.vocab_size, meta.eod_id, meta.dtype) == (256, EOD, "uint16")
+
+
+def test_the_split_ignores_order_and_other_documents_and_keeps_duplicates_together(tmp_path):
+    documents = sentences(80)
+    other = documents[::2] + documents + sentences(30, seed=9)
+    random.Random(0).shuffle(other)
+    dataset = prepared(tmp_path, other)
+
+    def parts(array: TokenArray) -> set[bytes]:
+        return set(bytes(tokens(array)).strip(b"\xff").split(b"\xff"))
+
+    assert parts(dataset.train) == {text.encode() for text in other if not held_out(text)}
+    assert parts(dataset.validation) == {text.encode() for text in other if held_out(text)}
+    assert not parts(dataset.train) & parts(dataset.validation)
+
+
+def test_dropping_the_last_validation_document_changes_no_training_token(tmp_path):
+    documents = sentences(80)
+    last = max(n for n, text in enumerate(documents) if held_out(text))
+    whole = prepared(tmp_path, documents, "whole")
+    fewer = prepared(tmp_path, documents[:last] + documents[last + 1 :], "fewer")
+    assert whole.meta.validation_sha256 != fewer.meta.validation_sha256
+    assert tokens(fewer.validation) == tokens(whole.validation)[: len(fewer.validation)]
+    assert whole.meta.train_sha256 == fewer.meta.train_sha256
+    assert tokens(whole.train) == tokens(fewer.train)
+
+
+def test_the_validation_set_stops_before_its_limit_and_the_rest_is_unused(tmp_path):
+    documents = sentences(80)
+    validation = [text for text in documents if held_out(text)]
+    sizes = [len(text.encode()) for text in validation]
+    limit = sum(sizes[:3]) + sizes[3] - 1  # one byte short of the fourth; later ones would fit
+    dataset = prepared(tmp_path, documents, validation_max_bytes=limit)
+    assert tokens(dataset.validation) == byte_stream(validation[:3])
+    assert dataset.meta.unused == dataclasses.replace(
+        dataset.meta.unused, documents=len(sizes) - 3, bytes=sum(sizes[3:])
+    )
+    assert tokens(dataset.train) == tokens(prepared(tmp_path, documents).train)
+    exact = prepared(tmp_path, documents, validation_max_bytes=limit + 1)
+    assert exact.meta.validation.documents == 4
+
+
+def test_shards_of_any_size_hold_the_same_stream(tmp_path):
+    documents = sentences(40)
+    whole = prepared(tmp_path, documents, "a")
+    for size in (1000, 7):
+        cut = prepared(tmp_path, documents, f"b{size}", tokens_per_shard=size)
+        shards = sorted(cut.dir.glob("train_*.bin"))
+        assert [path.name for path in shards[:2]] == ["train_00000.bin", "train_00001.bin"]
+        assert {path.stat().st_size for path in shards[:-1]} == {2 * size}
+        assert tokens(cut.train) == tokens(whole.train)
+        assert tokens(cut.validation) == tokens(whole.validation)
+        assert cut.meta.sha256 == whole.meta.sha256
+    data = b"".join(path.read_bytes() for path in sorted(cut.dir.glob("train_*.bin")))
+    assert hashlib.sha256(data).hexdigest() == whole.meta.train_sha256
+    np.testing.assert_array_equal(np.frombuffer(data, "<u2"), tokens(whole.train))
+
+
+def test_a_prepared_dataset_is_reused_and_a_changed_corpus_is_not_mistaken_for_it(tmp_path):
+    documents = sentences(40)
+    spec = data_spec(tmp_path / "cache", source=write_corpus(tmp_path / "corpus", documents))
+    assert lookup(spec) is None
+    first = prepare(spec)
+    written = first.dir.stat().st_mtime_ns
+    found = lookup(spec)
+    assert found is not None and found.meta == first.meta == prepare(spec).meta
+    assert first.dir.stat().st_mtime_ns == written
+    (tmp_path / "corpus" / "99999.txt").write_text("one more document")
+    assert lookup(spec) is None
+    assert prepare(spec).meta.sha256 != first.meta.sha256
+
+
+def test_every_field_that_changes_tokens_changes_the_directory_and_no_other(tmp_path):
+    text = data_spec(tmp_path, source=write_corpus(tmp_path / "corpus", sentences(3)))
+    tfds = data_spec(tmp_path, source="tfds:c4/en")
+    (tmp_path / "t.bin").write_bytes(bytes(8))
+    flat = data_spec(tmp_path, source=f"tokens:{tmp_path}/t.bin", tokens_vocab_size=10)
+    for spec, changes in (
+        (text, {"text_key": "x", "document_separator": "x", "tokenizer": "bpe:300"}),
+        (text, {"validation_frac": 0.1, "validation_max_bytes": 3}),
+        (tfds, {"source": "tfds:c4/de", "split": "test", "text_key": "x", "tfds_data_dir": "x"}),
+        (flat, {"tokens_dtype": "uint32", "tokens_vocab_size": 11, "tokens_eod_id": 0}),
+    ):
+        for name, value in changes.items():
+            assert dataset_dir(dataclasses.replace(spec, **{name: value})) != dataset_dir(spec), name
+    assert dataset_dir(dataclasses.replace(text, split="x", tfds_data_dir="x")) == dataset_dir(text)
+    assert dataset_dir(data_spec(tmp_path)).name.startswith("pystdlib-bytes-")
+    assert dataset_dir(tfds).name.startswith("tfds-c4-en-bytes-")
+
+
+def test_a_corpus_without_both_sides_says_what_to_change(tmp_path):
+    with pytest.raises(UserError, match=r"no document was held out at .*=0\.0; raise it"):
+        prepared(tmp_path, sentences(5), validation_frac=0.0)
+    with pytest.raises(UserError, match=r"every document was held out .*document_separator"):
+        prepared(tmp_path, sentences(5), validation_frac=1.0)
+    with pytest.raises(UserError, match=r"first held-out document is larger than .*_max_bytes=3; raise it"):
+        prepared(tmp_path, sentences(50), validation_max_bytes=3)
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / "meta.json").write_text("{"),
+        lambda d: (d / "meta.json").write_text("[1]"),
+        lambda d: (d / "meta.json").unlink(),
+        lambda d: edit_meta(d, "dtype", "rubbish"),
+        lambda d: edit_meta(d, "format_version", 99),
+        lambda d: edit_meta(d, "train", {"tokens": 1}),
+        lambda d: edit_meta(d, "surplus", 1),
+        lambda d: (d / "train_00000.bin").unlink(),
+        lambda d: os.truncate(d / "train_00000.bin", 10),
+        lambda d: (d / "validation_00000.bin").write_bytes(bytes(10**5)),
+    ],
+)
+def test_a_damaged_dataset_is_one_line_that_names_the_directory_to_delete(tmp_path, damage):
+    dataset = prepared(tmp_path, sentences(40))
+    damage(dataset.dir)
+    with pytest.raises(UserError) as error:
+        lookup(data_spec(tmp_path / "cache", source=f"text:{tmp_path}/corpus/*.txt"))
+    assert f"delete the directory {dataset.dir} and prepare again" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def edit_meta(directory: Path, key: str, value) -> None:
+    path = directory / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
+CHILD = """
+import sys
+from smallbatch.data import prepare
+from smallbatch.specs import DataSpec
+if "no build" in sys.argv:
+    prepare._build = None
+print(prepare.prepare({spec!r}).meta.sha256)
+"""
+
+
+def child(spec, *arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-c", CHILD.format(spec=spec), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def large_corpus(tmp_path: Path) -> str:
+    """Write 16 MB, which take about a second: long enough to be interrupted in the middle."""
+    line = "x" * 1000
+    with (tmp_path / "large.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": f"{n} {line}"}) + "\n" for n in range(16_000))
+    return f"text:{tmp_path}/large.jsonl"
+
+
+def wait_until_writing(spec) -> Path:
+    partial = dataset_dir(spec).with_name(dataset_dir(spec).name + ".partial")
+    shard = partial / "train_00000.bin"
+    deadline = time.monotonic() + 60
+    while not (shard.exists() and shard.stat().st_size > 0):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    return partial
+
+
+def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_over(tmp_path):
+    source = large_corpus(tmp_path)
+    spec = data_spec(tmp_path / "cache", source=source, validation_max_bytes=10**7)
+    process = child(spec)
+    partial = wait_until_writing(spec)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert partial.exists() and not (partial / "meta.json").exists()  # it was in the middle
+    (partial / "train_00009.bin").write_bytes(b"debris")
+    assert lookup(spec) is None
+    dataset = prepare(spec)
+    assert not partial.exists()
+    assert not (dataset.dir / "train_00009.bin").exists()
+    never_killed = prepare(dataclasses.replace(spec, cache_dir=str(tmp_path / "other")))
+    assert dataset.meta == never_killed.meta
+    assert dataset.meta.train.documents + dataset.meta.validation.documents == 16_000
+
+
+def test_of_two_processes_one_builds_and_the_other_waits_and_reuses(tmp_path):
+    spec = data_spec(tmp_path / "cache", source=large_corpus(tmp_path), validation_max_bytes=10**7)
+    first = child(spec)
+    wait_until_writing(spec)
+    first.send_signal(signal.SIGSTOP)
+    second = child(spec, "no build")
+    assert second.stderr is not None
+    assert "waiting for another process" in second.stderr.readline()
+    first.send_signal(signal.SIGCONT)
+    outputs = [process.communicate()[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert outputs[0] == outputs[1] != ""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    spec = data_spec(tmp_path / "cache", source=large_corpus(tmp_path))
+    limit = 2**20  # no file may grow beyond this: the nearest thing to a full disk without a mount
+    process = child(spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    message = process.communicate()[1].splitlines()[-1]
+    assert process.returncode == 1
+    assert f"UserError: cannot write the dataset {dataset_dir(spec)}: File too large; free space" in message
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_a_cache_directory_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    source = write_corpus(tmp_path / "corpus", sentences(20))
+    with pytest.raises(UserError, match=r"cannot write the dataset .*Not a directory.*data\.cache_dir"):
+        prepare(data_spec(tmp_path / "file" / "cache", source=source))
+
+
+def token_file(tmp_path: Path, ids, dtype: str = "<u2", **changes):
+    np.asarray(ids, dtype=dtype).tofile(tmp_path / "tokens.bin")
+    changes = {"tokens_vocab_size": 1000, "tokens_dtype": {"<u2": "uint16", "<u4": "uint32"}[dtype]} | changes
+    return data_spec(tmp_path / "cache", source=f"tokens:{tmp_path}/tokens.bin", **changes)
+
+
+def test_the_tail_of_a_token_file_is_held_out(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 1000, 5000)
+    dataset = prepare(token_file(tmp_path, ids, validation_max_bytes=600), tokens_per_shard=700)
+    assert tokens(dataset.train) == ids[:4000].tolist()
+    assert tokens(dataset.validation) == ids[4000:4300].tolist()  # 600 bytes of uint16
+    meta = dataset.meta
+    assert (meta.train.tokens, meta.validation.tokens, meta.unused.tokens) == (4000, 300, 700)
+    assert (meta.train.bytes, meta.train.documents, meta.eod_id) == (None, None, None)
+    assert (meta.vocab_size, meta.tokenizer) == (1000, "none")
+
+
+@pytest.mark.parametrize("ends_with_eod", [True, False])
+def test_a_token_file_with_an_end_of_document_is_cut_and_held_out_by_document(
+    tmp_path, monkeypatch, ends_with_eod
+):
+    from smallbatch.data import token_file as module
+
+    monkeypatch.setattr(module, "BLOCK_TOKENS", 64)  # documents straddle the blocks that are read
+    chance = np.random.default_rng(1)
+    documents = [chance.integers(1, 1000, chance.integers(0, 60)).tolist() for _ in range(100)]
+    ids = [token for document in documents for token in [*document, 0]]
+    spec = token_file(tmp_path, ids if ends_with_eod else ids[:-1], tokens_eod_id=0)
+    dataset = prepare(spec)
+
+    def is_held_out(document):
+        digest = hashlib.blake2b(np.array(document, "<u4").tobytes(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") / 2**64 < 0.2
+
+    for array, side in ((dataset.train, False), (dataset.validation, True)):
+        kept = [document for document in documents if document and is_held_out(document) is side]
+        assert kept
+        assert tokens(array) == [0] + [token for document in kept for token in [*document, 0]]
+    (tmp_path / "wide").mkdir()
+    wide = prepare(token_file(tmp_path / "wide", ids, "<u4", tokens_eod_id=0, validation_max_bytes=20_000))
+    assert wide.meta.sha256 == dataset.meta.sha256  # the type in which ids were stored does not matter
+
+
+def test_large_vocabularies_are_stored_as_uint32(tmp_path):
+    ids = np.array([0, 70_000, 5, 99_999, 1] * 20)
+    dataset = prepare(token_file(tmp_path, ids, "<u4", tokens_vocab_size=100_000))
+    assert dataset.meta.dtype == "uint32"
+    assert tokens(dataset.train) == ids[:80].tolist()
+
+
+def test_bad_token_files_are_one_line_each(tmp_path):
+    ids = np.full(5000, 7)
+    with pytest.raises(UserError, match=r"needs data\.tokens_vocab_size"):
+        prepare(token_file(tmp_path, ids, tokens_vocab_size=None))
+    ids[4321] = 1000
+    with pytest.raises(UserError, match=r"token 4321 is 1000, outside data.tokens_vocab_size=1000"):
+        prepare(token_file(tmp_path, ids))
+    with pytest.raises(UserError, match="tokens_eod_id=1000 is not one of the 1000 ids"):
+        vocab_size(token_file(tmp_path, ids, tokens_eod_id=1000))
+    spec = token_file(tmp_path, ids)
+    (tmp_path / "tokens.bin").write_bytes(bytes(101))
+    with pytest.raises(UserError, match="101 bytes, which is no whole number of uint16 tokens"):
+        prepare(spec)
+    (tmp_path / "tokens.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="0 bytes"):
+        prepare(spec)
+    with (tmp_path / "tokens.bin").open("wb") as file:
+        np.save(file, ids.astype("<u2"))
+    with pytest.raises(UserError, match=r"is a \.npy file"):
+        prepare(spec)
+    (tmp_path / "tokens.bin").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*tokens.bin: No such file"):
+        prepare(spec)
+    with pytest.raises(UserError, match="bpe:300' cannot be trained"):
+        prepare(token_file(tmp_path, np.full(5000, 7), tokenizer="bpe:300"))
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "smallbatch.prepare", *arguments], capture_output=True, text=True
+    )
+
+
+def test_the_command_says_where_the_data_is_and_errors_are_one_line(tmp_path):
+    source = write_corpus(tmp_path / "corpus", sentences(200))
+    flags = [f"--config.data.source={source}", f"--config.data.cache_dir={tmp_path}/cache"]
+    done = command(*flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    (directory,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert str(directory) in done.stdout.splitlines()[0]
+    failed = command(*flags, "--config.data.source=text:nothing/*.txt")
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr.splitlines() == [failed.stderr.strip()]
+    assert failed.stderr.startswith("error: no file matches 'nothing/*.txt'")
+
+
+def test_preparing_starts_neither_jax_nor_any_heavy_library_until_it_is_needed():
+    heavy = {"jax", "grain", "tensorflow_datasets", "tensorflow", "pyarrow", "tokenizers"}
+    code = f"import sys, smallbatch.prepare, smallbatch.data.stream; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
