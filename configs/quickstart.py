@@ -1,7 +1,13 @@
-"""The run that starts when no config file is named."""
+"""The first run: a small decoder learns to write Python on the standard library of your own interpreter.
+
+Question: does everything work here, and what does a run look like?
+Run:      python -m smallbatch.train     (the config of every command that is given none)
+Cost:     2.1M tokens, 512 steps of 16 sequences of 256 bytes; 0.9M parameters, about 1e13 FLOPs.
+Expect:   a validation loss that falls from ln 256 = 5.5 nats a byte, and a sample that looks like code.
+"""
 
 from smallbatch import config
 
 
-def get_config():
+def get_config() -> config.Config:
     return config.quickstart()

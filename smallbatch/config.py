@@ -7,7 +7,8 @@ are typed placeholders: None until set. Nothing here starts JAX.
 import difflib
 import hashlib
 import json
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias, TypeVar
 
 from ml_collections import config_dict
 from ml_collections.config_dict import placeholder
@@ -15,6 +16,7 @@ from ml_collections.config_dict import placeholder
 from smallbatch import config_checks
 from smallbatch.errors import UserError
 
+T = TypeVar("T")
 Config: TypeAlias = (
     Any  # a ConfigDict; Any, because the type of config.train.batch_size is not known statically
 )
@@ -109,6 +111,15 @@ def quickstart() -> Config:
     c.optimizer.t2_tokens = 1e6
     c.optimizer.warmup_frac = 0.05
     return c
+
+
+def variant(argument: str, variants: Mapping[str, T]) -> T:
+    """Return what a config file's `:ARGUMENT` names. Raises UserError that lists what it can be."""
+    if argument not in variants:
+        raise UserError(
+            f"there is no variant {argument!r}; write FILE.py:ARGUMENT with {' | '.join(variants)}"
+        )
+    return variants[argument]
 
 
 def key_types() -> dict[str, tuple[type, bool]]:

@@ -69,7 +69,7 @@ SOURCES_OF = {  # keys that other sources do not read
     "data.tokens_vocab_size": ("tokens:",),
     "data.tokens_eod_id": ("tokens:",),
 }
-SMALLEST_BPE = 257  # 256 bytes and the end of a document
+SMALLEST_BPE = 258  # 256 bytes, the end of a document and one merge
 ADAM_PAIRS = (("optimizer.b1", "optimizer.t1_tokens"), ("optimizer.b2", "optimizer.t2_tokens"))
 WARMUP_PAIR = ("optimizer.warmup_frac", "optimizer.warmup_tokens")
 

@@ -1,0 +1,52 @@
+"""GPT-2 small as in Marek et al. 2025 (arXiv 2507.07101), Figure 6: tuned AdamW at 512 against batch size 1.
+
+Question: can batch size 1, with Adam or even plain SGD, match a tuned AdamW at batch size 512?
+Run:      python -m smallbatch.train --config=configs/gpt2s.py:adam1
+          or adamw512, sgd1, adam1_b2_fixed
+Data:     FineWeb with the GPT-2 vocabulary. Four files of its 10BT sample are enough (2.7B tokens, 9 GB):
+            hf download HuggingFaceFW/fineweb --include 'sample/10BT/00[0-3]_00000.parquet' \\
+                --repo-type dataset --local-dir data/fineweb
+            hf download openai-community/gpt2 tokenizer.json --local-dir data/gpt2
+Size:     124M counts active parameters: 85M in the blocks and 39M in one of two embeddings; 162M in all.
+Cost:     2.47B tokens (20 per active parameter), 4,712 steps at batch size 512 and 2,412,544 at 1, 2.1e18
+          FLOPs; 7.5 TPU v4 chip-hours a run in the paper (2,640 for 352 runs).
+Expect:   3.38 nats (adam1), 3.40 to 3.41 (adamw512), 3.52 (sgd1), 4.40 (adam1_b2_fixed), read off Figure 6
+          to 0.02. It shows the mean training loss at the end: compare train_loss_nats.
+"""
+
+from smallbatch import config
+
+# Learning rates: tuned on a grid of eight in the paper's code, one factor of two apart.
+VARIANTS = {
+    "adam1": {"batch_size": 1, "name": "adam", "peak_lr": 0.0024, "b1": 0.9, "b2": 0.9999},
+    "adam1_b2_fixed": {"batch_size": 1, "name": "adam", "peak_lr": 0.00015, "b1": 0.9, "b2": 0.95},
+    "adamw512": {
+        "batch_size": 512, "name": "adam", "peak_lr": 0.0048, "b1": 0.9, "b2": 0.95, "weight_decay": 0.1
+    },
+    "sgd1": {"batch_size": 1, "name": "sgd", "peak_lr": 0.2},
+}  # fmt: skip
+LARGEST_STEP_TOKENS = 512 * 1024
+
+
+def get_config(name: str = "adam1") -> config.Config:
+    c = config.base()
+    optimizer = dict(config.variant(name, VARIANTS))
+    c.train.batch_size = batch_size = optimizer.pop("batch_size")
+    c.optimizer.update(optimizer)
+    c.optimizer.warmup_frac = 0.05
+
+    c.data.source = "text:data/fineweb/sample/10BT/*.parquet"
+    c.data.tokenizer = "file:data/gpt2/tokenizer.json"
+    c.data.validation_frac = 0.01
+    c.data.validation_max_bytes = 90_000_000  # about the paper's 20M tokens
+
+    c.model.width = 768
+    c.model.layers = 12
+    c.model.head_width = 128
+    c.model.context_tokens = 1024
+
+    c.train.microbatch_size = min(batch_size, 16)
+    c.train.budget_tokens = 4712 * LARGEST_STEP_TOKENS
+    c.train.log_every_tokens = 2**20
+    c.train.sample_prompt = "The most important thing about"
+    return c

@@ -1,0 +1,54 @@
+"""GPT-3 XL as in Marek et al. 2025 (arXiv 2507.07101), Figure 6: 1.3B parameters, batch size 1 against 512.
+
+Question: does what holds at 124M hold at 1.3B, with learning rates carried over rather than tuned?
+Run:      python -m smallbatch.train --config=configs/gpt3xl.py:adam1
+          or adamw512, sgd1, adam1_b2_fixed
+Data:     FineWeb with the GPT-2 vocabulary. Twenty files of its 100BT sample are enough (14B tokens, 43 GB):
+            hf download HuggingFaceFW/fineweb --include 'sample/100BT/000_000[01]?.parquet' \\
+                --repo-type dataset --local-dir data/fineweb
+            hf download openai-community/gpt2 tokenizer.json --local-dir data/gpt2
+Size:     1.3B counts active parameters: 1.21B in the blocks, 0.10B in one of two embeddings; 1.41B in all.
+Cost:     10.0B tokens, 9,536 steps at batch size 512 and 4,882,432 at 1, 9e19 FLOPs; 400 TPU v4 chip-hours a
+          run in the paper (4,400 for 11 runs). Weights and Adam's averages are 17 GB in float32;
+          --config.mesh.fsdp=N or --config.mesh.tensor=N divides them among N devices.
+Expect:   2.82 nats (adam1), 2.96 (adamw512), 2.99 (sgd1, with spikes before 3B tokens), 3.48
+          (adam1_b2_fixed), read off Figure 6 to 0.02, where it shows the mean training loss at the end.
+          adamw512 is GPT-3's own learning rate, untuned, without its clipping: a weak baseline.
+"""
+
+from smallbatch import config
+
+VARIANTS = {
+    "adam1": {"batch_size": 1, "name": "adam", "peak_lr": 6.7e-5, "b1": 0.9, "b2": 0.9999},
+    "adam1_b2_fixed": {"batch_size": 1, "name": "adam", "peak_lr": 6.7e-5, "b1": 0.9, "b2": 0.95},
+    "adamw512": {
+        "batch_size": 512, "name": "adam", "peak_lr": 2e-4, "b1": 0.9, "b2": 0.95, "weight_decay": 0.1
+    },
+    "sgd1": {"batch_size": 1, "name": "sgd", "peak_lr": 0.15},
+}  # fmt: skip
+LARGEST_STEP_TOKENS = 512 * 2048
+
+
+def get_config(name: str = "adam1") -> config.Config:
+    c = config.base()
+    optimizer = dict(config.variant(name, VARIANTS))
+    c.train.batch_size = batch_size = optimizer.pop("batch_size")
+    c.optimizer.update(optimizer)
+    c.optimizer.warmup_frac = 0.05
+
+    c.data.source = "text:data/fineweb/sample/100BT/*.parquet"
+    c.data.tokenizer = "file:data/gpt2/tokenizer.json"
+    c.data.validation_frac = 0.0025
+    c.data.validation_max_bytes = 90_000_000  # about the paper's 20M tokens
+
+    c.model.width = 2048
+    c.model.layers = 24
+    c.model.head_width = 128
+    c.model.context_tokens = 2048
+    c.model.remat = "full"
+
+    c.train.microbatch_size = min(batch_size, 16)
+    c.train.budget_tokens = 9536 * LARGEST_STEP_TOKENS
+    c.train.log_every_tokens = 2**21
+    c.train.sample_prompt = "The most important thing about"
+    return c
