@@ -1,0 +1,231 @@
+import json
+import socket
+import sys
+import sysconfig
+import tokenize
+from pathlib import Path
+
+import pytest
+from data_specs import data_spec, sentences, write_corpus
+
+from smallbatch.data import sources
+from smallbatch.data.prepare import prepare
+from smallbatch.errors import UserError
+
+
+def read(tmp_path: Path, source: str, **changes) -> list[str]:
+    return list(sources.documents(data_spec(tmp_path / "cache", source=source, **changes)))
+
+
+def refusal(tmp_path: Path, source: str, **changes) -> str:
+    with pytest.raises(UserError) as error:
+        read(tmp_path, source, **changes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_text_files_are_read_unaltered_in_order_of_their_paths(tmp_path):
+    (tmp_path / "b" / "deep").mkdir(parents=True)
+    (tmp_path / "b" / "deep" / "1.txt").write_bytes("deep 🙂\r\n".encode())
+    (tmp_path / "a.txt").write_bytes(b" first\n")
+    (tmp_path / "c.jsonl").write_text('{"text": "line \\u00e9"}\n\n{"text": "last", "other": 1}')
+    (tmp_path / "blank.txt").write_bytes(b" \n\t")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    assert read(tmp_path, f"text:{tmp_path}/**/*.*") == [" first\n", "deep 🙂\r\n", "line é", "last"]
+    assert read(tmp_path, f"text:{tmp_path}/*.txt") == [" first\n"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_can_be_read(tmp_path):
+    (tmp_path / "a[1].txt").write_text("brackets")
+    assert read(tmp_path, f"text:{tmp_path}/a[1].txt") == ["brackets"]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 2, 3, 7, 64, 2**20])
+def test_a_separator_cuts_text_files_wherever_the_blocks_fall(tmp_path, monkeypatch, block_bytes):
+    from smallbatch.data import text_files
+
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+    text = "café<|end|>🙂 two\n<|end|><|end|>  <|end|>last <|en"
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    documents = read(tmp_path, f"text:{tmp_path}/a.txt", document_separator="<|end|>")
+    assert documents == [part for part in text.split("<|end|>") if part.strip()]
+
+
+def test_parquet_rows_are_documents(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = sentences(600)
+    for name, kind in (("a", pa.string()), ("b", pa.large_string())):
+        table = pa.table({"content": pa.array(texts, kind), "n": list(range(600))})
+        parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=100)
+    assert read(tmp_path, f"text:{tmp_path}/*.parquet", text_key="content") == texts + texts
+    assert "set data.text_key to one of: content, n" in refusal(tmp_path, f"text:{tmp_path}/a.parquet")
+    assert "holds int64, not text" in refusal(tmp_path, f"text:{tmp_path}/a.parquet", text_key="n")
+    parquet.write_table(pa.table({"text": ["a", None]}), tmp_path / "null.parquet")
+    assert "row 1 of column 'text' is null" in refusal(tmp_path, f"text:{tmp_path}/null.parquet")
+    (tmp_path / "bad.parquet").write_bytes(b"rubbish " * 100)
+    assert "bad.parquet" in refusal(tmp_path, f"text:{tmp_path}/bad.parquet")
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'smallbatch[parquet]'" in refusal(tmp_path, f"text:{tmp_path}/a.parquet")
+
+
+def test_bad_text_corpora_are_one_line_each_that_names_the_place(tmp_path):
+    def message(name: str, content: bytes, **changes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return refusal(tmp_path, f"text:{tmp_path}/{name}", **changes)
+
+    assert "no file matches" in refusal(tmp_path, f"text:{tmp_path}/none*.txt")
+    assert "a.md is not a .txt, .jsonl or .parquet file" in message("a.md", b"x")
+    assert "a.txt is not UTF-8 at byte 4" in message("a.txt", b"good\xff")
+    separated = message("b.txt", b"good||bad \xc3(", document_separator="||")
+    assert "b.txt is not UTF-8 at byte 10" in separated
+    assert "holds no text" in message("c.txt", b" \n")
+    assert "cuts nowhere" in message("d.txt", b"x", document_separator="")
+    good = b'{"text": "a"}\n'
+    assert "a.jsonl:2 is not a line of JSON" in message("a.jsonl", good + b'{"text": "b"\n')
+    missing = message("b.jsonl", good + b'{"body": "b", "title": "c"}\n')
+    assert "b.jsonl:2 has no key 'text'; set data.text_key to one of: body, title" in missing
+    assert "c.jsonl:1: 'text' holds int, not text" in message("c.jsonl", b'{"text": 3}')
+    assert "d.jsonl:1 is not a JSON object" in message("d.jsonl", b"[1]")
+    assert "e.jsonl is not UTF-8 at byte 16" in message("e.jsonl", good + b'"a\xff"')
+    assert "f.jsonl:1: half of a surrogate pair" in message("f.jsonl", b'{"text": "\\ud800"}')
+
+
+@pytest.mark.parametrize("source", ["pystdlibs", "pystdlib:", "tfds:", "text:", "file:x", ""])
+def test_a_malformed_source_is_named_with_what_is_allowed(source):
+    with pytest.raises(UserError, match=r"pystdlib, tfds:NAME, text:GLOB or tokens:PATH"):
+        sources.split_source(source)
+
+
+def standard_library() -> list[str]:
+    """Read the standard library by plain means: what the TFDS dataset is compared with."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = ("/test/", "/tests/", "/idle_test/", "/site-packages/", "/dist-packages/", "/__pycache__/")
+    names = sorted(path.relative_to(root).as_posix() for path in root.glob("**/*.py"))
+    names = [name for name in names if not any(part in f"/{name}" for part in skipped)]
+    texts = []
+    for name in names:
+        with tokenize.open(root / name) as file:
+            texts.append(file.read())
+    return [text for text in texts if text.strip()]
+
+
+def test_pystdlib_is_the_standard_library_built_offline_without_tensorflow_and_alike_each_time(
+    tmp_path, monkeypatch, capfd
+):
+    def no_network(*_, **__):
+        raise AssertionError("pystdlib reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    documents = read(tmp_path, "pystdlib")
+    assert documents == standard_library()
+    assert len(documents) > 500 and any("class Path" in text for text in documents)
+    (build,) = (tmp_path / "cache" / "tfds" / "pystdlib").iterdir()
+    assert build.name == "{}.{}.{}".format(*sys.version_info[:3])
+    assert "tensorflow" not in sys.modules
+
+    debris = build.with_name("incomplete.X_3.11.7")  # as a killed build leaves it
+    debris.mkdir()
+    first = prepare(data_spec(tmp_path / "cache", validation_max_bytes=500_000))
+    assert not debris.exists()
+    second = prepare(data_spec(tmp_path / "again", validation_max_bytes=500_000))
+    assert first.meta == second.meta
+    by_name = data_spec(
+        tmp_path / "named",
+        source="tfds:pystdlib",
+        tfds_data_dir=str(tmp_path / "cache" / "tfds"),
+        validation_max_bytes=500_000,
+    )
+    assert prepare(by_name).meta.sha256 == first.meta.sha256
+    assert capfd.readouterr() == ("", "")
+
+
+TINY_BUILDER = """
+import numpy as np
+import tensorflow_datasets as tfds
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"body": tfds.features.Text(), "label": tfds.features.Scalar(dtype=np.int64)}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(300), "test": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+        for n in range(count):
+            yield n, {"body": f"document {n} é", "label": n}
+"""
+
+
+def test_any_tfds_dataset_is_read_and_what_is_wrong_about_it_is_one_line(tmp_path, monkeypatch):
+    package = tmp_path / "tiny_corpus"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "tiny_corpus_dataset_builder.py").write_text(TINY_BUILDER)
+    monkeypatch.syspath_prepend(tmp_path)
+    import tensorflow_datasets as tfds
+    from tiny_corpus import tiny_corpus_dataset_builder  # pyright: ignore[reportMissingImports]
+
+    tfds.disable_progress_bar()
+    data_dir = tmp_path / "tfds"
+    tiny_corpus_dataset_builder.Builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
+    name, here = "tfds:tiny_corpus", {"tfds_data_dir": str(data_dir), "text_key": "body"}
+    assert sorted(read(tmp_path, name, **here)) == sorted(f"document {n} é" for n in range(300))
+    assert len(read(tmp_path, name, **here, split="test")) == 2
+    assert len(read(tmp_path, name, **here, split="train[:10%]")) == 30
+    assert "no split 'dev'; set data.split to one of: train, test" in refusal(
+        tmp_path, name, **here, split="dev"
+    )
+    assert "no key 'text'; set data.text_key to one of: body, label" in refusal(
+        tmp_path, name, **(here | {"text_key": "text"})
+    )
+    assert "'label' is not text" in refusal(tmp_path, name, **(here | {"text_key": "label"}))
+    assert "TFDS knows no dataset 'no_such_corpus'" in refusal(tmp_path, "tfds:no_such_corpus", **here)
+
+    info = data_dir / "tiny_corpus" / "1.0.0" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    stored_otherwise = refusal(tmp_path, name, **here)
+    assert "is stored as tfrecord, which needs TensorFlow; store it as array_record" in stored_otherwise
+
+
+def test_a_tfds_dataset_that_cannot_be_prepared_gives_the_reason(tmp_path, monkeypatch):
+    """A builder that fails as one without network does, by an error of its own library with several lines."""
+    import tensorflow_datasets as tfds
+
+    def unreachable(self, **_):
+        raise ConnectionError("no route to host\nsecond line")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", unreachable)
+    message = refusal(tmp_path, "tfds:lm1b", tfds_data_dir=str(tmp_path))
+    assert "not prepared and cannot be prepared here (ConnectionError: no route to host)" in message
+
+
+def test_every_source_is_prepared_into_the_same_tokens(tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = sentences(60)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "one.jsonl").write_text(lines)
+    (tmp_path / "one.txt").write_text("<|end|>".join(texts), encoding="utf-8")
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "one.parquet")
+    prepared = [
+        prepare(data_spec(tmp_path / "cache", source=source, document_separator="<|end|>")).meta.sha256
+        for source in (
+            write_corpus(tmp_path / "many", texts),
+            f"text:{tmp_path}/one.txt",
+            f"text:{tmp_path}/one.jsonl",
+            f"text:{tmp_path}/one.parquet",
+        )
+    ]
+    assert len(set(prepared)) == 1
