@@ -112,7 +112,7 @@ def _config(settings: list[tuple[str, str]]) -> Any:
     config = config_files.load(files[-1]) if files else configs.quickstart()
     types = configs.key_types()
     texts = {name.removeprefix("config."): text for name, text in settings if name.startswith("config.")}
-    unset = {key for key, text in texts.items() if _unsets(text, *types[key])}
+    unset = {key for key, text in texts.items() if text in UNSET and types[key][1]}
     words = [
         f"--config.{key}={_checked(key, text, *types[key])}"
         for key, text in texts.items()
@@ -126,10 +126,6 @@ def _config(settings: list[tuple[str, str]]) -> Any:
         config_path.set_value(key, config, None)
     configs.validate(config)
     return config
-
-
-def _unsets(text: str, kind: type, optional: bool) -> bool:
-    return text in UNSET and optional
 
 
 def _checked(key: str, text: str, kind: type, optional: bool) -> str:
@@ -181,7 +177,7 @@ def _help(main: Callable, own: flags.FlagValues, config: bool) -> str:
     for name in own:
         default = own[name].default
         shown = "" if default is None or own[name].boolean else f" (default: {default})"
-        value = "" if own[name].boolean else f"={own[name].flag_type().upper()}"
+        value = "" if own[name].boolean else f"={own[name].flag_type().split()[0].upper()}"
         lines += _entry(f"--{name}{value}", f"{own[name].help}{shown}")
     if config:
         from smallbatch.config import sections
