@@ -129,6 +129,8 @@ def _sources(flat: Flat, defaults: Flat) -> Iterator[str]:
         yield f"data.source is {source!r}; it takes {allowed}{meant}"
         return
     for key, readers in SOURCES_OF.items():
+        if key == "data.tokenizer" and flat.get(key, "").startswith("file:"):
+            continue  # a corpus of tokens is not encoded with it, but its samples are decoded
         if kind + colon not in readers and key in flat and flat[key] != defaults[key]:
             yield _no_effect(key, flat[key], f"data.source {source!r}", f"leave it at {defaults[key]!r}")
     for key in ("data.cache_dir", "data.tfds_data_dir"):

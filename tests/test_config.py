@@ -68,6 +68,7 @@ VALID = [
     {"data__source": "text:**/*.txt", "data__document_separator": "\n\n"},
     {"data__source": "tokens:t.bin", "data__tokens_vocab_size": 65536, "data__tokens_eod_id": 65535},
     {"data__source": "tokens:t.bin", "data__tokens_vocab_size": 70000, "data__tokens_dtype": "uint32"},
+    {"data__source": "tokens:t.bin", "data__tokens_vocab_size": 9, "data__tokenizer": "file:t.json"},
     {"model__head_width": 128},
 ]  # fmt: skip
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -160,6 +161,18 @@ def test_what_is_not_a_tokenizer_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"y.json is not a tokenizer.json"):
         from_file(tmp_path / "y.json", None)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_file_is_kept_beside_a_corpus_of_tokens_to_decode_its_samples(tmp_path):
+    path = foreign_tokenizer(tmp_path / "t.json", "</s>")
+    np.tile(np.array([1, 2, 9], "<u2"), 100).tofile(tmp_path / "t.bin")
+    spec = data_spec(tmp_path, source=f"tokens:{tmp_path}/t.bin", tokens_vocab_size=10)
+    assert tokenizers.load(prepare(spec).dir) is None
+    tokenizer = tokenizers.load(prepare(dataclasses.replace(spec, tokenizer=f"file:{path}")).dir)
+    assert tokenizer is not None and tokenizer.decode([1, 2, 9]) == "hello world long"
+    with pytest.raises(UserError, match=r"t.json has 10 ids, more than data.tokens_vocab_size=9;"):
+        np.full(300, 1, "<u2").tofile(tmp_path / "t.bin")
+        prepare(dataclasses.replace(spec, tokenizer=f"file:{path}", tokens_vocab_size=9))
 
 
 def test_the_vocabulary_is_known_before_anything_is_prepared(tmp_path):

@@ -2,6 +2,7 @@
 
 With `data.tokens_eod_id` documents are cut there and held out like any other, by a hash of their tokens (as
 uint32, so that the stored type does not matter). Without it the file is one stream, and its tail is held out.
+`data.validation_max_bytes` counts bytes as the file stores them.
 """
 
 from collections.abc import Iterator
