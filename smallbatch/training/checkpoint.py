@@ -1,0 +1,229 @@
+"""Checkpoints of a run: saved beside the training, restored exactly, and never trusted without a check.
+
+Orbax writes each one to a temporary directory and renames it when it is whole, so a killed save leaves none. Its
+format does not notice changed bytes in an array's data, so each checkpoint also carries a checksum of every array,
+computed where the array lives, and a digest of the rest. One that fails a check is damaged: the one before is used.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smallbatch.errors import UserError
+
+LEFTOVER = re.compile(r"\d+\..*")  # of a save or a deletion that was killed
+
+
+class Checkpoints:
+    """The checkpoints in a directory: one directory each, named by the number of finished updates."""
+
+    def __init__(self, directory: Path, keep: int = 2) -> None:
+        self._directory = Path(directory).absolute()
+        self._keep = keep
+        self._pending = None  # what the save in progress will come to
+        self._restored: int | None = None
+        self._damaged: set[int] = set()
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Start to save a pytree of arrays, and JSON with it; return when the arrays may be donated.
+
+        The save before is waited for. The step that was restored is not saved again.
+
+        Raises:
+            UserError: this save, or the one before, cannot be written.
+        """
+        self.wait()
+        if step == self._restored:
+            return
+        arrays = _named(state)
+        sums = _checksums(arrays)
+        about = {
+            "progress": progress,
+            "arrays": {name: [*_kind(x), sums[name]] for name, x in arrays.items()},
+        }
+        try:
+            self._remove_leftovers()
+            if step in self._damaged:
+                _remove(self._directory / str(step))
+            self._pending = _orbax().save_async(
+                self._directory / str(step), arrays, custom_metadata=_sealed(about)
+            )
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def wait(self) -> None:
+        """Return when the save in progress, if any, is on the disk and superseded checkpoints are gone.
+
+        Raises: UserError if it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+            if jax.process_index() == 0:
+                whole = [step for step in self._steps() if step not in self._damaged]
+                for step in set(self._steps()) - set(whole[-self._keep :]):
+                    _remove(self._directory / str(step))
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        """Wait for the save in progress. Raises: UserError if it could not be written."""
+        self.wait()
+
+    def restore(
+        self, abstract_state: Any, say: Callable[[str], None] = print
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Return (state, progress) of the newest whole checkpoint; None if there is no checkpoint at all.
+
+        Only reads. A damaged checkpoint is passed over, and `say` gets a line about it.
+
+        Args:
+            abstract_state: a pytree of jax.ShapeDtypeStruct with shardings, of any mesh; it may be a part of
+                what was saved, and only that part is read.
+
+        Raises:
+            UserError: all checkpoints are damaged, or the newest whole one is of another model or optimizer.
+        """
+        steps = self._steps()[::-1]
+        problem = ""
+        for step in steps:
+            path = self._directory / str(step)
+            if problem:
+                say(f"{problem}; going back to {path}")
+            try:
+                about, state = self._read(path, abstract_state)
+            except UserError:
+                raise
+            except Exception as error:  # orbax and tensorstore raise whatever their parsers happen to raise
+                self._damaged.add(step)
+                problem = f"the checkpoint {path} is damaged ({_reason(error)})"
+                continue
+            self._restored = step
+            return state, about["progress"]
+        if steps:
+            raise UserError(
+                f"{problem}, and there is no older one that is whole; restore it from a copy, or delete "
+                f"{self._directory} to train from the start"
+            )
+        return None
+
+    def _read(self, path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
+        ocp = _orbax()
+        about = _unsealed(ocp.metadata(path).custom_metadata)
+        wanted = _named(abstract_state)
+        for name, abstract in wanted.items():
+            saved = about["arrays"].get(name, ["nothing", []])[:2]
+            if saved != _kind(abstract):  # orbax would convert without a word
+                raise UserError(
+                    f"the checkpoint {path} is not of this run: {name} is {_shown(*saved)} there and "
+                    f"{_shown(*_kind(abstract))} here; use the config it was trained with, or another "
+                    "directory"
+                )
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            arrays = ocp.load(path, wanted)
+        for name, checksum in _checksums(arrays).items():
+            if checksum != about["arrays"][name][2]:
+                raise ValueError(f"the checksum of {name} is wrong")
+        return about, jax.tree.unflatten(
+            jax.tree.structure(abstract_state), [arrays[name] for name in wanted]
+        )
+
+    def _steps(self) -> list[int]:
+        if not self._directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+
+    def _remove_leftovers(self) -> None:
+        if jax.process_index() == 0:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for path in self._directory.iterdir():
+                if LEFTOVER.fullmatch(path.name):
+                    shutil.rmtree(path)
+
+    def _unwritten(self, error: Exception) -> Exception:
+        if isinstance(error, OSError) or "os_error" in str(error):  # tensorstore raises ValueError
+            return UserError(
+                f"cannot write a checkpoint to {self._directory}: {_reason(error)}; free some space or choose "
+                "another directory"
+            )
+        return error
+
+
+def _orbax():
+    from absl import logging
+    from orbax.checkpoint import v1 as ocp
+
+    logging.set_verbosity(logging.FATAL)  # what it logs as an error it also raises
+    return ocp
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Return {path: leaf}, in the order of the leaves."""
+    leaves, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _kind(array) -> list:
+    return [np.dtype(array.dtype).name, list(array.shape)]
+
+
+def _shown(dtype: str, shape: list[int]) -> str:
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
+    sums = {name: _checksum(x) for name, x in arrays.items()}  # all are dispatched before one is waited for
+    return {name: int(checksum) for name, checksum in sums.items()}
+
+
+@jax.jit
+def _checksum(x: jax.Array) -> jax.Array:
+    """Return a uint32 that changes when any one element does, or when two change places."""
+    # Bits times an odd weight by position, summed modulo 2^32: no order of addition, so no mesh, changes it.
+    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(
+        jnp.uint32
+    )
+    weight = jnp.ones(x.shape, jnp.uint32)
+    stride = 2
+    for axis in reversed(range(x.ndim)):
+        weight += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(bits * weight, dtype=jnp.uint32)
+
+
+def _sealed(about: dict[str, Any]) -> dict[str, str]:
+    text = json.dumps(about)
+    return {"about": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _unsealed(metadata: dict[str, str] | None) -> dict[str, Any]:
+    metadata = metadata or {}
+    text = metadata.get("about")
+    if text is None or metadata.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
+        raise ValueError("its description is missing or changed")
+    return json.loads(text)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; once it is begun, it does not look like one."""
+    doomed = path.with_name(f"{path.name}.deleted")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
