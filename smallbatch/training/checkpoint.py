@@ -1,8 +1,9 @@
 """Checkpoints of a run: saved beside the training, restored exactly, and never trusted without a check.
 
-Orbax writes each one to a temporary directory and renames it when it is whole, so a killed save leaves none. Its
-format does not notice changed bytes in an array's data, so each checkpoint also carries a checksum of every array,
-computed where the array lives, and a digest of the rest. One that fails a check is damaged: the one before is used.
+Orbax writes each one to a temporary directory and renames it when it is whole, so a killed save leaves none.
+Its format does not notice changed bytes in an array, so each checkpoint also carries a checksum of every array,
+computed where the array lives, and a digest of the rest. One that fails a check is damaged, and the one
+before it is used.
 """
 
 import hashlib
@@ -46,17 +47,15 @@ class Checkpoints:
             return
         arrays = _named(state)
         sums = _checksums(arrays)
-        about = {
-            "progress": progress,
-            "arrays": {name: [*_kind(x), sums[name]] for name, x in arrays.items()},
-        }
+        described = {name: [*_kind(x), sums[name]] for name, x in arrays.items()}
+        about = _sealed({"progress": progress, "arrays": described})
         try:
             self._remove_leftovers()
             if step in self._damaged:
                 _remove(self._directory / str(step))
-            self._pending = _orbax().save_async(
-                self._directory / str(step), arrays, custom_metadata=_sealed(about)
-            )
+                self._damaged.remove(step)
+            path = str(self._directory / str(step))
+            self._pending = _orbax().save_async(path, arrays, custom_metadata=about)
         except Exception as error:
             raise self._unwritten(error) from error
 
@@ -120,7 +119,7 @@ class Checkpoints:
 
     def _read(self, path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
         ocp = _orbax()
-        about = _unsealed(ocp.metadata(path).custom_metadata)
+        about = _unsealed(ocp.metadata(str(path)).custom_metadata)
         wanted = _named(abstract_state)
         for name, abstract in wanted.items():
             saved = about["arrays"].get(name, ["nothing", []])[:2]
@@ -134,7 +133,7 @@ class Checkpoints:
         context.pytree.loading.partial_load = True
         with context, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            arrays = ocp.load(path, wanted)
+            arrays = ocp.load(str(path), wanted)
         for name, checksum in _checksums(arrays).items():
             if checksum != about["arrays"][name][2]:
                 raise ValueError(f"the checksum of {name} is wrong")
@@ -157,8 +156,8 @@ class Checkpoints:
     def _unwritten(self, error: Exception) -> Exception:
         if isinstance(error, OSError) or "os_error" in str(error):  # tensorstore raises ValueError
             return UserError(
-                f"cannot write a checkpoint to {self._directory}: {_reason(error)}; free some space or choose "
-                "another directory"
+                f"cannot write a checkpoint to {self._directory}: {_reason(error)}; free some space or "
+                "choose another directory"
             )
         return error
 
@@ -209,12 +208,12 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
-def _sealed(about: dict[str, Any]) -> dict[str, str]:
+def _sealed(about: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(about)
     return {"about": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _unsealed(metadata: dict[str, str] | None) -> dict[str, Any]:
+def _unsealed(metadata: Any) -> dict[str, Any]:
     metadata = metadata or {}
     text = metadata.get("about")
     if text is None or metadata.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
