@@ -1,7 +1,7 @@
 """Checkpoints of a run: saved beside the training, restored exactly, and never trusted without a check.
 
 Orbax writes each one to a temporary directory and renames it when it is whole, so a killed save leaves none.
-Its format does not notice changed bytes in an array, so each checkpoint also carries a checksum of every array,
+Its format does not notice changed bytes in an array, so each checkpoint also has a checksum of every array,
 computed where the array lives, and a digest of the rest. One that fails a check is damaged, and the one
 before it is used.
 """
