@@ -35,13 +35,17 @@ def run(
     own = flags.FlagValues()
     if define_flags:
         define_flags(own)
+    if config:
+        flags.DEFINE_string(
+            "config", None, "a config file (default: that of configs/quickstart.py)", flag_values=own
+        )
     try:
         if HELP & set(sys.argv[1:]):
             print(_help(main, own, config))
             sys.exit(0)
         settings = _settings(sys.argv[1:], own, config)
         arguments = [_config(settings)] if config else []
-        _parse(own, [f"--{name}={value}" for name, value in settings if not _is_config(name)])
+        _parse(own, [f"--{name}={value}" for name, value in settings if not name.startswith("config.")])
         sys.exit(main(*arguments, own) or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,7 +58,7 @@ def run(
 def _settings(argv: list[str], own: flags.FlagValues, config: bool) -> list[tuple[str, str]]:
     """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out."""
     switches = {name for name in own if own[name].boolean}
-    known = {*own, *(["config"] if config else [])}
+    known = {*own}
     if config:
         from smallbatch.config import key_types
 
@@ -86,9 +90,8 @@ def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
         return (
             "--flagfile is not supported; put settings into a config file and name it with --config=FILE.py"
         )
-    own_names = [*own, *(["config"] if config else [])]
     spelled = name.replace("-", "_")
-    near = did_you_mean(spelled, own_names).replace("mean ", "mean --")
+    near = did_you_mean(spelled, [*own]).replace("mean ", "mean --")
     if config:
         from smallbatch.config import nearest_key, unknown_key
 
@@ -96,7 +99,7 @@ def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
             return unknown_key(name.removeprefix("config."), prefix="--config.")
         if not near and (key := nearest_key(spelled)):
             near = f"; did you mean --config.{key}?"
-    near = near or f"; this command takes {', '.join(f'--{n}' for n in [*own_names, 'help'])}"
+    near = near or f"; this command takes {', '.join(f'--{n}' for n in [*own, 'help'])}"
     return f"there is no flag --{name}{near}"
 
 
@@ -165,10 +168,6 @@ def _parse(values: flags.FlagValues, words: list[str]) -> None:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def _is_config(name: str) -> bool:
-    return name == "config" or name.startswith("config.")
-
-
 def _help(main: Callable, own: flags.FlagValues, config: bool) -> str:
     """Return what --help prints: the command's docstring, its flags, how a config is named and changed."""
     module = sys.modules[main.__module__]
@@ -178,13 +177,11 @@ def _help(main: Callable, own: flags.FlagValues, config: bool) -> str:
         default = own[name].default
         shown = "" if default is None or own[name].boolean else f" (default: {default})"
         value = "" if own[name].boolean else f"={own[name].flag_type().split()[0].upper()}"
+        value = "=FILE.py[:ARGUMENT]" if name == "config" else value
         lines += _entry(f"--{name}{value}", f"{own[name].help}{shown}")
     if config:
         from smallbatch.config import sections
 
-        lines += _entry(
-            "--config=FILE.py[:ARGUMENT]", "a config file (default: that of configs/quickstart.py)"
-        )
         lines += _entry(
             "--config.SECTION.KEY=VALUE", "change a key; the last one wins; None unsets an optional key"
         )

@@ -17,9 +17,7 @@ from smallbatch import config_checks
 from smallbatch.errors import UserError
 
 T = TypeVar("T")
-Config: TypeAlias = (
-    Any  # a ConfigDict; Any, because the type of config.train.batch_size is not known statically
-)
+Config: TypeAlias = Any  # a ConfigDict, whose fields have no static types
 
 
 def base() -> Config:
@@ -35,9 +33,7 @@ def base() -> Config:
     data.split = "train"  # TFDS split to read
     data.text_key = "text"  # field that holds the text in TFDS examples, .jsonl and .parquet
     data.document_separator = placeholder(str)  # cuts .txt files into documents; unset: a file is a document
-    data.eod_token = placeholder(
-        str
-    )  # end-of-document token of a tokenizer file; unset: the usual names are tried
+    data.eod_token = placeholder(str)  # end of document in a tokenizer file; unset: the usual names are tried
     data.tokens_dtype = "uint16"  # of tokens:PATH; uint16 | uint32
     data.tokens_vocab_size = placeholder(int)  # of tokens:PATH; needed there
     data.tokens_eod_id = placeholder(int)  # of tokens:PATH; unset: the tail of the file is held out
@@ -58,9 +54,7 @@ def base() -> Config:
     model.compute_dtype = "float32"  # float32 | bfloat16; softmax and loss are float32 always
     model.remat = "none"  # none | dots (keep matrix products) | full (keep block inputs)
     model.attention = "auto"  # auto | xla | cudnn | splash
-    model.max_logits = (
-        2**26
-    )  # tokens x vocabulary kept at once in the loss; more is done in slices of the context
+    model.max_logits = 2**26  # tokens x vocabulary held at once by the loss; more is done in slices
 
     c.optimizer = optimizer = config_dict.ConfigDict()
     optimizer.name = "adam"  # adam | sgd
@@ -81,9 +75,7 @@ def base() -> Config:
     train.microbatch_size = placeholder(int)  # sequences per forward pass; unset: batch_size, no accumulation
     train.budget_tokens = 2**21  # a multiple of batch_size x context_tokens
     train.seed = 0  # initial weights
-    train.steps_per_dispatch = placeholder(
-        int
-    )  # updates per compiled call; unset: as many as 32,768 tokens hold, <= 64
+    train.steps_per_dispatch = placeholder(int)  # updates per compiled call; unset: chosen by their FLOPs
     train.log_every_tokens = 2**15
     train.validate_every_tokens = placeholder(int)  # unset: at the end only
     train.checkpoint_every_secs = 60.0
@@ -94,8 +86,8 @@ def base() -> Config:
     c.mesh = mesh = config_dict.ConfigDict()
     mesh.data = placeholder(int)  # devices the batch is split over; unset: as many as divide the micro-batch
     mesh.fsdp = 1  # devices that split the batch and share the parameters
-    mesh.tensor = 1  # devices that share heads, MLP and vocabulary
-    mesh.cpu_devices = placeholder(int)  # CPU devices to make when there is no accelerator; unset: one a core
+    mesh.tensor = placeholder(int)  # devices that share heads, MLP and vocabulary; unset: idle CPU cores, else 1
+    mesh.cpu_devices = placeholder(int)  # CPU devices where there is no accelerator; unset: one a core, 8 at most
 
     c.records = records = config_dict.ConfigDict()
     records.tensorboard = False  # needs the extra `tensorboard`

@@ -23,7 +23,9 @@ def _linear_backward(out_dtype, kept, dy_BxTxO):
     del out_dtype
     x_BxTxI, w_IxO = kept
     dy_BxTxO = dy_BxTxO.astype(x_BxTxI.dtype)
-    return jnp.einsum("bto,io->bti", dy_BxTxO, w_IxO), jnp.einsum("bti,bto->io", x_BxTxI, dy_BxTxO)
+    dx_BxTxI = jnp.einsum("bto,io->bti", dy_BxTxO, w_IxO)
+    dw_IxO = jnp.einsum("bti,bto->io", x_BxTxI, dy_BxTxO)
+    return dx_BxTxI, dw_IxO
 
 
 linear.defvjp(lambda x, w, out_dtype: (linear(x, w, out_dtype), (x, w)), _linear_backward)

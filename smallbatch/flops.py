@@ -1,0 +1,31 @@
+"""Parameters and training FLOPs of a model: the one definition that every number in this project uses.
+
+FLOPs per token = 6 x (parameters in matrix products) + 12 x L x N x H x T, as in PaLM (Chowdhery et al. 2022, arXiv
+2204.02311, appendix B): 2 for the forward and 4 for the backward pass, attention counted over the full T x T scores. Looking
+up an embedding costs nothing; the output matrix counts. Recomputation (remat, loss in slices), the optimizer and what
+causality saves are left out, so that the count depends on the model and the tokens, never on batch size or implementation.
+"""
+
+from smallbatch.specs import ModelSpec
+
+
+def non_embedding_params(model: ModelSpec) -> int:
+    """Return the parameters of the blocks: 4 D^2 + 2 D F a layer."""
+    attention = 4 * model.width * model.heads * model.head_width
+    return model.layers * (attention + 2 * model.width * model.ffn_width)
+
+
+def active_params(model: ModelSpec) -> int:
+    """Return the parameters in matrix products, which is what Marek et al. 2025 name their models by: blocks and output."""
+    return non_embedding_params(model) + model.vocab_size * model.width
+
+
+def total_params(model: ModelSpec) -> int:
+    """Return all parameters: blocks, embedding and output."""
+    return active_params(model) + model.vocab_size * model.width
+
+
+def train_flops_per_token(model: ModelSpec) -> int:
+    """Return the floating-point operations of a forward and a backward pass, per token."""
+    attention = 12 * model.layers * model.heads * model.head_width * model.context_tokens
+    return 6 * active_params(model) + attention

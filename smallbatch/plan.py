@@ -1,0 +1,226 @@
+"""Every number that follows from a config, derived once, in float64, before anything runs; printed and written down."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from smallbatch import flops, units
+from smallbatch.config import Config, fingerprint
+from smallbatch.errors import UserError
+from smallbatch.specs import DataSpec, MeshSpec, ModelSpec, OptimizerSpec
+
+# A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead (on a
+# CPU, memory for the activations that the system hands out page by page) does not count, short enough that progress,
+# saving and stopping do not wait.
+DISPATCH_FLOPS = {"cpu": 2e11}
+DISPATCH_FLOPS_ACCELERATOR = 2e13
+MAX_STEPS_PER_DISPATCH = 64
+VALIDATION_BATCH_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class RunningAverage:
+    """A decay, in every unit it is spoken of in."""
+
+    name: str  # b1 | b2
+    complement: float  # 1 - b
+    half_life_tokens: float
+    half_life_steps: float
+    half_life_frac: float  # of the run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. A run is determined by its plan and its dataset."""
+
+    fingerprint: str
+    model: ModelSpec
+    data: DataSpec
+    optimizer: OptimizerSpec
+    mesh: MeshSpec
+    platform: str
+    hypers: dict[str, float]  # the fields of optim.Hypers
+    averages: tuple[RunningAverage, ...]
+    seed: int
+    shuffle_seed: int
+    batch_size: int
+    microbatch_size: int
+    tokens_per_step: int
+    budget_tokens: int
+    optimizer_steps: int
+    warmup_tokens: float
+    steps_per_dispatch: int
+    log_every_steps: int
+    validate_every_steps: int | None
+    validation_batch_seqs: int
+    diverged_above_start_nats: float
+    non_embedding_params: int
+    active_params: int
+    params: int
+    flops_per_token: int
+    flops: float
+
+    @property
+    def accumulation_steps(self) -> int:
+        return self.batch_size // self.microbatch_size
+
+    def to_dict(self) -> dict:
+        """Return nested plain values, as they are written to plan.json."""
+        return dataclasses.asdict(self)
+
+
+def data_spec(config: Config) -> DataSpec:
+    """Return what `data.prepare` is told."""
+    names = [field.name for field in dataclasses.fields(DataSpec)]
+    return DataSpec(**{name: config.data[name] for name in names})
+
+
+def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -> Plan:
+    """Return the plan of a validated config on these devices. Raises UserError for what they cannot do."""
+    train = config.train
+    microbatch = train.batch_size if train.microbatch_size is None else train.microbatch_size
+    model = _model(config, vocab_size, platform)
+    mesh = _mesh(config, microbatch, device_count, platform)
+    tokens_per_step = train.batch_size * model.context_tokens
+    steps = units.steps_from_tokens(train.budget_tokens, tokens_per_step)
+    averages = _averages(config.optimizer, tokens_per_step, train.budget_tokens)
+    complements = {f"{average.name}_complement": average.complement for average in averages}
+    warmup_tokens = _warmup_tokens(config)
+    step_flops = flops.train_flops_per_token(model) * tokens_per_step
+    return Plan(
+        fingerprint=fingerprint(config),
+        model=model,
+        data=data_spec(config),
+        optimizer=OptimizerSpec(config.optimizer.name, config.optimizer.schedule),
+        mesh=mesh,
+        platform=platform,
+        hypers={
+            "peak_lr": config.optimizer.peak_lr,
+            "final_lr_frac": config.optimizer.final_lr_frac,
+            "warmup_steps": warmup_tokens / tokens_per_step,
+            "total_steps": float(steps),
+            "b1_complement": complements.get("b1_complement", 1.0),
+            "b2_complement": complements.get("b2_complement", 1.0),
+            "eps": config.optimizer.eps,
+            "weight_decay": config.optimizer.weight_decay,
+        },
+        averages=averages,
+        seed=train.seed,
+        shuffle_seed=config.data.shuffle_seed,
+        batch_size=train.batch_size,
+        microbatch_size=microbatch,
+        tokens_per_step=tokens_per_step,
+        budget_tokens=train.budget_tokens,
+        optimizer_steps=steps,
+        warmup_tokens=warmup_tokens,
+        steps_per_dispatch=train.steps_per_dispatch or _steps_per_dispatch(step_flops, platform),
+        log_every_steps=_every(train.log_every_tokens, tokens_per_step),
+        validate_every_steps=(
+            None
+            if train.validate_every_tokens is None
+            else _every(train.validate_every_tokens, tokens_per_step)
+        ),
+        validation_batch_seqs=_validation_batch_seqs(model, mesh),
+        diverged_above_start_nats=train.diverged_above_start_nats,
+        non_embedding_params=flops.non_embedding_params(model),
+        active_params=flops.active_params(model),
+        params=flops.total_params(model),
+        flops_per_token=flops.train_flops_per_token(model),
+        flops=float(flops.train_flops_per_token(model)) * train.budget_tokens,
+    )
+
+
+def _model(config: Config, vocab_size: int, platform: str) -> ModelSpec:
+    values = dict(config.model.to_dict())
+    values["ffn_width"] = values["ffn_width"] or 4 * values["width"]
+    values["attention"] = _attention(values["attention"], platform)
+    return ModelSpec(vocab_size=vocab_size, **values)
+
+
+def _attention(kind: str, platform: str) -> str:
+    needs = {"cudnn": "gpu", "splash": "tpu"}
+    if kind in needs and platform != needs[kind]:
+        raise UserError(
+            f"model.attention={kind} needs a {needs[kind].upper()}, and this machine has a {platform.upper()}; "
+            "set it to auto or xla"
+        )
+    return "xla" if kind == "auto" else kind
+
+
+def _mesh(config: Config, microbatch: int, device_count: int, platform: str) -> MeshSpec:
+    data, fsdp, tensor = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    wanted = (data or 1) * fsdp * (tensor or 1)
+    if wanted > device_count:
+        raise UserError(
+            f"the mesh wants {wanted} devices (data {data or 1} x fsdp {fsdp} x tensor {tensor or 1}), and there are "
+            f"{device_count} on this {platform.upper()}; lower mesh.data, mesh.fsdp or mesh.tensor"
+        )
+    if data is None:
+        most = device_count // (fsdp * (tensor or 1))
+        data = next((n for n in range(most, 0, -1) if microbatch % (n * fsdp) == 0), 1)
+    if microbatch % (data * fsdp):
+        raise UserError(
+            f"a micro-batch of {microbatch} sequences does not divide over mesh.data x mesh.fsdp = {data} x {fsdp} "
+            f"devices; choose a batch size that is a multiple of {data * fsdp}, or a smaller mesh"
+        )
+    if tensor is None:
+        tensor = _idle_cores(config, device_count // (data * fsdp)) if platform == "cpu" else 1
+    for name, size in (("width", fsdp), ("heads", tensor), ("ffn_width", tensor)):
+        values = config.model.to_dict()
+        values["heads"] = config.model.width // config.model.head_width
+        values["ffn_width"] = values["ffn_width"] or 4 * config.model.width
+        if values[name] % size:
+            axis = "fsdp" if name == "width" else "tensor"
+            raise UserError(
+                f"mesh.{axis}={size} does not divide the model's {values[name]} {name}; lower mesh.{axis}"
+            )
+    return MeshSpec(data=data, fsdp=fsdp, tensor=tensor)
+
+
+def _idle_cores(config: Config, idle: int) -> int:
+    """Return how many of the CPU devices that the batch leaves idle can share the heads."""
+    heads = config.model.width // config.model.head_width
+    return next(n for n in range(max(idle, 1), 0, -1) if heads % n == 0)
+
+
+def _averages(optimizer: Config, tokens_per_step: int, budget_tokens: int) -> tuple[RunningAverage, ...]:
+    """Return Adam's two averages; SGD keeps none."""
+    if optimizer.name != "adam":
+        return ()
+
+    def average(name: str, decay: float | None, half_life_tokens: float | None) -> RunningAverage:
+        if half_life_tokens is not None:
+            complement = units.complement_from_half_life(half_life_tokens, tokens_per_step)
+        else:
+            assert decay is not None
+            complement = 1.0 - decay
+            half_life_tokens = units.half_life_from_complement(complement, tokens_per_step)
+        steps = half_life_tokens / tokens_per_step
+        return RunningAverage(name, complement, half_life_tokens, steps, half_life_tokens / budget_tokens)
+
+    return (
+        average("b1", optimizer.b1, optimizer.t1_tokens),
+        average("b2", optimizer.b2, optimizer.t2_tokens),
+    )
+
+
+def _warmup_tokens(config: Config) -> float:
+    if config.optimizer.warmup_tokens is not None:
+        return float(config.optimizer.warmup_tokens)
+    return config.optimizer.warmup_frac * config.train.budget_tokens
+
+
+def _steps_per_dispatch(step_flops: float, platform: str) -> int:
+    target = DISPATCH_FLOPS.get(platform, DISPATCH_FLOPS_ACCELERATOR)
+    return max(1, min(MAX_STEPS_PER_DISPATCH, int(target / step_flops)))
+
+
+def _every(tokens: int, tokens_per_step: int) -> int:
+    """Return an interval in steps; one shorter than a step means every step."""
+    return max(1, tokens // tokens_per_step)
+
+
+def _validation_batch_seqs(model: ModelSpec, mesh: MeshSpec) -> int:
+    """Return a size that depends on the context alone, but for padding rows to fill the mesh."""
+    seqs = max(1, VALIDATION_BATCH_TOKENS // model.context_tokens)
+    shards = mesh.data * mesh.fsdp
+    return -(-seqs // shards) * shards

@@ -1,0 +1,110 @@
+"""What a person reads before and after a run: the plan and the result, as plain text."""
+
+from pathlib import Path
+
+from smallbatch.plan import Plan
+from smallbatch.progress import format_bytes, format_count, format_secs
+from smallbatch.records import Result
+
+
+def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
+    """Return the plan in lines; `dataset_tokens` is None where the dataset is not prepared yet."""
+    m, h = plan.model, plan.hypers
+    rows = [
+        ("model", f"{m.layers} layers, width {m.width}, {m.heads} heads of {m.head_width}, MLP {m.ffn_width}, "
+         f"context {m.context_tokens}, vocabulary {m.vocab_size:,}"),
+        ("parameters", f"{plan.params:,} in all; {plan.active_params:,} in matrix products; "
+         f"{plan.non_embedding_params:,} without embeddings"),
+        ("precision", f"parameters {m.param_dtype}, computation {m.compute_dtype}; attention {m.attention}; "
+         f"remat {m.remat}"),
+        ("batch", _batch(plan)),
+        ("devices", f"{plan.mesh.devices} {plan.platform}: data {plan.mesh.data} x fsdp {plan.mesh.fsdp} x "
+         f"tensor {plan.mesh.tensor}"),
+        ("budget", f"{plan.budget_tokens:,} tokens = {plan.optimizer_steps:,} steps; {plan.flops:.3g} FLOPs "
+         f"({plan.flops_per_token:,} a token)"),
+        ("epochs", _epochs(plan, dataset_tokens)),
+        ("optimizer", f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, eps {h['eps']:g}, "
+         f"weight decay {h['weight_decay']:g}" if plan.averages else
+         f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, weight decay {h['weight_decay']:g}"),
+        ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
+         f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "
+         f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run"),
+        *[(a.name, f"{1 - a.complement:.7g} a step (1 - {a.name} = {a.complement:.4g}): half-life "
+           f"{a.half_life_tokens:,.0f} tokens = {a.half_life_steps:,.1f} steps = {a.half_life_frac:.2%} of the run")
+          for a in plan.averages],
+        ("every", f"record {plan.log_every_steps:,} steps, validation "
+         f"{f'{plan.validate_every_steps:,} steps' if plan.validate_every_steps else 'at the end'}, "
+         f"dispatch up to {plan.steps_per_dispatch} steps"),
+        ("fingerprint", plan.fingerprint[:12]),
+    ]  # fmt: skip
+    return _table(rows)
+
+
+def memory_text(memory) -> str:
+    """Return the compiled chunk's memory on one device (a `training.programs.Memory`)."""
+    rows = [
+        ("parameters", format_bytes(memory.params_bytes)),
+        ("optimizer", format_bytes(memory.optimizer_state_bytes)),
+        ("temporary", f"{format_bytes(memory.temporary_bytes)} for gradients, activations and scratch at their peak "
+         f"({memory.temporary_bytes / memory.params_bytes:.2f} of the parameters)"),
+        ("tokens", format_bytes(memory.batch_bytes)),
+        ("total", f"{format_bytes(memory.total_bytes)} on each device"),
+    ]  # fmt: skip
+    return "memory, from the compiled program:\n" + _table(rows)
+
+
+def result_text(result: Result, path: Path) -> str:
+    """Return a run's result in lines, the sampled text last."""
+    rows = [("status", _status(result))]
+    if result.validation_loss_nats is not None and result.perplexity is not None:
+        bits = "" if result.bits_per_byte is None else f"   {result.bits_per_byte:.4f} bits/byte"
+        rows += [
+            (
+                "validation",
+                f"{result.validation_loss_nats:.4f} nats/token{bits}   perplexity {result.perplexity:.3f}",
+            )
+        ]
+    speed = (
+        "" if result.tokens_per_sec is None else f" at {format_count(result.tokens_per_sec)} tokens/s"
+    )
+    rows += [
+        ("training", f"{result.tokens:,} tokens, {result.optimizer_steps:,} steps of {result.batch_size} sequences, "
+         f"{result.flops:.4g} FLOPs, {format_secs(result.secs)}{speed}"),
+        ("files", str(path)),
+    ]  # fmt: skip
+    text = _table(rows)
+    if result.sample is not None:
+        text += "\nsample\n" + "\n".join(f"    {line}" for line in result.sample.splitlines())
+    return text
+
+
+def _status(result: Result) -> str:
+    if result.status == "diverged":
+        return f"diverged at step {result.diverged_at_step:,}; lower the learning rate"
+    if result.status == "preempted":
+        return "stopped and saved; the same command goes on"
+    return result.status
+
+
+def _batch(plan: Plan) -> str:
+    text = f"{plan.batch_size} sequences = {plan.tokens_per_step:,} tokens an update"
+    if plan.accumulation_steps > 1:
+        text += (
+            f", in {plan.accumulation_steps} micro-batches of {plan.microbatch_size} whose gradients are kept and summed; "
+            "small batches without accumulation usually learn more per FLOP"
+        )
+    return text
+
+
+def _epochs(plan: Plan, dataset_tokens: int | None) -> str:
+    if dataset_tokens is None:
+        return "unknown until the dataset is prepared"
+    epochs = plan.budget_tokens / dataset_tokens
+    if epochs > 1:
+        return f"{epochs:.2f}: the budget is beyond one epoch of {dataset_tokens:,} tokens; sequences repeat, reshuffled"
+    return f"{epochs:.2f} of {dataset_tokens:,} training tokens"
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"  {name:<{width}}{text}" for name, text in rows)

@@ -1,0 +1,46 @@
+"""Train a GPT at any batch size, or go on with a run that was stopped.
+
+Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run is not run again.
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from smallbatch import cli
+
+
+def define_flags(flags) -> None:
+    absl_flags.DEFINE_string(
+        "workdir", None, "run directory; unset: runs/CONFIG-FINGERPRINT", flag_values=flags
+    )
+    absl_flags.DEFINE_boolean(
+        "dry_run", False, "print the plan and the memory it needs, then stop", flag_values=flags
+    )
+
+
+def main(config, flags) -> int:
+    from smallbatch import summary
+    from smallbatch.training import workdir as workdirs
+
+    path = Path(flags.workdir) if flags.workdir else workdirs.default_path(config, flags.config)
+    workdir = workdirs.Workdir(path)
+    workdirs.check_owner(workdir, config)
+    if (result := workdirs.finished(workdir)) is not None and not flags.dry_run:
+        print("this run is finished; --config.train.seed=N or another --workdir starts a new one")
+        print(summary.result_text(result, path))
+        return 0
+
+    from smallbatch.training import run
+
+    if flags.dry_run:
+        plan, memory, dataset_tokens = run.dry_run(config)
+        print(f"{summary.plan_text(plan, dataset_tokens)}\n{summary.memory_text(memory)}")
+        return 0
+    result = run.train(config, path)
+    print(summary.result_text(result, path))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

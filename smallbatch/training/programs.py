@@ -1,0 +1,161 @@
+"""The compiled programs of a plan: initial state, a chunk of updates, a scored batch; and what XLA says of their memory."""
+
+import functools
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from smallbatch import optim
+from smallbatch.plan import Plan
+from smallbatch.training import sharding, steps
+
+# Without region analysis XLA copies every parameter that a loop updates, because it cannot see that the backward pass has
+# read it for the last time: a third of the parameters in extra memory, and the time of the copies.
+COMPILER_OPTIONS = {"cpu": {"xla_cpu_copy_insertion_use_region_analysis": True}}
+MAX_CPU_DEVICES = 8
+
+
+def start_jax(cpu_devices: int | None, cache_dir: str | Path) -> tuple[int, str]:
+    """Set JAX up before its first use, and return (number of devices, platform).
+
+    On a machine with CPUs only, each core becomes a device (8 at most): XLA runs one operation of a small model on one core,
+    and a batch split over devices uses the others. Compiled programs are kept under `cache_dir` and reused.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = cpu_devices or min(cores, MAX_CPU_DEVICES)
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        pass  # JAX runs already (tests, notebooks): its devices stay as they are
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return jax.device_count(), jax.default_backend()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a chunk of updates runs, as XLA's buffer assignment has it."""
+
+    params_bytes: int
+    optimizer_state_bytes: int
+    temporary_bytes: int  # gradients, activations and scratch, where they are at their peak
+    batch_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.params_bytes + self.optimizer_state_bytes + self.temporary_bytes + self.batch_bytes
+
+
+class Programs:
+    """What runs on the devices. Compiling happens on first use; hyperparameters are arguments, so that it happens once."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.mesh = sharding.make_mesh(plan.mesh)
+        self._replicated = sharding.replicated(self.mesh)
+        self.hypers = jax.device_put(optim.Hypers.from_floats(**plan.hypers), self._replicated)
+        self.state_shardings = self._state_shardings()
+        jit = partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(plan.platform))
+        self._init = jit(
+            partial(steps.init_state, plan.model, plan.optimizer), out_shardings=self.state_shardings
+        )
+        self._chunk = jit(
+            partial(steps.update_chunk, plan.model, plan.optimizer),
+            donate_argnums=0,
+            out_shardings=(self.state_shardings, self._replicated),
+        )
+        self._score = jit(partial(steps.summed_nats, plan.model), out_shardings=self._replicated)
+        self._learning_rate = jax.jit(partial(optim.learning_rate, plan.optimizer.schedule))
+
+    @functools.cached_property
+    def abstract_state(self) -> steps.TrainState:
+        """Shapes, dtypes and shardings of the state, for restoring it."""
+        shapes = jax.eval_shape(
+            partial(steps.init_state, self.plan.model, self.plan.optimizer), self.hypers, jax.random.key(0)
+        )
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.state_shardings
+        )
+
+    @functools.cached_property
+    def compiled_chunk(self):
+        """The program of a chunk of updates, compiled ahead of its first run."""
+        tokens = jax.ShapeDtypeStruct(self._tokens_shape(), jnp.int32, sharding=self._tokens_sharding)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
+        return self._chunk.lower(self.abstract_state, self.hypers, tokens, count).compile()
+
+    def init(self) -> steps.TrainState:
+        """Return the state before the first update."""
+        return self._init(self.hypers, jax.device_put(jax.random.key(self.plan.seed), self._replicated))
+
+    def stage(self, tokens_NxB_T1: np.ndarray) -> jax.Array:
+        """Put up to K batches, int32 [N x B, T + 1], on the devices as K x A x M x (T + 1)."""
+        shape = self._tokens_shape()
+        full = np.zeros((shape[0] * shape[1] * shape[2], shape[3]), np.int32)
+        full[: len(tokens_NxB_T1)] = tokens_NxB_T1
+        return jax.device_put(full.reshape(shape), self._tokens_sharding)
+
+    def update(self, state: steps.TrainState, tokens: jax.Array, updates: int):
+        """Return the state after `updates` updates on staged tokens, and their losses; `state` is used up."""
+        count = jax.device_put(np.int32(updates), self._replicated)
+        return self.compiled_chunk(state, self.hypers, tokens, count)
+
+    def score(self, state: steps.TrainState, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
+        """Return the weighted sum of losses in nats over one validation batch."""
+        split = sharding.batch_sharding(self.mesh, 0)
+        return self._score(
+            state.params, jax.device_put(tokens_BxT1, split), jax.device_put(weights_BxT, split)
+        )
+
+    def learning_rate(self, update: int) -> float:
+        """Return the learning rate of an update, 0 first."""
+        return float(self._learning_rate(self.hypers, jnp.int32(update)))
+
+    def memory(self) -> Memory:
+        """Return the bytes that one device needs, from the compiled chunk's own analysis."""
+        analysis = self.compiled_chunk.memory_analysis()
+        params = _bytes_per_device(self.abstract_state.params)
+        state = _bytes_per_device(self.abstract_state)
+        batch = max(0, analysis.argument_size_in_bytes - state)
+        return Memory(params, state - params, analysis.temp_size_in_bytes, batch)
+
+    @property
+    def _tokens_sharding(self):
+        return sharding.batch_sharding(self.mesh, 2)
+
+    def _tokens_shape(self) -> tuple[int, int, int, int]:
+        p = self.plan
+        return p.steps_per_dispatch, p.accumulation_steps, p.microbatch_size, p.model.context_tokens + 1
+
+    def _state_shardings(self) -> steps.TrainState:
+        params = sharding.param_shardings(self.mesh, self.plan.model)
+        optimizer = optim.build(self.plan.optimizer, self.hypers)
+        opt_state = jax.eval_shape(optimizer.init, self._abstract_params())
+        return steps.TrainState(
+            params,
+            optax.tree.map_params(
+                optimizer,
+                lambda _, sharding: sharding,
+                opt_state,
+                params,
+                transform_non_params=lambda _: self._replicated,
+            ),
+        )
+
+    def _abstract_params(self):
+        from smallbatch.model import gpt
+
+        return gpt.abstract_params(self.plan.model)
+
+
+def _bytes_per_device(tree) -> int:
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,136 @@
+"""A run from config to result.json: prepare the data, plan, train, sample, write down what came out."""
+
+import datetime
+import math
+import resource
+import sys
+from pathlib import Path
+
+import jax
+
+from smallbatch import config as configs
+from smallbatch import plan as plans
+from smallbatch import records, trackers
+from smallbatch.data import prepare, tokenizers
+from smallbatch.data.shards import Dataset
+from smallbatch.training import workdir as workdirs
+from smallbatch.training.programs import Memory, Programs, start_jax
+from smallbatch.training.trainer import Outcome, Trainer
+
+
+def train(config: configs.Config, path: str | Path) -> records.Result:
+    """Train a validated config in a run directory, or go on where it stopped; return the finished result.
+
+    Raises:
+        UserError: the data, the devices or the directory do not allow it.
+    """
+    workdir = workdirs.Workdir(Path(path))
+    workdirs.check_owner(workdir, config)
+    if (result := workdirs.finished(workdir)) is not None:
+        return result
+    started = _now()
+    with workdirs.claimed(workdir, config):
+        plan = make_plan(config)  # before the data: what the devices forbid is said before any long work
+        dataset = prepare.prepare(plan.data)
+        records.write_json(workdir.plan, plan.to_dict())
+        tokenizer = tokenizers.load(dataset.dir)
+        if tokenizer is not None:
+            workdir.tokenizer.mkdir(exist_ok=True)
+            tokenizer.save(workdir.tokenizer)
+
+        def open_trackers(resumed_tokens: int) -> list[trackers.Tracker]:
+            return trackers.open_trackers(
+                workdir.path,
+                **config.records.to_dict(),
+                run_id=plan.fingerprint[:12],
+                config=config.to_dict(),
+                resumed_tokens=resumed_tokens,
+            )
+
+        programs = Programs(plan)
+        trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs)
+        outcome = trainer.run(open_trackers)
+        sample = None
+        if outcome.status == "done" and tokenizer is not None:
+            sample = _sample(plan, outcome, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
+        result = _result(plan, dataset, outcome, sample, started)
+        records.write_result(workdir.result, result)
+    return result
+
+
+def dry_run(config: configs.Config) -> tuple[plans.Plan, Memory, int | None]:
+    """Return the plan, the memory of its compiled update, and the training tokens if the dataset is prepared."""
+    plan = make_plan(config)
+    dataset = prepare.lookup(plan.data)
+    return plan, Programs(plan).memory(), None if dataset is None else len(dataset.train)
+
+
+def make_plan(config: configs.Config) -> plans.Plan:
+    """Start JAX and return the plan of a config on its devices."""
+    devices, platform = start_jax(config.mesh.cpu_devices, config.data.cache_dir)
+    vocab_size = prepare.vocab_size(plans.data_spec(config))
+    return plans.make(config, vocab_size=vocab_size, device_count=devices, platform=platform)
+
+
+def _sample(plan: plans.Plan, outcome: Outcome, tokenizer, prompt: str, new_tokens: int) -> str | None:
+    from smallbatch.model.decode import generate
+
+    prompt_ids = [int(i) for i in tokenizer.encode_batch([prompt])[0]]
+    if not new_tokens or not prompt_ids:
+        return None
+    params = jax.device_put(outcome.state.params, jax.devices()[0])
+    ids = generate(
+        plan.model,
+        params,
+        prompt_ids,
+        new_tokens,
+        temperature=0.8,
+        top_p=0.95,
+        key=jax.random.key(plan.seed),
+        end_id=tokenizer.eod_id,
+    )
+    return prompt + tokenizer.decode(ids)
+
+
+def _result(
+    plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str
+) -> records.Result:
+    device, score = jax.devices()[0], outcome.score
+    tokens = outcome.step * plan.tokens_per_step
+    return records.Result(
+        status=outcome.status,
+        validation_loss_nats=score.loss_nats if score else None,
+        bits_per_byte=score.bits_per_byte if score else None,
+        perplexity=math.exp(score.loss_nats) if score else None,
+        train_loss_nats=outcome.train_loss_nats,
+        tokens=tokens,
+        flops=float(tokens * plan.flops_per_token),
+        tokens_per_sec=tokens / outcome.train_secs if outcome.train_secs > 0 else None,
+        optimizer_steps=outcome.step,
+        secs=outcome.secs,
+        peak_memory_bytes=_peak_memory_bytes(device),
+        fingerprint=plan.fingerprint,
+        dataset_sha256=dataset.meta.sha256,
+        diverged_at_step=outcome.diverged_at_step,
+        sample=sample,
+        params=plan.params,
+        seed=plan.seed,
+        batch_size=plan.batch_size,
+        device={"platform": device.platform, "kind": device.device_kind, "count": plan.mesh.devices},
+        started=started,
+        finished=_now(),
+        **records.environment(),
+    )
+
+
+def _peak_memory_bytes(device: jax.Device) -> int | None:
+    """Return the peak on the first accelerator, or of this process where the host is the device."""
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        return stats.get("peak_bytes_in_use")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
