@@ -36,9 +36,7 @@ def run(
     if define_flags:
         define_flags(own)
     if config:
-        flags.DEFINE_string(
-            "config", None, "a config file (default: that of configs/quickstart.py)", flag_values=own
-        )
+        flags.DEFINE_string("config", None, "a config file (default: that of configs/quickstart.py)", flag_values=own)
     try:
         if HELP & set(sys.argv[1:]):
             print(_help(main, own, config))
@@ -87,9 +85,7 @@ def _settings(argv: list[str], own: flags.FlagValues, config: bool) -> list[tupl
 
 def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
     if name == "flagfile":
-        return (
-            "--flagfile is not supported; put settings into a config file and name it with --config=FILE.py"
-        )
+        return "--flagfile is not supported; put settings into a config file and name it with --config=FILE.py"
     spelled = name.replace("-", "_")
     near = did_you_mean(spelled, [*own]).replace("mean ", "mean --")
     if config:
@@ -116,11 +112,7 @@ def _config(settings: list[tuple[str, str]]) -> Any:
     types = configs.key_types()
     texts = {name.removeprefix("config."): text for name, text in settings if name.startswith("config.")}
     unset = {key for key, text in texts.items() if text in UNSET and types[key][1]}
-    words = [
-        f"--config.{key}={_checked(key, text, *types[key])}"
-        for key, text in texts.items()
-        if key not in unset
-    ]
+    words = [f"--config.{key}={_checked(key, text, *types[key])}" for key, text in texts.items() if key not in unset]
 
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *words])
@@ -182,9 +174,7 @@ def _help(main: Callable, own: flags.FlagValues, config: bool) -> str:
     if config:
         from smallbatch.config import sections
 
-        lines += _entry(
-            "--config.SECTION.KEY=VALUE", "change a key; the last one wins; None unsets an optional key"
-        )
+        lines += _entry("--config.SECTION.KEY=VALUE", "change a key; the last one wins; None unsets an optional key")
         lines += ["", "keys, by section (their meaning, unit and default: smallbatch/config.py):"]
         for section, keys in sections().items():
             lines += _entry(section, ", ".join(keys))

@@ -108,9 +108,7 @@ def quickstart() -> Config:
 def variant(argument: str, variants: Mapping[str, T]) -> T:
     """Return what a config file's `:ARGUMENT` names. Raises UserError that lists what it can be."""
     if argument not in variants:
-        raise UserError(
-            f"there is no variant {argument!r}; write FILE.py:ARGUMENT with {' | '.join(variants)}"
-        )
+        raise UserError(f"there is no variant {argument!r}; write FILE.py:ARGUMENT with {' | '.join(variants)}")
     return variants[argument]
 
 
@@ -118,9 +116,7 @@ def key_types() -> dict[str, tuple[type, bool]]:
     """Return {dotted key: (its type, whether it may be unset)}."""
     c = base()
     return {
-        f"{section}.{key}": (c[section].get_type(key), c[section][key] is None)
-        for section in c
-        for key in c[section]
+        f"{section}.{key}": (c[section].get_type(key), c[section][key] is None) for section in c for key in c[section]
     }
 
 
@@ -193,11 +189,7 @@ def flatten(config: dict) -> dict[str, Any]:
     """Return {'section.key': value} of a nested dict."""
     flat = {}
     for section, values in config.items():
-        flat |= (
-            {f"{section}.{key}": v for key, v in values.items()}
-            if isinstance(values, dict)
-            else {section: values}
-        )
+        flat |= {f"{section}.{key}": v for key, v in values.items()} if isinstance(values, dict) else {section: values}
     return flat
 
 

@@ -162,9 +162,7 @@ def _tokenizer(flat: Flat, defaults: Flat) -> Iterator[str]:
     elif kind == "bpe" and not (rest.isascii() and rest.isdigit() and int(rest) >= SMALLEST_BPE):
         yield f"data.tokenizer is {tokenizer!r}; the vocabulary is a whole number, at least {SMALLEST_BPE}"
     if eod_token is not None and kind != "file":
-        yield _no_effect(
-            "data.eod_token", eod_token, f"data.tokenizer {tokenizer!r}", _unset("data.eod_token")
-        )
+        yield _no_effect("data.eod_token", eod_token, f"data.tokenizer {tokenizer!r}", _unset("data.eod_token"))
 
 
 def _shape(flat: Flat, defaults: Flat) -> Iterator[str]:
@@ -207,9 +205,7 @@ def _unused_by_sgd(flat: Flat, defaults: Flat) -> Iterator[str]:
 
 def _budget(flat: Flat, defaults: Flat) -> Iterator[str]:
     try:
-        units.steps_from_tokens(
-            flat["train.budget_tokens"], flat["train.batch_size"] * flat["model.context_tokens"]
-        )
+        units.steps_from_tokens(flat["train.budget_tokens"], flat["train.batch_size"] * flat["model.context_tokens"])
     except UserError as error:
         yield f"train.budget_tokens: {error}"
 

@@ -25,9 +25,7 @@ def load(path_and_argument: str) -> Config:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError:
-        fix = (
-            f"takes no argument; drop ':{argument}'" if colon else "takes an argument; write FILE.py:ARGUMENT"
-        )
+        fix = f"takes no argument; drop ':{argument}'" if colon else "takes an argument; write FILE.py:ARGUMENT"
         raise UserError(f"get_config() of config file {path} {fix}") from None
     with _errors_of(path):
         loaded = get_config(*arguments)
@@ -37,9 +35,7 @@ def load(path_and_argument: str) -> Config:
     strange = sorted(set(flatten(loaded.to_dict())) ^ set(key_types()))
     if strange:
         names = ", ".join(strange[:3]) + (", ..." if strange[3:] else "")
-        raise UserError(
-            f"config file {path} must start from smallbatch.config.base(): its keys differ in {names}"
-        )
+        raise UserError(f"config file {path} must start from smallbatch.config.base(): its keys differ in {names}")
     return loaded
 
 
@@ -61,9 +57,7 @@ def _errors_of(path: str) -> Iterator[None]:
     except SyntaxError as error:
         raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
     except Exception as error:
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path
-        ]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f"{path}:{lines[-1]}" if lines else path
         reason = str(error).partition("\n")[0]
         unknown = re.search(r'Key "(\w+)" does not exist', reason)  # from a locked ConfigDict

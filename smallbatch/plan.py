@@ -8,9 +8,9 @@ from smallbatch.config import Config, fingerprint
 from smallbatch.errors import UserError
 from smallbatch.specs import DataSpec, MeshSpec, ModelSpec, OptimizerSpec
 
-# A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead (on a
-# CPU, memory for the activations that the system hands out page by page) does not count, short enough that progress,
-# saving and stopping do not wait.
+# A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead
+# (on a CPU, memory for the activations that the system hands out page by page) does not count, short enough that
+# progress, saving and stopping do not wait.
 DISPATCH_FLOPS = {"cpu": 2e11}
 DISPATCH_FLOPS_ACCELERATOR = 2e13
 MAX_STEPS_PER_DISPATCH = 64
@@ -115,9 +115,7 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
         steps_per_dispatch=train.steps_per_dispatch or _steps_per_dispatch(step_flops, platform),
         log_every_steps=_every(train.log_every_tokens, tokens_per_step),
         validate_every_steps=(
-            None
-            if train.validate_every_tokens is None
-            else _every(train.validate_every_tokens, tokens_per_step)
+            None if train.validate_every_tokens is None else _every(train.validate_every_tokens, tokens_per_step)
         ),
         validation_batch_seqs=_validation_batch_seqs(model, mesh),
         diverged_above_start_nats=train.diverged_above_start_nats,
@@ -170,9 +168,7 @@ def _mesh(config: Config, microbatch: int, device_count: int, platform: str) -> 
         values["ffn_width"] = values["ffn_width"] or 4 * config.model.width
         if values[name] % size:
             axis = "fsdp" if name == "width" else "tensor"
-            raise UserError(
-                f"mesh.{axis}={size} does not divide the model's {values[name]} {name}; lower mesh.{axis}"
-            )
+            raise UserError(f"mesh.{axis}={size} does not divide the model's {values[name]} {name}; lower mesh.{axis}")
     return MeshSpec(data=data, fsdp=fsdp, tensor=tensor)
 
 

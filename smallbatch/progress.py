@@ -113,9 +113,7 @@ def format_count(count: float) -> str:
 
 
 def _three_digits(value: float, whole: bool) -> str:
-    decimals = (
-        0 if whole or value == 0 else min(2, max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}"))))))
-    )
+    decimals = 0 if whole or value == 0 else min(2, max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}"))))))
     return f"{value:.{decimals}f}"
 
 
@@ -137,8 +135,6 @@ def format_bytes(size_bytes: float) -> str:
     """Write a size in powers of 1,024: 1536 -> '1.50 KiB'."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(size_bytes) < 1023.5:
-            return (
-                f"{size_bytes:.0f} bytes" if unit == "bytes" else f"{_three_digits(size_bytes, False)} {unit}"
-            )
+            return f"{size_bytes:.0f} bytes" if unit == "bytes" else f"{_three_digits(size_bytes, False)} {unit}"
         size_bytes /= 1024
     return f"{_three_digits(size_bytes, False)} TiB"

@@ -187,9 +187,7 @@ def read_result(path: str | Path) -> Result:
         if not isinstance(values[key], wanted | int if wanted in (float, float | None) else wanted):
             raise UserError(f"{path} is damaged: {key} is {values[key]!r}")
     if values["status"] not in STATUSES:
-        raise UserError(
-            f"{path} is damaged: status is {values['status']!r}, not one of {', '.join(STATUSES)}"
-        )
+        raise UserError(f"{path} is damaged: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
     return Result(**values)
 
 
@@ -201,9 +199,7 @@ def environment() -> dict[str, Any]:
             versions[package.removesuffix("-checkpoint")] = metadata.version(package)
     root = Path(__file__).resolve().parents[1]
     sha = dirty = None
-    if _git(root, "rev-parse", "--show-toplevel") == str(
-        root
-    ):  # not some repository that holds our environment
+    if _git(root, "rev-parse", "--show-toplevel") == str(root):  # not some repository that holds our environment
         sha = _git(root, "rev-parse", "HEAD")
         status = _git(root, "status", "--porcelain", "--untracked-files=no")
         dirty = None if status is None else bool(status)
@@ -212,9 +208,7 @@ def environment() -> dict[str, Any]:
 
 def _git(directory: Path, *words: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(["git", "-C", str(directory), *words], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -248,9 +242,5 @@ def _fsync_directory(directory: Path) -> None:
 
 
 def _cannot(verb: str, path: str | Path, error: OSError) -> UserError:
-    fix = (
-        "free some space or choose another directory"
-        if verb == "write"
-        else "check the path and its permissions"
-    )
+    fix = "free some space or choose another directory" if verb == "write" else "check the path and its permissions"
     return UserError(f"cannot {verb} {path}: {error.strerror or error}; {fix}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Where text comes from, how it becomes tokens, and which documents are held out. Numbers depend on all but the dirs."""
+    """Where text comes from, how it becomes tokens, and which documents are held out."""
 
     source: str  # pystdlib | tfds:NAME | text:GLOB | tokens:PATH
     tokenizer: str  # bytes | bpe:N | file:PATH
@@ -15,7 +15,7 @@ class DataSpec:
     eod_token: str | None  # end-of-document token of a tokenizer file; None: looked up among the usual names
     tokens_dtype: str  # uint16 | uint32, for tokens:PATH
     tokens_vocab_size: int | None  # for tokens:PATH; required there
-    tokens_eod_id: int | None  # for tokens:PATH: cut documents at this token; None: hold out the tail of the file
+    tokens_eod_id: int | None  # for tokens:PATH: cut documents at this token; None: hold out the file's tail
     validation_frac: float  # share of the documents that is held out, by a hash of their text
     validation_max_bytes: int  # the validation set stops growing at this size; later held-out documents are unused
     tfds_data_dir: str | None

@@ -64,9 +64,7 @@ def result_text(result: Result, path: Path) -> str:
                 f"{result.validation_loss_nats:.4f} nats/token{bits}   perplexity {result.perplexity:.3f}",
             )
         ]
-    speed = (
-        "" if result.tokens_per_sec is None else f" at {format_count(result.tokens_per_sec)} tokens/s"
-    )
+    speed = "" if result.tokens_per_sec is None else f" at {format_count(result.tokens_per_sec)} tokens/s"
     rows += [
         ("training", f"{result.tokens:,} tokens, {result.optimizer_steps:,} steps of {result.batch_size} sequences, "
          f"{result.flops:.4g} FLOPs, {format_secs(result.secs)}{speed}"),
@@ -90,8 +88,8 @@ def _batch(plan: Plan) -> str:
     text = f"{plan.batch_size} sequences = {plan.tokens_per_step:,} tokens an update"
     if plan.accumulation_steps > 1:
         text += (
-            f", in {plan.accumulation_steps} micro-batches of {plan.microbatch_size} whose gradients are kept and summed; "
-            "small batches without accumulation usually learn more per FLOP"
+            f", in {plan.accumulation_steps} micro-batches of {plan.microbatch_size} whose gradients are kept and "
+            "summed; small batches without accumulation usually learn more per FLOP"
         )
     return text
 
@@ -101,7 +99,7 @@ def _epochs(plan: Plan, dataset_tokens: int | None) -> str:
         return "unknown until the dataset is prepared"
     epochs = plan.budget_tokens / dataset_tokens
     if epochs > 1:
-        return f"{epochs:.2f}: the budget is beyond one epoch of {dataset_tokens:,} tokens; sequences repeat, reshuffled"
+        return f"{epochs:.2f}: beyond one epoch of {dataset_tokens:,} training tokens; sequences repeat, reshuffled"
     return f"{epochs:.2f} of {dataset_tokens:,} training tokens"
 
 

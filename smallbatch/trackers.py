@@ -51,9 +51,7 @@ class _TensorBoard:
             raise _missing("tensorboardX", "records.tensorboard=False", "tensorboard") from error
         self._writer = SummaryWriter(
             str(directory),
-            purge_step=resumed_tokens + 1
-            if resumed_tokens
-            else 0,  # a reader drops earlier files from here on
+            purge_step=resumed_tokens + 1 if resumed_tokens else 0,  # a reader drops earlier files from here on
             filename_suffix=f".{time.time_ns()}",  # two sessions in one second would share a file
         )
 

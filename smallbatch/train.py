@@ -1,6 +1,7 @@
 """Train a GPT at any batch size, or go on with a run that was stopped.
 
-Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run is not run again.
+Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run is not
+run again.
 """
 
 from pathlib import Path
@@ -11,12 +12,8 @@ from smallbatch import cli
 
 
 def define_flags(flags) -> None:
-    absl_flags.DEFINE_string(
-        "workdir", None, "run directory; unset: runs/CONFIG-FINGERPRINT", flag_values=flags
-    )
-    absl_flags.DEFINE_boolean(
-        "dry_run", False, "print the plan and the memory it needs, then stop", flag_values=flags
-    )
+    absl_flags.DEFINE_string("workdir", None, "run directory; unset: runs/CONFIG-FINGERPRINT", flag_values=flags)
+    absl_flags.DEFINE_boolean("dry_run", False, "print the plan and the memory it needs, then stop", flag_values=flags)
 
 
 def main(config, flags) -> int:

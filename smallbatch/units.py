@@ -4,8 +4,8 @@ A running average `avg += (1 - b) * (x - avg)` forgets: after `half_life_steps` 
 halved. Measured in tokens, that half-life is what stays fixed across batch sizes (Marek et al. 2025, arXiv 2507.07101,
 section 2): b = 2^(-tokens_per_step / half_life_tokens).
 
-Decays travel as complements, 1 - b, because b itself is close to 1: with a half-life of 10M tokens and 16 tokens a step,
-the float32 number nearest to b gives a 1 - b that is wrong by 2%.
+Decays travel as complements, 1 - b, because b itself is close to 1: with a half-life of 10M tokens and 16 tokens a
+step, the float32 number nearest to b gives a 1 - b that is wrong by 2%.
 """
 
 import math

@@ -162,9 +162,7 @@ def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
     return tokenizers.from_file(Path(rest).expanduser(), spec.eod_token)
 
 
-def _check_both_sides(
-    spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts
-) -> None:
+def _check_both_sides(spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts) -> None:
     if not validation.tokens:
         if unused.documents or unused.tokens:
             raise UserError(

@@ -82,9 +82,7 @@ class ShardWriter:
         eod = np.array([eod_id], dtype=self._dtype)
         if not self.documents:
             self.write(eod)
-        self.write(
-            np.concatenate([part.astype(self._dtype) for document in documents for part in (document, eod)])
-        )
+        self.write(np.concatenate([part.astype(self._dtype) for document in documents for part in (document, eod)]))
         self.documents += len(documents)
 
     def write(self, tokens: np.ndarray) -> None:

@@ -36,9 +36,7 @@ def documents(spec: DataSpec) -> Iterator[str]:
 def _all_documents(spec: DataSpec) -> Iterator[str]:
     kind, rest = split_source(spec.source)
     if kind == "pystdlib":
-        return tfds_source.pystdlib_documents(
-            Path(spec.tfds_data_dir or f"{spec.cache_dir}/tfds").expanduser()
-        )
+        return tfds_source.pystdlib_documents(Path(spec.tfds_data_dir or f"{spec.cache_dir}/tfds").expanduser())
     if kind == "tfds":
         return tfds_source.documents(rest, spec.split, spec.text_key, spec.tfds_data_dir)
     if kind == "text":
@@ -87,6 +85,4 @@ def size_bytes(spec: DataSpec) -> int | None:
     if kind != "text":
         return None
     files = text_files.matched_files(rest)
-    return (
-        sum(path.stat().st_size for path in files) if all(path.suffix == ".txt" for path in files) else None
-    )
+    return sum(path.stat().st_size for path in files) if all(path.suffix == ".txt" for path in files) else None

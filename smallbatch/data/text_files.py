@@ -24,9 +24,7 @@ def matched_files(pattern: str) -> list[Path]:
     found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     files = sorted((Path(name) for name in found if os.path.isfile(name)), key=lambda path: path.as_posix())
     if not files:
-        raise UserError(
-            f"no file matches {pattern!r}; check data.source=text:GLOB (`**` crosses directories)"
-        )
+        raise UserError(f"no file matches {pattern!r}; check data.source=text:GLOB (`**` crosses directories)")
     unreadable = [path for path in files if path.suffix not in READERS]
     if unreadable:
         raise UserError(
@@ -51,9 +49,7 @@ def _decode(data: bytes, path: Path, start_byte: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 at byte {start_byte + error.start}; convert it to UTF-8"
-        ) from error
+        raise UserError(f"{path} is not UTF-8 at byte {start_byte + error.start}; convert it to UTF-8") from error
 
 
 def _read_txt(path: Path, text_key: str, separator: str | None) -> Iterator[str]:
@@ -82,9 +78,7 @@ def _read_jsonl(path: Path, text_key: str, separator: str | None) -> Iterator[st
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number} is not a line of JSON: {error.msg}; mend or drop it"
-                ) from error
+                raise UserError(f"{path}:{number} is not a line of JSON: {error.msg}; mend or drop it") from error
             yield _text_of(record, text_key, f"{path}:{number}")
 
 
@@ -95,15 +89,11 @@ def _text_of(record: object, text_key: str, place: str) -> str:
         raise UserError(f"{place} has no key {text_key!r}; set data.text_key to one of: {', '.join(record)}")
     text = record[text_key]
     if not isinstance(text, str):
-        raise UserError(
-            f"{place}: {text_key!r} holds {type(text).__name__}, not text; set data.text_key or mend it"
-        )
+        raise UserError(f"{place}: {text_key!r} holds {type(text).__name__}, not text; set data.text_key or mend it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"{place}: half of a surrogate pair at character {error.start}; mend or drop it"
-        ) from error
+        raise UserError(f"{place}: half of a surrogate pair at character {error.start}; mend or drop it") from error
     return text
 
 
@@ -122,9 +112,7 @@ def _read_parquet(path: Path, text_key: str, separator: str | None) -> Iterator[
             )
         kind = columns.field(text_key).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(
-                f"{path}: column {text_key!r} holds {kind}, not text; set data.text_key to a text column"
-            )
+            raise UserError(f"{path}: column {text_key!r} holds {kind}, not text; set data.text_key to a text column")
         row = 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[text_key]):
             for text in batch.column(0).to_pylist():

@@ -52,9 +52,7 @@ def documents(name: str, split: str, text_key: str, data_dir: str | None) -> Ite
         ) from error
     keys = [str(key) for key in builder.info.features or ()]  # pyright: ignore[reportGeneralTypeIssues]
     if text_key not in keys:
-        raise UserError(
-            f"tfds:{name} has no key {text_key!r}; set data.text_key to one of: {', '.join(keys)}"
-        )
+        raise UserError(f"tfds:{name} has no key {text_key!r}; set data.text_key to one of: {', '.join(keys)}")
     yield from _texts(builder, split, text_key)
 
 

@@ -27,9 +27,7 @@ def vocab_size(spec: DataSpec) -> int:
     """Return data.tokens_vocab_size. Raises: UserError if it is unset or does not fit data.tokens_eod_id."""
     size, eod_id = spec.tokens_vocab_size, spec.tokens_eod_id
     if size is None:
-        raise UserError(
-            "data.source=tokens:PATH needs data.tokens_vocab_size, the number of ids of its tokenizer"
-        )
+        raise UserError("data.source=tokens:PATH needs data.tokens_vocab_size, the number of ids of its tokenizer")
     if eod_id is not None and not 0 <= eod_id < size:
         raise UserError(f"data.tokens_eod_id={eod_id} is not one of the {size} ids of data.tokens_vocab_size")
     return size

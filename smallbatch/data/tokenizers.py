@@ -27,9 +27,7 @@ EOD_TOKENS = (
     "[EOS]",
     "<|endofdocument|>",
 )
-BPE_TRAINING_BYTES = (
-    2**28
-)  # a BPE is trained on this much text at most, from the start of the training documents
+BPE_TRAINING_BYTES = 2**28  # a BPE is trained on this much text at most, from the start of the training documents
 BPE_SMALLEST_VOCAB = 258  # 256 bytes, the end-of-document token and one merge
 
 
@@ -158,6 +156,4 @@ def load(directory: Path) -> Tokenizer | None:
         return BytesTokenizer()
     if isinstance(config, dict) and config.get("kind") == "json" and isinstance(config.get("eod_token"), str):
         return from_file(directory / JSON_FILE, config["eod_token"])
-    raise UserError(
-        f"{path} names no tokenizer of this program; delete the directory {directory} and make it again"
-    )
+    raise UserError(f"{path} names no tokenizer of this program; delete the directory {directory} and make it again")

@@ -1,7 +1,8 @@
 """Causal attention behind one switch: plain XLA everywhere, cuDNN on a GPU, splash on a TPU.
 
 The XLA form does what the fused kernels do, in terms that XLA's CPU backend is good at:
-- it walks over blocks of queries and gives each only the keys that it may see: half of the score matrix is never computed;
+- it walks over blocks of queries and gives each only the keys that it may see: half of the score matrix is never
+  computed;
 - it needs no running maximum: q and k come out of RMSNorm, so a score is at most sqrt(H) and exp cannot overflow;
 - numerator and denominator of the softmax come out of one product with [v, 1], and are divided after it;
 - its backward pass keeps the exponentials and touches each T x T block twice, where differentiating softmax touches it
@@ -101,4 +102,4 @@ def _splash(q_BxNxTxH: jax.Array, k_BxNxTxH: jax.Array, v_BxNxTxH: jax.Array) ->
 
     heads, context, head_width = q_BxNxTxH.shape[1:]
     kernel = make_splash_mha_single_device(MultiHeadMask([CausalMask((context, context))] * heads))
-    return jax.vmap(kernel)(q_BxNxTxH * head_width**-0.5, k_BxNxTxH, v_BxNxTxH)
+    return jnp.asarray(jax.vmap(kernel)(q_BxNxTxH * head_width**-0.5, k_BxNxTxH, v_BxNxTxH))

@@ -125,7 +125,8 @@ def step(module: gpt.GPT, cache: Cache, token: jax.Array, position: jax.Array) -
 
 def _logits(module: gpt.GPT, x_1x1xD: jax.Array) -> jax.Array:
     hidden_1x1xD = rms_norm(x_1x1xD)
-    return linear(hidden_1x1xD, module.unembed_DxV[...].astype(hidden_1x1xD.dtype), jnp.float32)[0, 0]
+    unembed_DxV = module.unembed_DxV[...].astype(hidden_1x1xD.dtype)
+    return jnp.squeeze(linear(hidden_1x1xD, unembed_DxV, jnp.float32), (0, 1))
 
 
 def choose(logits_V: jax.Array, temperature: jax.Array, top_p: jax.Array, key: jax.Array) -> jax.Array:
@@ -140,6 +141,6 @@ def nucleus(probs_V: jax.Array, top_p: jax.Array) -> jax.Array:
     """Return which tokens form the smallest set with a mass of at least `top_p`; of equals the lower ids."""
     order_V = jnp.argsort(probs_V, descending=True, stable=True)
     sorted_V = probs_V[order_V]
-    mass_before_V = jnp.cumsum(sorted_V) - sorted_V
+    mass_before_V = jnp.concatenate([jnp.zeros(1, probs_V.dtype), jnp.cumsum(sorted_V)[:-1]])
     # With top_p = 1 nothing is left out, not even what float32 rounds away.
     return jnp.zeros(probs_V.shape, bool).at[order_V].set((mass_before_V < top_p) | (top_p >= 1))

@@ -1,7 +1,8 @@
 """The decoder of Marek et al. 2025 (arXiv 2507.07101, A.1) as Flax NNX modules, and its parameters as a flat dict.
 
-Pre-norm RMSNorm and QK-norm without scale, RoPE, GELU MLP, no biases, untied embeddings, no dropout: every parameter is a
-matrix. Modules hold parameters and name each axis; outside this file parameters are a dict from dotted path to array.
+Pre-norm RMSNorm and QK-norm without scale, RoPE, GELU MLP, no biases, untied embeddings, no dropout: every parameter
+is a matrix. Modules hold parameters and name each axis; outside this file parameters are a dict from dotted path to
+array.
 
 Letters in array names, everywhere in this project:
     B sequences   T positions   D width   N heads   H head width   F MLP width   V vocabulary   L layers
@@ -40,8 +41,8 @@ def rope(x_BxNxTxH: jax.Array, position_T: jax.Array, base: float) -> jax.Array:
 
 
 def _xavier(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, fan_out: int, dtype) -> jax.Array:
-    # The fans are those of the matrix product, whatever shape it is stored in. jax's own initializer takes the extra axes
-    # of a fused qkv for a receptive field, which makes v and the output 1.4 to 3.2 times too small.
+    # The fans are those of the matrix product, whatever shape it is stored in. jax's own initializer takes the extra
+    # axes of a fused qkv for a receptive field, which makes v and the output 1.4 to 3.2 times too small.
     limit = math.sqrt(6.0 / (fan_in + fan_out))
     return jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit).astype(dtype)
 
@@ -57,9 +58,7 @@ class Block(nnx.Module):
         d, n, h, f = spec.width, spec.heads, spec.head_width, spec.ffn_width
         dtype = jnp.dtype(spec.param_dtype)
         self.spec = spec
-        self.qkv_Dx3xNxH = nnx.Param(
-            _xavier(rngs, (d, 3, n, h), d, d, dtype), axes=("embed", "qkv", "heads", "head")
-        )
+        self.qkv_Dx3xNxH = nnx.Param(_xavier(rngs, (d, 3, n, h), d, d, dtype), axes=("embed", "qkv", "heads", "head"))
         self.out_NxHxD = nnx.Param(_xavier(rngs, (n, h, d), d, d, dtype), axes=("heads", "head", "embed"))
         self.up_DxF = nnx.Param(_xavier(rngs, (d, f), d, f, dtype), axes=("embed", "ffn"))
         self.down_FxD = nnx.Param(_xavier(rngs, (f, d), f, d, dtype), axes=("ffn", "embed"))
@@ -88,7 +87,7 @@ class Block(nnx.Module):
         return self.finish(x_BxTxD, causal_attention(q, k, v, self.spec.attention))
 
     def _weight(self, param: nnx.Param) -> jax.Array:
-        return param[...].astype(jnp.dtype(self.spec.compute_dtype))
+        return jnp.asarray(param[...], dtype=self.spec.compute_dtype)
 
 
 class GPT(nnx.Module):
@@ -98,17 +97,13 @@ class GPT(nnx.Module):
         dtype = jnp.dtype(spec.param_dtype)
         std = spec.width**-0.5
         self.spec = spec
-        self.embed_VxD = nnx.Param(
-            _normal(rngs, (spec.vocab_size, spec.width), std, dtype), axes=("vocab", "embed")
-        )
+        self.embed_VxD = nnx.Param(_normal(rngs, (spec.vocab_size, spec.width), std, dtype), axes=("vocab", "embed"))
         self.blocks = nnx.List([Block(spec, rngs) for _ in range(spec.layers)])
-        self.unembed_DxV = nnx.Param(
-            _normal(rngs, (spec.width, spec.vocab_size), std, dtype), axes=("embed", "vocab")
-        )
+        self.unembed_DxV = nnx.Param(_normal(rngs, (spec.width, spec.vocab_size), std, dtype), axes=("embed", "vocab"))
 
     def embed(self, tokens_BxT: jax.Array) -> jax.Array:
         """Look the tokens up, BxTxD in the compute dtype."""
-        return embed(self.embed_VxD[...].astype(jnp.dtype(self.spec.compute_dtype)), tokens_BxT)
+        return embed(jnp.asarray(self.embed_VxD[...], dtype=self.spec.compute_dtype), tokens_BxT)
 
     def __call__(self, tokens_BxT: jax.Array) -> jax.Array:
         """Return the normed hidden states after the last block, BxTxD."""
@@ -129,9 +124,7 @@ def _structure(spec: ModelSpec):
 
 def abstract_params(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
     """Return each parameter's shape and dtype, without allocating any."""
-    return {
-        name: jax.ShapeDtypeStruct(param.shape, param.dtype) for name, (_, param) in _structure(spec)[1].items()
-    }
+    return {name: jax.ShapeDtypeStruct(param.shape, param.dtype) for name, (_, param) in _structure(spec)[1].items()}
 
 
 def param_axes(spec: ModelSpec) -> dict[str, tuple[str, ...]]:

@@ -13,10 +13,14 @@ SQRT_2_OVER_PI = 0.7978845608028654
 ONE_HOT_VOCABULARY = 1024  # up to this size an embedding's gradient is a product with one-hot rows
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x_BxTxI: jax.Array, w_IxO: jax.Array, out_dtype=None) -> jax.Array:
     """Return x w, BxTxO, in the dtype of x or in a wider `out_dtype`; its gradients are in the dtypes of x and w."""
-    return jnp.einsum("bti,io->bto", x_BxTxI, w_IxO, preferred_element_type=out_dtype or x_BxTxI.dtype)
+    return _linear(x_BxTxI, w_IxO, jnp.dtype(out_dtype or x_BxTxI.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _linear(x_BxTxI: jax.Array, w_IxO: jax.Array, out_dtype):
+    return jnp.einsum("bti,io->bto", x_BxTxI, w_IxO, preferred_element_type=out_dtype)
 
 
 def _linear_backward(out_dtype, kept, dy_BxTxO):
@@ -28,7 +32,7 @@ def _linear_backward(out_dtype, kept, dy_BxTxO):
     return dx_BxTxI, dw_IxO
 
 
-linear.defvjp(lambda x, w, out_dtype: (linear(x, w, out_dtype), (x, w)), _linear_backward)
+_linear.defvjp(lambda x, w, out_dtype: (_linear(x, w, out_dtype), (x, w)), _linear_backward)
 
 
 @jax.custom_vjp

@@ -16,8 +16,8 @@ def loss_sum(
 ) -> jax.Array:
     """Return the cross-entropy in nats summed over the targets, each times its weight (0 leaves it out), float32.
 
-    At most about `max_logits` logits exist at a time: beyond that the context is cut into equal slices, and each slice's
-    logits are computed again in the backward pass instead of being kept.
+    At most about `max_logits` logits exist at a time: beyond that the context is cut into equal slices, and each
+    slice's logits are computed again in the backward pass instead of being kept.
     """
     batch, context = targets_BxT.shape
     slices = _slice_count(context, batch * context * unembed_DxV.shape[1], max_logits)

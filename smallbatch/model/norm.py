@@ -19,7 +19,7 @@ def row_sum(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def rms_norm(x: jax.Array) -> jax.Array:
-    """Return x / sqrt(mean(x^2) + 1e-6) over the last axis, computed in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+    """Return x / sqrt(mean(x^2) + 1e-6) over the last axis, in float32 (Zhang & Sennrich 2019, arXiv 1910.07467)."""
     return _forward(x)[0]
 
 

@@ -45,12 +45,13 @@ def adam(
         zeros = lambda p: jnp.zeros(p.shape, jnp.float32)
         return AdamState(jnp.zeros((), jnp.int32), jax.tree.map(zeros, params), jax.tree.map(zeros, params))
 
-    def update(grads: optax.Updates, state: AdamState, params: optax.Params | None = None):
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+        assert isinstance(state, AdamState)
         if params is None:
             raise ValueError("adam needs the parameters: call update(grads, state, params)")
         lr = learning_rate(state.count)
         count = state.count + 1
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
         mu = jax.tree.map(lambda m, g: m + b1_complement * (g - m), state.mu, grads)
         nu = jax.tree.map(lambda n, g: n + b2_complement * (g * g - n), state.nu, grads)
         mu_scale = 1 / bias_correction(count, b1_complement)

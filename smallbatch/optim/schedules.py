@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up from 0, then cosine, linear or constant. Time is tokens seen before the update.
+"""Learning-rate schedules: a linear warm-up from 0, then cosine, linear or constant, in tokens seen before the update.
 
 Equal token positions have equal learning rates at every batch size: update number `count` (from 0) starts after
 `count * tokens_per_step` tokens, and warm-up and total are given in the same unit. Nothing is rounded to whole steps.

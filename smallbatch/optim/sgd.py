@@ -23,11 +23,12 @@ def sgd(
         del params
         return SgdState(jnp.zeros((), jnp.int32))
 
-    def update(grads: optax.Updates, state: SgdState, params: optax.Params | None = None):
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+        assert isinstance(state, SgdState)
         if params is None:
             raise ValueError("sgd needs the parameters: call update(grads, state, params)")
         lr = learning_rate(state.count)
         delta = lambda g, p: -lr * (g.astype(jnp.float32) + weight_decay * p.astype(jnp.float32))
-        return jax.tree.map(delta, grads, params), SgdState(state.count + 1)
+        return jax.tree.map(delta, updates, params), SgdState(state.count + 1)
 
     return optax.GradientTransformation(init, update)

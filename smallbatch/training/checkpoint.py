@@ -80,9 +80,7 @@ class Checkpoints:
         """Wait for the save in progress. Raises: UserError if it could not be written."""
         self.wait()
 
-    def restore(
-        self, abstract_state: Any, say: Callable[[str], None] = print
-    ) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, abstract_state: Any, say: Callable[[str], None] = print) -> tuple[Any, dict[str, Any]] | None:
         """Return (state, progress) of the newest whole checkpoint; None if there is no checkpoint at all.
 
         Only reads. A damaged checkpoint is passed over, and `say` gets a line about it.
@@ -137,9 +135,7 @@ class Checkpoints:
         for name, checksum in _checksums(arrays).items():
             if checksum != about["arrays"][name][2]:
                 raise ValueError(f"the checksum of {name} is wrong")
-        return about, jax.tree.unflatten(
-            jax.tree.structure(abstract_state), [arrays[name] for name in wanted]
-        )
+        return about, jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in wanted])
 
     def _steps(self) -> list[int]:
         if not self._directory.is_dir():
@@ -197,9 +193,7 @@ def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
 def _checksum(x: jax.Array) -> jax.Array:
     """Return a uint32 that changes when any one element does, or when two change places."""
     # Bits times an odd weight by position, summed modulo 2^32: no order of addition, so no mesh, changes it.
-    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(
-        jnp.uint32
-    )
+    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
     weight = jnp.ones(x.shape, jnp.uint32)
     stride = 2
     for axis in reversed(range(x.ndim)):

@@ -13,9 +13,7 @@ from smallbatch.trackers import Tracker
 class Journal:
     """Turns losses of updates into records. What it must remember across a crash is in `progress()`."""
 
-    def __init__(
-        self, plan: Plan, writer: records.MetricsWriter, trackers: list[Tracker], saved: dict | None = None
-    ):
+    def __init__(self, plan: Plan, writer: records.MetricsWriter, trackers: list[Tracker], saved: dict | None = None):
         saved = saved or {"loss_sum": 0.0, "loss_steps": 0, "secs": 0.0, "train_secs": 0.0}
         self._plan, self._writer, self._trackers = plan, writer, trackers
         self._loss_sum, self._loss_steps = saved["loss_sum"], saved["loss_steps"]
@@ -41,8 +39,8 @@ class Journal:
     def add(self, step: int, losses: np.ndarray, learning_rate) -> int | None:
         """Take in the losses of the updates that end at `step`; write a record where one is due.
 
-        Returns the update after which the run counts as diverged (a loss that is not finite, or the mean of a log interval
-        far above the loss of an untrained model), or None.
+        Returns the update after which the run counts as diverged (a loss that is not finite, or the mean of a log
+        interval far above the loss of an untrained model), or None.
         """
         if not np.isfinite(losses).all():
             first_bad = step - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
@@ -53,10 +51,10 @@ class Journal:
         self._loss_steps += len(losses)
         if step % self._plan.log_every_steps and step != self._plan.optimizer_steps:
             return None
-        self._train_record(step, learning_rate)
+        mean_nats = self._train_record(step, learning_rate)
         # An untrained model has logits of unit variance, whose expected loss is log V + 1/2.
         start_nats = math.log(self._plan.model.vocab_size) + 0.5
-        far = self.last_loss_nats > start_nats + self._plan.diverged_above_start_nats
+        far = mean_nats > start_nats + self._plan.diverged_above_start_nats
         return step if far else None
 
     def validation(self, step: int, loss_nats: float, bits_per_byte: float | None) -> None:
@@ -80,18 +78,19 @@ class Journal:
         for tracker in self._trackers:
             tracker.close()
 
-    def _train_record(self, step: int, learning_rate) -> None:
-        self.last_loss_nats = self._loss_sum / max(self._loss_steps, 1)
+    def _train_record(self, step: int, learning_rate) -> float:
+        mean_nats = self._loss_sum / max(self._loss_steps, 1)
         steps, secs = step - self._last_record[0], self.train_secs - self._last_record[1]
         self._write(
             "train",
             step,
-            loss_nats=self.last_loss_nats,
+            loss_nats=mean_nats,
             learning_rate=learning_rate(step - 1),
             tokens_per_sec=steps * self._plan.tokens_per_step / secs if secs > 0 else None,
         )
         self._last_record = (step, self.train_secs)
-        self._loss_sum, self._loss_steps = 0.0, 0
+        self._loss_sum, self._loss_steps, self.last_loss_nats = 0.0, 0, mean_nats
+        return mean_nats
 
     def mark(self, step: int) -> None:
         """Start measuring the speed of the next record at this step."""

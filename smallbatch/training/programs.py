@@ -1,5 +1,6 @@
-"""The compiled programs of a plan: initial state, a chunk of updates, a scored batch; and what XLA says of their memory."""
+"""The compiled programs of a plan: initial state, a chunk of updates, a scored batch; and the memory they take."""
 
+import contextlib
 import functools
 import os
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from smallbatch import optim
 from smallbatch.plan import Plan
 from smallbatch.training import sharding, steps
 
-# Without region analysis XLA copies every parameter that a loop updates, because it cannot see that the backward pass has
-# read it for the last time: a third of the parameters in extra memory, and the time of the copies.
+# Without region analysis XLA copies every parameter that a loop updates, because it cannot see that the backward pass
+# has read it for the last time: a third of the parameters in extra memory, and the time of the copies.
 COMPILER_OPTIONS = {"cpu": {"xla_cpu_copy_insertion_use_region_analysis": True}}
 MAX_CPU_DEVICES = 8
 
@@ -24,16 +25,14 @@ MAX_CPU_DEVICES = 8
 def start_jax(cpu_devices: int | None, cache_dir: str | Path) -> tuple[int, str]:
     """Set JAX up before its first use, and return (number of devices, platform).
 
-    On a machine with CPUs only, each core becomes a device (8 at most): XLA runs one operation of a small model on one core,
-    and a batch split over devices uses the others. Compiled programs are kept under `cache_dir` and reused.
+    On a machine with CPUs only, each core becomes a device (8 at most): XLA runs one operation of a small model on
+    one core, and a batch split over devices uses the others. Compiled programs are kept under `cache_dir` and reused.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = cpu_devices or min(cores, MAX_CPU_DEVICES)
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX runs already (tests, notebooks): its devices stay as they are
         jax.config.update("jax_num_cpu_devices", wanted)
-    except RuntimeError:
-        pass  # JAX runs already (tests, notebooks): its devices stay as they are
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return jax.device_count(), jax.default_backend()
@@ -54,7 +53,7 @@ class Memory:
 
 
 class Programs:
-    """What runs on the devices. Compiling happens on first use; hyperparameters are arguments, so that it happens once."""
+    """What runs on the devices, compiled on first use; hyperparameters are arguments, so that it happens once."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -63,9 +62,7 @@ class Programs:
         self.hypers = jax.device_put(optim.Hypers.from_floats(**plan.hypers), self._replicated)
         self.state_shardings = self._state_shardings()
         jit = partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(plan.platform))
-        self._init = jit(
-            partial(steps.init_state, plan.model, plan.optimizer), out_shardings=self.state_shardings
-        )
+        self._init = jit(partial(steps.init_state, plan.model, plan.optimizer), out_shardings=self.state_shardings)
         self._chunk = jit(
             partial(steps.update_chunk, plan.model, plan.optimizer),
             donate_argnums=0,
@@ -110,9 +107,7 @@ class Programs:
     def score(self, state: steps.TrainState, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
         """Return the weighted sum of losses in nats over one validation batch."""
         split = sharding.batch_sharding(self.mesh, 0)
-        return self._score(
-            state.params, jax.device_put(tokens_BxT1, split), jax.device_put(weights_BxT, split)
-        )
+        return self._score(state.params, jax.device_put(tokens_BxT1, split), jax.device_put(weights_BxT, split))
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of an update, 0 first."""
@@ -121,6 +116,7 @@ class Programs:
     def memory(self) -> Memory:
         """Return the bytes that one device needs, from the compiled chunk's own analysis."""
         analysis = self.compiled_chunk.memory_analysis()
+        assert analysis is not None  # every backend of ours has one
         params = _bytes_per_device(self.abstract_state.params)
         state = _bytes_per_device(self.abstract_state)
         batch = max(0, analysis.argument_size_in_bytes - state)
@@ -139,7 +135,7 @@ class Programs:
         optimizer = optim.build(self.plan.optimizer, self.hypers)
         opt_state = jax.eval_shape(optimizer.init, self._abstract_params())
         return steps.TrainState(
-            params,
+            params,  # pyright: ignore[reportArgumentType] (shardings in the places of arrays)
             optax.tree.map_params(
                 optimizer,
                 lambda _, sharding: sharding,
@@ -156,6 +152,4 @@ class Programs:
 
 
 def _bytes_per_device(tree) -> int:
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))

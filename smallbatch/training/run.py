@@ -92,9 +92,7 @@ def _sample(plan: plans.Plan, outcome: Outcome, tokenizer, prompt: str, new_toke
     return prompt + tokenizer.decode(ids)
 
 
-def _result(
-    plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str
-) -> records.Result:
+def _result(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str) -> records.Result:
     device, score = jax.devices()[0], outcome.score
     tokens = outcome.step * plan.tokens_per_step
     return records.Result(
@@ -123,7 +121,7 @@ def _result(
     )
 
 
-def _peak_memory_bytes(device: jax.Device) -> int | None:
+def _peak_memory_bytes(device) -> int | None:
     """Return the peak on the first accelerator, or of this process where the host is the device."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}

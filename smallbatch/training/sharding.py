@@ -1,7 +1,8 @@
 """Which device holds what: the one place that knows mesh axes.
 
-Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters along the model width; `tensor` splits heads,
-MLP and vocabulary. Modules name their axes logically (see `smallbatch.model.gpt`), and the table below maps them.
+Three axes: `data` splits the batch; `fsdp` splits the batch and the parameters along the model width; `tensor` splits
+heads, MLP and vocabulary. Modules name their axes logically (see `smallbatch.model.gpt`), and the table below maps
+them.
 """
 
 import jax

@@ -1,14 +1,13 @@
-"""The compiled computations: initial state, a chunk of updates, a scored batch. Pure functions of arrays; no disk, no log.
+"""What is compiled: initial state, a chunk of updates, a scored batch. Pure functions of arrays; no disk, no log.
 
-A chunk runs up to K updates in one call: at batch size 1 an update is short, and calls would cost more than they do. The
-number of updates is data, so the last, shorter chunk runs the same program.
+A chunk runs up to K updates in one call: at batch size 1 an update is short, and calls would cost more than they do.
+The number of updates is data, so the last, shorter chunk runs the same program.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from smallbatch import optim
 from smallbatch.model import gpt
@@ -20,7 +19,7 @@ class TrainState(NamedTuple):
     """All that an update changes. The number of finished updates is `opt_state.count`."""
 
     params: gpt.Params
-    opt_state: optax.OptState
+    opt_state: Any  # AdamState | SgdState
 
 
 def init_state(model: ModelSpec, optimizer: OptimizerSpec, hypers: optim.Hypers, key: jax.Array) -> TrainState:

@@ -1,9 +1,11 @@
 """The loop on the host: stage tokens, dispatch chunks of updates, write records, save, stop.
 
-The next chunk is dispatched before the losses of the last one are fetched, so that devices do not wait for the host. At the
-edges where the state itself is needed (validation, checkpoint, stop) the loop first takes in what is under way.
+The next chunk is dispatched before the losses of the last one are fetched, so that devices do not wait for the host.
+At the edges where the state itself is needed (validation, checkpoint, stop) the loop first takes in what is under
+way.
 """
 
+import contextlib
 import signal
 import sys
 import time
@@ -170,10 +172,8 @@ class Stop:
     def __enter__(self) -> "Stop":
         self._before = {}
         for name in (signal.SIGTERM, signal.SIGINT):
-            try:
+            with contextlib.suppress(ValueError):  # not the main thread: a notebook or a test handles signals itself
                 self._before[name] = signal.signal(name, self._on_signal)
-            except ValueError:  # not in the main thread: a notebook or a test handles signals itself
-                pass
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,4 +190,3 @@ class Stop:
 def say(text: str) -> None:
     """Print a line of progress where it does not mix with results."""
     print(text, file=sys.stderr, flush=True)
-

@@ -1,8 +1,8 @@
 """The run directory: whose it is, whether it is finished, and that only one process writes in it.
 
-    config.json    every key, as it was asked for      metrics.jsonl   one record a line
-    plan.json      every derived number                result.json     there when the run has ended
-    tokenizer/     what decodes its samples            checkpoints/    the last two
+config.json    every key, as it was asked for      metrics.jsonl   one record a line
+plan.json      every derived number                result.json     there when the run has ended
+tokenizer/     what decodes its samples            checkpoints/    the last two
 """
 
 import contextlib
