@@ -1,0 +1,69 @@
+"""Write text with a trained model: continue a prompt from a run's last checkpoint. Needs no corpus."""
+
+import sys
+from pathlib import Path
+
+from smallbatch import cli, records
+from smallbatch.data import tokenizers
+from smallbatch.errors import UserError
+from smallbatch.specs import ModelSpec
+from smallbatch.training.workdir import Workdir
+
+
+def define_flags(flags) -> None:
+    from absl import flags as absl
+
+    absl.DEFINE_string("run", None, "run directory of smallbatch.train", flag_values=flags)
+    absl.DEFINE_string("prompt", "def ", "text to continue", flag_values=flags)
+    absl.DEFINE_integer("tokens", 200, "length of the continuation", flag_values=flags)
+    absl.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time", flag_values=flags)
+    absl.DEFINE_float("top_p", 0.95, "draw from the likeliest tokens of this mass", flag_values=flags)
+    absl.DEFINE_integer("seed", 0, "another seed draws another text", flag_values=flags)
+
+
+def main(flags) -> None:
+    if flags.run is None:
+        raise UserError("which run? write --run=DIR, a run directory of smallbatch.train")
+    workdir = Workdir(Path(flags.run))
+    if not workdir.plan.exists():
+        raise UserError(f"{workdir.path} is not a run directory: it has no plan.json")
+    tokenizer = tokenizers.load(workdir.tokenizer)
+    if tokenizer is None:
+        raise UserError(f"{workdir.path} was trained on token ids and has no tokenizer to write text with")
+    prompt_ids = tokenizer.encode_batch([flags.prompt])[0].tolist()
+    spec = ModelSpec(**records.read_json(workdir.plan)["model"])
+    ids = _continue(workdir, spec, prompt_ids, tokenizer.eod_id, flags)
+    print(tokenizer.decode(prompt_ids + ids))
+    if len(prompt_ids) + len(ids) == spec.context_tokens and len(ids) < flags.tokens:
+        print(f"(the context of {spec.context_tokens} tokens is full)", file=sys.stderr)
+
+
+def _continue(workdir: Workdir, spec: ModelSpec, prompt_ids: list[int], end_id: int, flags) -> list[int]:
+    import jax
+
+    from smallbatch.model import gpt
+    from smallbatch.model.decode import generate
+    from smallbatch.training.checkpoint import Checkpoints
+
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    restored = Checkpoints(workdir.checkpoints).restore(
+        {"params": jax.tree.map(place, gpt.abstract_params(spec))},
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    if restored is None:
+        raise UserError(f"{workdir.path} has no checkpoint yet; train first, or wait for its first one")
+    return generate(
+        spec,
+        restored[0]["params"],
+        prompt_ids,
+        flags.tokens,
+        temperature=flags.temperature,
+        top_p=flags.top_p,
+        key=jax.random.key(flags.seed),
+        end_id=end_id,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, config=False)
