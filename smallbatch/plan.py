@@ -173,9 +173,10 @@ def _mesh(config: Config, microbatch: int, device_count: int, platform: str) -> 
 
 
 def _idle_cores(config: Config, idle: int) -> int:
-    """Return how many of the CPU devices that the batch leaves idle can share the heads."""
+    """Return how many of the CPU devices that the batch leaves idle can share the heads and the MLP."""
     heads = config.model.width // config.model.head_width
-    return next(n for n in range(max(idle, 1), 0, -1) if heads % n == 0)
+    ffn_width = config.model.ffn_width or 4 * config.model.width
+    return next(n for n in range(max(idle, 1), 0, -1) if heads % n == 0 and ffn_width % n == 0)
 
 
 def _averages(optimizer: Config, tokens_per_step: int, budget_tokens: int) -> tuple[RunningAverage, ...]:

@@ -56,14 +56,10 @@ def memory_text(memory) -> str:
 def result_text(result: Result, path: Path) -> str:
     """Return a run's result in lines, the sampled text last."""
     rows = [("status", _status(result))]
-    if result.validation_loss_nats is not None and result.perplexity is not None:
+    if result.validation_loss_nats is not None:
         bits = "" if result.bits_per_byte is None else f"   {result.bits_per_byte:.4f} bits/byte"
-        rows += [
-            (
-                "validation",
-                f"{result.validation_loss_nats:.4f} nats/token{bits}   perplexity {result.perplexity:.3f}",
-            )
-        ]
+        perplexity = "" if result.perplexity is None else f"   perplexity {result.perplexity:.3f}"
+        rows += [("validation", f"{result.validation_loss_nats:.4f} nats/token{bits}{perplexity}")]
     speed = "" if result.tokens_per_sec is None else f" at {format_count(result.tokens_per_sec)} tokens/s"
     rows += [
         ("training", f"{result.tokens:,} tokens, {result.optimizer_steps:,} steps of {result.batch_size} sequences, "

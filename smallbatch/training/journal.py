@@ -14,13 +14,13 @@ class Journal:
     """Turns losses of updates into records. What it must remember across a crash is in `progress()`."""
 
     def __init__(self, plan: Plan, writer: records.MetricsWriter, trackers: list[Tracker], saved: dict | None = None):
-        saved = saved or {"loss_sum": 0.0, "loss_steps": 0, "secs": 0.0, "train_secs": 0.0}
+        saved = saved or {"loss_sum": 0.0, "loss_steps": 0, "last_loss_nats": None, "secs": 0.0, "train_secs": 0.0}
         self._plan, self._writer, self._trackers = plan, writer, trackers
         self._loss_sum, self._loss_steps = saved["loss_sum"], saved["loss_steps"]
         self._secs_before, self._started = saved["secs"], time.monotonic()
         self._train_secs_before, self._pauses = saved["train_secs"], 0.0
         self._last_record = (0, 0.0)  # (step, train_secs) of the last train record of this session
-        self.last_loss_nats: float | None = None
+        self.last_loss_nats: float | None = saved["last_loss_nats"]  # of the last train record
 
     @property
     def secs(self) -> float:
@@ -68,6 +68,7 @@ class Journal:
             "records": self._writer.count,
             "loss_sum": self._loss_sum,
             "loss_steps": self._loss_steps,
+            "last_loss_nats": self.last_loss_nats,
             "secs": self.secs,
             "train_secs": self.train_secs,
         }

@@ -13,6 +13,7 @@ from smallbatch import plan as plans
 from smallbatch import records, trackers
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.shards import Dataset
+from smallbatch.errors import UserError
 from smallbatch.training import workdir as workdirs
 from smallbatch.training.programs import Memory, Programs, start_jax
 from smallbatch.training.trainer import Outcome, Trainer
@@ -32,11 +33,13 @@ def train(config: configs.Config, path: str | Path) -> records.Result:
     with workdirs.claimed(workdir, config):
         plan = make_plan(config)  # before the data: what the devices forbid is said before any long work
         dataset = prepare.prepare(plan.data)
-        records.write_json(workdir.plan, plan.to_dict())
         tokenizer = tokenizers.load(dataset.dir)
+        prompt_ids = _prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
+        trainer = Trainer(Programs(plan), dataset, workdir, config.train.checkpoint_every_secs)
+        state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
+        records.write_json(workdir.plan, plan.to_dict())
         if tokenizer is not None:
-            workdir.tokenizer.mkdir(exist_ok=True)
-            tokenizer.save(workdir.tokenizer)
+            _keep(tokenizer, workdir.tokenizer)
 
         def open_trackers(resumed_tokens: int) -> list[trackers.Tracker]:
             return trackers.open_trackers(
@@ -47,12 +50,11 @@ def train(config: configs.Config, path: str | Path) -> records.Result:
                 resumed_tokens=resumed_tokens,
             )
 
-        programs = Programs(plan)
-        trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs)
-        outcome = trainer.run(open_trackers)
+        outcome = trainer.run(state, saved, open_trackers)
         sample = None
-        if outcome.status == "done" and tokenizer is not None:
-            sample = _sample(plan, outcome, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
+        if outcome.status == "done" and prompt_ids:
+            sample = config.train.sample_prompt
+            sample += _continuation(plan, outcome, tokenizer, prompt_ids, config.train.sample_tokens)
         result = _result(plan, dataset, outcome, sample, started)
         records.write_result(workdir.result, result)
     return result
@@ -72,12 +74,31 @@ def make_plan(config: configs.Config) -> plans.Plan:
     return plans.make(config, vocab_size=vocab_size, device_count=devices, platform=platform)
 
 
-def _sample(plan: plans.Plan, outcome: Outcome, tokenizer, prompt: str, new_tokens: int) -> str | None:
+def _prompt_ids(plan: plans.Plan, tokenizer, prompt: str, new_tokens: int) -> list[int]:
+    """Return the prompt of the text sampled at the end, [] for no sample; a bad one must not cost a finished run."""
+    if tokenizer is None or not new_tokens:
+        return []
+    ids = tokenizer.encode_batch([prompt])[0].tolist()
+    if len(ids) > plan.model.context_tokens:
+        raise UserError(
+            f"train.sample_prompt has {len(ids)} tokens and the context {plan.model.context_tokens}; shorten it, or "
+            "set train.sample_tokens=0"
+        )
+    return ids
+
+
+def _keep(tokenizer, directory: Path) -> None:
+    """Copy the tokenizer into the run directory, so that the run can write text without its corpus."""
+    try:
+        directory.mkdir(exist_ok=True)
+        tokenizer.save(directory)
+    except OSError as error:
+        raise UserError(f"cannot write {directory}: {error.strerror or error}; free some space") from error
+
+
+def _continuation(plan: plans.Plan, outcome: Outcome, tokenizer, prompt_ids: list[int], new_tokens: int) -> str:
     from smallbatch.model.decode import generate
 
-    prompt_ids = [int(i) for i in tokenizer.encode_batch([prompt])[0]]
-    if not new_tokens or not prompt_ids:
-        return None
     params = jax.device_put(outcome.state.params, jax.devices()[0])
     ids = generate(
         plan.model,
@@ -89,7 +110,7 @@ def _sample(plan: plans.Plan, outcome: Outcome, tokenizer, prompt: str, new_toke
         key=jax.random.key(plan.seed),
         end_id=tokenizer.eod_id,
     )
-    return prompt + tokenizer.decode(ids)
+    return tokenizer.decode(ids)
 
 
 def _result(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str) -> records.Result:
@@ -99,7 +120,7 @@ def _result(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | 
         status=outcome.status,
         validation_loss_nats=score.loss_nats if score else None,
         bits_per_byte=score.bits_per_byte if score else None,
-        perplexity=math.exp(score.loss_nats) if score else None,
+        perplexity=_perplexity(score.loss_nats) if score else None,
         train_loss_nats=outcome.train_loss_nats,
         tokens=tokens,
         flops=float(tokens * plan.flops_per_token),
@@ -119,6 +140,13 @@ def _result(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | 
         finished=_now(),
         **records.environment(),
     )
+
+
+def _perplexity(loss_nats: float) -> float:
+    try:
+        return math.exp(loss_nats)
+    except OverflowError:
+        return math.inf
 
 
 def _peak_memory_bytes(device) -> int | None:

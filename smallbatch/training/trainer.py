@@ -6,6 +6,7 @@ way.
 """
 
 import contextlib
+import math
 import signal
 import sys
 import time
@@ -54,9 +55,8 @@ class Trainer:
         self._checkpoint_every_secs = checkpoint_every_secs
         self._stop = Stop()
 
-    def run(self, open_trackers) -> Outcome:
-        """Train. `open_trackers(resumed_tokens)` returns the mirrors of the metrics."""
-        state, saved = self._restore()
+    def run(self, state: TrainState, saved: dict | None, open_trackers) -> Outcome:
+        """Train on from what `restore` returned; `open_trackers(resumed_tokens)` returns the mirrors of the metrics."""
         step = int(state.opt_state.count)
         records.rewind(self._workdir.metrics, saved["records"] if saved else 0)
         trackers: list[Tracker] = open_trackers(step * self._plan.tokens_per_step)
@@ -80,19 +80,20 @@ class Trainer:
         while diverged_at is None:
             at_end = step == plan.optimizer_steps
             validation_due = at_end or self._validation_due(step)
-            save_due = at_end or time.monotonic() - saved_at >= self._checkpoint_every_secs
-            if pending and (validation_due or save_due or self._stop.requested):
+            stopping = self._stop.requested  # read once: a signal between two looks would stop without saving
+            save_due = at_end or stopping or time.monotonic() - saved_at >= self._checkpoint_every_secs
+            if pending and (validation_due or save_due):
                 diverged_at, pending = self._take_in(pending, journal, progress), None
+                if diverged_at is None and validation_due:
+                    score = self._validate(state, journal)
+                    journal.validation(step, score.loss_nats, score.bits_per_byte)
+                    diverged_at = None if math.isfinite(score.loss_nats) else step
                 if diverged_at is not None:
                     break
-                with journal.pause():
-                    if validation_due:
-                        score = validate(self._programs, state, self._dataset)
-                        journal.validation(step, score.loss_nats, score.bits_per_byte)
-                    if save_due or self._stop.requested:
-                        self._save(step, state, journal)
-                        saved_at = time.monotonic()
-            if at_end or self._stop.requested:
+                if save_due:
+                    self._save(step, state, journal)
+                    saved_at = time.monotonic()
+            if at_end or stopping:
                 break
             updates = self._chunk_length(step)
             tokens = self._stream.batch(step * plan.batch_size, updates * plan.batch_size)
@@ -107,7 +108,7 @@ class Trainer:
         if step < plan.optimizer_steps:
             return self._outcome("preempted", step, state, None, journal, None)
         if score is None:  # restored from the last checkpoint: everything but the result was there
-            score = validate(self._programs, state, self._dataset)
+            score = self._validate(state, journal)
         return self._outcome("done", step, state, score, journal, None)
 
     def _take_in(self, pending: tuple[int, int, jax.Array], journal: Journal, progress: Progress) -> int | None:
@@ -135,12 +136,20 @@ class Trainer:
         every = self._plan.validate_every_steps
         return every is not None and step > 0 and step % every == 0
 
+    def _validate(self, state: TrainState, journal: Journal) -> Score:
+        with journal.pause():
+            return validate(self._programs, state, self._dataset)
+
     def _save(self, step: int, state: TrainState, journal: Journal) -> None:
         identity = {"fingerprint": self._plan.fingerprint, "dataset_sha256": self._dataset.meta.sha256}
-        self._checkpoints.save(step, state, journal.progress() | identity)
+        with journal.pause():
+            self._checkpoints.save(step, state, journal.progress() | identity)
 
-    def _restore(self) -> tuple[TrainState, dict | None]:
-        """Return the state of the newest good checkpoint and what was saved with it, or a fresh state."""
+    def restore(self) -> tuple[TrainState, dict | None]:
+        """Return the state of the newest good checkpoint and what was saved with it, or a fresh state.
+
+        Only reads. Raises UserError for a checkpoint of another config or dataset.
+        """
         restored = self._checkpoints.restore(self._programs.abstract_state, say)
         if restored is None:
             return self._programs.init(), None
