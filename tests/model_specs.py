@@ -1,0 +1,69 @@
+"""The small models and optimizers that the tests of model, optim and training share."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from smallbatch import optim
+from smallbatch.model import gpt
+from smallbatch.specs import ModelSpec
+
+TINY = ModelSpec(
+    width=32,
+    layers=2,
+    head_width=8,
+    ffn_width=48,
+    context_tokens=16,
+    vocab_size=64,
+    rope_base=10_000.0,
+    param_dtype="float32",
+    compute_dtype="float32",
+    remat="none",
+    attention="xla",
+    max_logits=2**26,
+)
+
+
+def tiny(**changes) -> ModelSpec:
+    return dataclasses.replace(TINY, **changes)
+
+
+init_params = jax.jit(gpt.init_params, static_argnums=0)
+
+
+def params_of(spec: ModelSpec, seed: int = 0) -> gpt.Params:
+    return init_params(spec, jax.random.key(seed))
+
+
+def tokens(shape: tuple[int, ...], vocab_size: int = 64, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, vocab_size, shape, np.int32)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def output_and_gradients(f, dy, *inputs):
+    """Return f(*inputs) and its gradients for the output gradient dy, compiled: op by op takes three times as long."""
+
+    @jax.jit
+    def both(dy, *inputs):
+        y, vjp = jax.vjp(f, *inputs)
+        return y, vjp(dy)
+
+    return both(dy, *inputs)
+
+
+def hypers(**changes: float) -> optim.Hypers:
+    values = {
+        "peak_lr": 0.1,
+        "final_lr_frac": 0.0,
+        "warmup_steps": 0.0,
+        "total_steps": 100.0,
+        "b1_complement": 0.1,
+        "b2_complement": 0.05,
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+    }
+    return optim.Hypers.from_floats(**(values | changes))

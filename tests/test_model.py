@@ -1,0 +1,176 @@
+"""The decoder against float64 numpy, its parts against autodiff of their naive forms, and its initial parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_specs import TINY, normal, output_and_gradients, params_of, tiny, tokens
+
+from smallbatch.model import gpt
+from smallbatch.model.linear import ONE_HOT_VOCABULARY, embed, gelu, linear
+from smallbatch.model.loss import loss_sum
+from smallbatch.model.norm import NORM_EPS, rms_norm
+from smallbatch.specs import MeshSpec
+from smallbatch.training.sharding import make_mesh, param_shardings
+
+
+def numpy_hidden(spec, params, tokens_BxT) -> np.ndarray:
+    """The decoder of the paper in float64, written from its description."""
+    p = {name: np.asarray(x, np.float64) for name, x in params.items()}
+    norm = lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + NORM_EPS)
+    context, half = tokens_BxT.shape[1], spec.head_width // 2
+    turn = np.exp(1j * np.arange(context)[:, None] * spec.rope_base ** (-np.arange(half) / half))
+
+    def rotate(x):  # BxTxNxH; (h, h + H/2) as one complex number
+        z = (x[..., :half] + 1j * x[..., half:]) * turn[:, None]
+        return np.concatenate([z.real, z.imag], -1)
+
+    x = p["embed_VxD"][np.asarray(tokens_BxT)]
+    for i in range(spec.layers):
+        w = {name.split(".")[-1]: a for name, a in p.items() if name.startswith(f"blocks.{i}.")}
+        q, k, v = np.einsum("btd,dcnh->cbtnh", norm(x), w["qkv_Dx3xNxH"])
+        scores = np.einsum("bqnh,bknh->bnqk", rotate(norm(q)), rotate(norm(k))) / np.sqrt(spec.head_width)
+        probs = np.exp(np.where(np.tri(context, dtype=bool), scores, -np.inf))
+        probs /= probs.sum(-1, keepdims=True)
+        x = x + np.einsum("bnqk,bknh,nhd->bqd", probs, v, w["out_NxHxD"])
+        up = norm(x) @ w["up_DxF"]
+        x = x + (0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))) @ w["down_FxD"]
+    return norm(x)
+
+
+def nats(spec, params, tokens_BxT1) -> jax.Array:
+    module = gpt.with_params(spec, params)
+    targets = tokens_BxT1[:, 1:]
+    weights = jnp.ones(targets.shape, jnp.float32)
+    return loss_sum(module(tokens_BxT1[:, :-1]), module.unembed_DxV[...], targets, weights, spec.max_logits)
+
+
+def test_hidden_states_equal_a_float64_decoder_in_numpy():
+    params = params_of(TINY)
+    batch = tokens((2, 16))
+    hidden = jax.jit(lambda p, x: gpt.with_params(TINY, p)(x))(params, batch)
+    np.testing.assert_allclose(hidden, numpy_hidden(TINY, params, batch), atol=2e-5)
+
+
+def test_changing_a_token_changes_no_earlier_hidden_state():
+    params, batch = params_of(TINY), tokens((1, 16))
+    changed = batch.copy()
+    changed[0, 9] += 1
+    run = jax.jit(lambda x: gpt.with_params(TINY, params)(x))
+    before, after = np.asarray(run(batch)), np.asarray(run(changed))
+    np.testing.assert_array_equal(before[0, :9], after[0, :9])
+    assert (before[0, 9:] != after[0, 9:]).any(axis=1).all()
+
+
+def check_gradients(ours, naive, inputs, atol):
+    dy = normal(*jax.eval_shape(naive, *inputs).shape, seed=9)
+    y, grads = output_and_gradients(ours, dy, *inputs)
+    expected, expected_grads = output_and_gradients(naive, dy, *inputs)
+    for a, b in zip((y, *grads), (expected, *expected_grads), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+def test_norm_gelu_and_linear_have_the_gradients_of_their_naive_forms():
+    x, w = normal(2, 5, 8), normal(8, 6, seed=1)
+    naive_norm = lambda x: x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + NORM_EPS)
+    check_gradients(rms_norm, naive_norm, [x], 1e-5)
+    check_gradients(gelu, lambda x: jax.nn.gelu(x, approximate=True), [x], 1e-5)
+    check_gradients(linear, lambda x, w: x @ w, [x, w], 1e-5)
+
+
+@pytest.mark.parametrize("vocab_size", [7, ONE_HOT_VOCABULARY + 1])
+def test_embedding_gradient_sums_over_repeated_tokens(vocab_size):
+    ids = jnp.array([[1, 1, 6], [0, 1, 6]])
+    check_gradients(lambda t: embed(t, ids), lambda t: t[ids], [normal(vocab_size, 4)], 1e-6)
+
+
+def test_rope_makes_scores_depend_on_the_distance_alone():
+    q, k = normal(2, 1, 1, 1, 8)
+    rotate = jax.jit(lambda x, at: gpt.rope(x, at[None], 10_000.0))
+    score = lambda at_q, at_k: np.sum(rotate(q, np.int32(at_q)) * rotate(k, np.int32(at_k)))
+
+    assert abs(score(7, 3) - score(7, 4)) > 0.01
+    np.testing.assert_allclose(score(7, 3), score(104, 100), rtol=1e-4)
+    np.testing.assert_allclose(score(5, 5), np.sum(q * k), rtol=1e-5)
+
+
+def test_initial_matrices_have_the_spread_of_their_fans_and_embeddings_that_of_the_width():
+    spec = tiny(width=64, head_width=16, ffn_width=256, vocab_size=512, layers=1)
+    d, f = spec.width, spec.ffn_width
+    xavier = lambda fan_in, fan_out: np.sqrt(2 / (fan_in + fan_out))
+    expected = {
+        "embed_VxD": d**-0.5,
+        "unembed_DxV": d**-0.5,
+        "blocks.0.qkv_Dx3xNxH": xavier(d, d),
+        "blocks.0.out_NxHxD": xavier(d, d),
+        "blocks.0.up_DxF": xavier(d, f),
+        "blocks.0.down_FxD": xavier(f, d),
+    }
+    params = params_of(spec)
+    assert params.keys() == expected.keys()
+    for name, std in expected.items():
+        np.testing.assert_allclose(np.std(params[name]), std, rtol=0.03, err_msg=name)
+        if name.startswith("blocks"):  # uniform, not normal
+            assert np.sqrt(3) * std * 0.99 < np.abs(params[name]).max() <= np.sqrt(3) * std * (1 + 1e-6), name
+    same = params_of(spec)["embed_VxD"] == params["embed_VxD"]
+    assert same.all() and (params_of(spec, seed=1)["embed_VxD"] != params["embed_VxD"]).mean() > 0.99
+
+
+@pytest.mark.parametrize("mesh", [MeshSpec(1, 8, 1), MeshSpec(1, 2, 4)], ids=str)
+def test_initial_parameters_are_the_same_on_every_mesh(mesh):
+    shardings = param_shardings(make_mesh(mesh), TINY)
+    init = jax.jit(gpt.init_params, static_argnums=0, out_shardings=shardings)
+    sharded = init(TINY, jax.random.key(0))
+    assert not sharded["blocks.0.up_DxF"].sharding.is_fully_replicated
+    for name, value in params_of(TINY).items():
+        np.testing.assert_array_equal(sharded[name], value, err_msg=name)
+
+
+def test_parameter_count_is_two_embeddings_and_four_matrices_a_block():
+    count = sum(x.size for x in gpt.abstract_params(TINY).values())
+    d, f = TINY.width, TINY.ffn_width
+    assert count == 2 * TINY.vocab_size * d + TINY.layers * (4 * d * d + 2 * d * f)
+    assert {n: (x.shape, x.dtype) for n, x in gpt.abstract_params(TINY).items()} == {
+        n: (x.shape, x.dtype) for n, x in params_of(TINY).items()
+    }
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_parameters_gradients_and_hidden_states_have_the_dtypes_of_the_spec(param_dtype):
+    spec = tiny(param_dtype=param_dtype, compute_dtype="bfloat16")
+    params, batch = params_of(spec), tokens((1, 9))
+    hidden = jax.eval_shape(lambda p, batch: gpt.with_params(spec, p)(batch), params, batch)
+    loss, grads = jax.eval_shape(jax.value_and_grad(lambda p: nats(spec, p, batch)), params)
+    assert hidden.dtype == jnp.bfloat16 and loss.dtype == jnp.float32
+    assert {x.dtype.name for x in jax.tree.leaves((params, grads))} == {param_dtype}
+    near = jax.jit(lambda p: nats(spec, p, batch))(params)
+    exact = jax.jit(lambda p: nats(TINY, p, batch))({n: x.astype(jnp.float32) for n, x in params.items()})
+    assert near != exact
+    np.testing.assert_allclose(near, exact, rtol=0.01)
+
+
+def test_remat_keeps_less_and_gives_the_same_gradients():
+    params, batch = params_of(TINY), tokens((2, 17))
+    kept, grads = {}, {}
+    for remat in ("none", "dots", "full"):
+        spec = tiny(remat=remat)
+        loss = lambda p, spec=spec: nats(spec, p, batch)
+        residuals = jax.eval_shape(lambda p, loss=loss: jax.vjp(loss, p)[1], params)
+        kept[remat] = sum(x.size for x in jax.tree.leaves(residuals))
+        grads[remat] = jax.jit(jax.grad(loss))(params)
+    assert kept["full"] < kept["dots"] < kept["none"]
+    for remat in ("dots", "full"):
+        for name in params:
+            np.testing.assert_allclose(grads[remat][name], grads["none"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_stacked_models_under_vmap_equal_each_alone():
+    batch = tokens((2, 17))
+    models = [params_of(TINY, seed) for seed in (0, 1)]
+    grad = jax.value_and_grad(lambda p: nats(TINY, p, batch))
+    together = jax.jit(jax.vmap(grad))(jax.tree.map(lambda *x: np.stack(x), *models))
+    alone = [jax.jit(grad)(params) for params in models]
+    assert abs(alone[0][0] - alone[1][0]) > 0.1
+    for lane, expected in enumerate(alone):
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a[lane], b, rtol=1e-4, atol=1e-5)
