@@ -1,0 +1,197 @@
+"""The house rules that a machine can check: who imports whom, how long files and functions are, how they are named."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "smallbatch"
+FILES = sorted(PACKAGE.rglob("*.py"))
+COMMANDS = {"train", "prepare", "sample", "benchmark"}
+GROUND = {"errors", "units", "specs", "peaks"}
+
+# Module or package -> the modules and packages of smallbatch that it may import; itself always.
+MAY_IMPORT = {
+    "__init__": set(),
+    "errors": set(),
+    "units": {"errors"},
+    "specs": set(),
+    "peaks": set(),
+    "flops": {"specs"},
+    "records": {"__init__", "errors"},
+    "progress": set(),
+    "trackers": {"errors"},
+    "config_checks": {"errors", "units"},
+    "config": {"config_checks", "errors"},
+    "config_files": {"config", "errors"},
+    "cli": {"config", "config_files", "errors"},
+    "plan": {"config", "errors", "flops", "specs", "units"},
+    "summary": {"plan", "progress", "records"},
+    "data": {"progress", "records", *GROUND},
+    "model": GROUND,
+    "optim": GROUND,
+    "training": {"config", "data", "flops", "model", "optim", "plan", "progress", "records", "trackers", *GROUND},
+}
+MAY_IMPORT |= {name: set(MAY_IMPORT) | {"cli"} for name in COMMANDS}
+# Below `plan` nobody sees a ConfigDict: these two are handed one, to make the plan and to know whose directory it is.
+SEE_CONFIG = {"training/run.py", "training/workdir.py"}
+HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "tokenizers", "pyarrow", "wandb"}
+HEAVY |= {"tensorboardX", "tensorflow"}
+NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+
+
+def room(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Return the dotted names that are imported anywhere in a tree."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what they import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_at_start(tree: ast.Module) -> set[str]:
+    """Return what importing the module imports: not what its functions import when they are called."""
+    names: set[str] = set()
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names |= imports(node)
+    return names
+
+
+def rooms_of(names: set[str]) -> set[str]:
+    """Return the modules and packages of smallbatch among dotted names."""
+    rooms = set()
+    for name in names:
+        first, *rest = name.split(".")
+        if first == "smallbatch":
+            part = rest[0]
+            rooms.add(part if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").exists() else "__init__")
+    return rooms
+
+
+def outside(file: Path, tree: ast.Module) -> set[str]:
+    """Return the rooms that a file imports and may not."""
+    return rooms_of(imports(tree)) - MAY_IMPORT[room(file)] - {room(file)}
+
+
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(PACKAGE))
+
+
+def test_every_file_imports_only_what_its_room_may():
+    assert {room(f) for f in FILES} == set(MAY_IMPORT), "a new room says in MAY_IMPORT what it may import"
+    assert not {name(f): rooms for f in FILES if (rooms := outside(f, parsed(f)))}
+
+
+def test_import_outside_the_table_is_noticed():
+    forbidden = {
+        "data/stream.py": "from smallbatch import config",
+        "model/gpt.py": "def f():\n    from smallbatch.optim import adam",
+        "optim/adam.py": "import smallbatch.model.gpt",
+        "plan.py": "from smallbatch.training.run import train",
+        "records.py": "from smallbatch.specs import ModelSpec",
+    }
+    for file, source in forbidden.items():
+        assert outside(PACKAGE / file, ast.parse(source)), file
+    assert not outside(PACKAGE / "optim/adam.py", ast.parse("from smallbatch.optim import sgd"))
+
+
+def test_only_run_and_workdir_see_a_config_below_the_plan():
+    below = [f for f in FILES if room(f) in ("data", "model", "optim", "training")]
+    assert {name(f) for f in below if "config" in rooms_of(imports(parsed(f)))} == SEE_CONFIG
+    assert not [name(f) for f in FILES if "ml_collections" in f.read_text() and room(f) in ("data", "model", "optim")]
+
+
+def test_data_and_the_readers_of_results_never_import_jax():
+    without = [
+        f for f in FILES if room(f) in ("data", "records", "progress", "config", "cli", "units", "flops", "plan")
+    ]
+    assert len(without) > 15
+    for file in without:
+        assert not {n.partition(".")[0] for n in imports(parsed(file))} & NO_JAX, name(file)
+
+
+def test_data_reads_no_plan_config_or_training():
+    for file in FILES:
+        if room(file) == "data":
+            assert not rooms_of(imports(parsed(file))) & {"plan", "config", "training"}, name(file)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_of_a_command_imports_nothing_heavy(command):
+    # Follow what is imported at the start, module by module.
+    waiting, seen = {f"smallbatch.{command}"}, set()
+    while waiting:
+        module = waiting.pop()
+        file = ROOT / (module.replace(".", "/") + ".py")
+        if not file.exists():
+            file = ROOT / module.replace(".", "/") / "__init__.py"
+        if module in seen or not file.exists():
+            continue
+        seen.add(module)
+        names = imports_at_start(parsed(file))
+        assert not {n.partition(".")[0] for n in names} & HEAVY, f"{module} is imported by --help"
+        ours = {n for n in names if n.startswith("smallbatch")}
+        waiting |= ours | {n.rpartition(".")[0] for n in ours}
+    assert "smallbatch.cli" in seen
+
+
+def test_only_sharding_names_mesh_axes():
+    for file in FILES:
+        if name(file) == "training/sharding.py":
+            continue
+        words = {n.value for n in ast.walk(parsed(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        assert not words & {"fsdp", "tensor"} or name(file) == "plan.py", name(file)  # plan.py: in words to people
+        called = {n.attr for n in ast.walk(parsed(file)) if isinstance(n, ast.Attribute)}
+        names = {n.id for n in ast.walk(parsed(file)) if isinstance(n, ast.Name)}
+        assert not (called | names) & {"PartitionSpec", "NamedSharding", "Mesh"}, name(file)
+
+
+def test_steps_touches_no_disk_and_logs_nothing():
+    tree = parsed(PACKAGE / "training" / "steps.py")
+    assert not {n.partition(".")[0] for n in imports(tree)} & {"os", "pathlib", "logging", "sys", "json", "time"}
+    assert not {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & {"print", "open"}
+
+
+def test_files_and_functions_fit_on_their_screens():
+    assert not [name(f) for f in FILES if len(f.read_text().splitlines()) > 400]
+    long = {
+        f"{name(f)}:{node.name}"
+        for f in FILES
+        for node in functions(parsed(f))
+        if (node.end_lineno or 0) - node.lineno + 1 > 60
+    }
+    assert long <= {"config.py:base"}  # the table of all keys: one line each
+
+
+def test_names_say_something_and_modules_have_a_docstring():
+    for file in FILES:
+        assert file.stem not in ("utils", "util", "common", "misc", "helpers", "helper")
+        assert not file.stem.endswith(("_v2", "_new"))
+        assert ast.get_docstring(parsed(file)), name(file)
+        getters = {n.name for n in functions(parsed(file)) if n.name.startswith("get_")}
+        assert not getters - {"get_config", "get_grid"}, name(file)
+
+
+def test_nothing_is_unpickled():
+    for file in FILES:
+        assert not {n.partition(".")[0] for n in imports(parsed(file))} & {"pickle", "shelve", "dill"}, name(file)
+        assert "allow_pickle=True" not in file.read_text(), name(file)

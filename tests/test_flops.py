@@ -1,0 +1,79 @@
+"""Parameters and FLOPs: counted again here, from the matrices one by one, from the real model, and by XLA."""
+
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from smallbatch import config_files, flops, plan
+from smallbatch.model import gpt
+from smallbatch.specs import ModelSpec
+from smallbatch.training import steps
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def spec(**changes) -> ModelSpec:
+    fields = {"width": 64, "layers": 2, "head_width": 16, "ffn_width": 160, "context_tokens": 128, "vocab_size": 500}
+    fields |= {"rope_base": 1e4, "param_dtype": "float32", "compute_dtype": "float32", "remat": "none"}
+    return ModelSpec(**(fields | {"attention": "xla", "max_logits": 2**30} | changes))
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_parameter_count_is_that_of_the_real_model(file):
+    c = config_files.load(str(file))
+    model = plan.make(c, vocab_size=50257, device_count=1, platform="gpu").model
+    real = jax.eval_shape(lambda key: gpt.init_params(model, key), jax.random.key(0))
+    sizes = {name: math.prod(array.shape) for name, array in real.items()}
+    assert flops.total_params(model) == sum(sizes.values())
+    assert flops.non_embedding_params(model) == sum(n for name, n in sizes.items() if name.startswith("blocks."))
+    assert flops.active_params(model) == sum(sizes.values()) - sizes["embed_VxD"]
+
+
+@pytest.mark.parametrize(
+    "name, active, blocks", [("lm30m", 29.9e6, 10.6e6), ("lm19m", 44.6e6, 18.9e6), ("gpt2s", 123.5e6, 84.9e6)]
+)
+def test_models_have_the_sizes_of_their_papers(name, active, blocks):
+    # 30M and 124M count active parameters, 19M those without embeddings.
+    c = config_files.load(str(CONFIGS / f"{name}.py"))
+    model = plan.make(c, vocab_size=50257, device_count=1, platform="gpu").model
+    assert flops.active_params(model) == pytest.approx(active, rel=0.002)
+    assert flops.non_embedding_params(model) == pytest.approx(blocks, rel=0.002)
+
+
+def matrix_products(model: ModelSpec) -> list[tuple[int, int, int]]:
+    """Return (rows, inner, columns) of every matrix product of a forward pass over one sequence."""
+    t, d, f, v, h = model.context_tokens, model.width, model.ffn_width, model.vocab_size, model.head_width
+    scores_and_mix = [(t, h, t), (t, t, h)] * model.heads
+    layer = [(t, d, d)] * 3 + scores_and_mix + [(t, d, d), (t, d, f), (t, f, d)]
+    return layer * model.layers + [(t, d, v)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": 5}, {"head_width": 64}, {"context_tokens": 32}, {"ffn_width": 7}])
+def test_flops_per_token_are_three_forward_passes_of_multiply_and_add(changes):
+    model = spec(**changes)
+    forward = sum(2 * rows * inner * columns for rows, inner, columns in matrix_products(model))
+    assert flops.train_flops_per_token(model) * model.context_tokens == 3 * forward
+
+
+def test_xla_counts_the_same_but_for_the_causal_half_of_attention():
+    # XLA counts what its program does: attention over blocks of queries leaves out keys that are not seen (5/8 of the
+    # scores remain with blocks of 64 queries at T = 128), and element-wise work comes on top.
+    def counted(model: ModelSpec) -> float:
+        tokens = jnp.zeros((1, 1, model.context_tokens + 1), jnp.int32)
+        params = gpt.abstract_params(model)
+        lowered = jax.jit(lambda p: steps.mean_loss_and_grads(model, p, tokens)).lower(params)
+        analysis = lowered.compile().cost_analysis()
+        assert analysis is not None
+        return analysis["flops"] / model.context_tokens
+
+    model = spec(layers=1, width=128, head_width=64, ffn_width=512, vocab_size=2000)
+    claimed = flops.train_flops_per_token(model)
+    assert counted(model) == pytest.approx(claimed, rel=0.1)
+    # The claim grows with each part as XLA's count does.
+    for changes, tolerance in (({"ffn_width": 1024}, 0.05), ({"vocab_size": 4000}, 0.05)):
+        wider = spec(**{"layers": 1, "width": 128, "head_width": 64, "ffn_width": 512, "vocab_size": 2000} | changes)
+        grown = counted(wider) - counted(model)
+        assert grown == pytest.approx(flops.train_flops_per_token(wider) - claimed, rel=tolerance), changes

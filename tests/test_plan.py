@@ -1,0 +1,183 @@
+"""The plan's numbers against arithmetic done here by hand, and what it refuses."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from smallbatch import config as configs
+from smallbatch import config_files, plan
+from smallbatch.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def config(**changes):
+    """Return the quickstart config with `section__key=value` changed."""
+    c = configs.quickstart()
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        c[section][key] = value
+    configs.validate(c)
+    return c
+
+
+def make(devices: int = 1, platform: str = "cpu", vocab_size: int = 256, **changes) -> plan.Plan:
+    return plan.make(config(**changes), vocab_size=vocab_size, device_count=devices, platform=platform)
+
+
+# b2 at a half-life of 10M tokens and T = 512, as published for these batch sizes (Marek et al. 2025).
+@pytest.mark.parametrize(
+    "batch_size, b2", [(1, 0.999965), (4, 0.99986), (16, 0.99943), (64, 0.9977), (256, 0.9910), (1024, 0.9643)]
+)
+def test_half_life_of_ten_million_tokens_gives_the_published_decays(batch_size, b2):
+    changes = {"optimizer__t2_tokens": 1e7, "model__context_tokens": 512, "train__batch_size": batch_size}
+    p = make(**changes, train__budget_tokens=2**26)
+    digits = len(str(b2)) - 2
+    assert round(1 - p.hypers["b2_complement"], digits) == b2
+    # To float64 precision: b2^(half-life in steps) is one half.
+    half_life_steps = 1e7 / (batch_size * 512)
+    assert math.exp(half_life_steps * math.log1p(-p.hypers["b2_complement"])) == pytest.approx(0.5, rel=1e-12)
+
+
+def test_decay_given_per_step_is_reported_as_half_life_in_tokens_steps_and_share():
+    p = make(
+        optimizer__t2_tokens=None,
+        optimizer__b2=0.95,
+        model__context_tokens=1024,
+        train__batch_size=512,
+        train__budget_tokens=2**26,
+    )
+    b1, b2 = p.averages
+    assert b2.half_life_tokens == pytest.approx(7.085e6, rel=1e-3)  # 7.1M: GPT-2's 0.95 at batch size 512
+    assert b2.half_life_steps == pytest.approx(math.log(0.5) / math.log(0.95))
+    assert b2.half_life_frac == pytest.approx(b2.half_life_tokens / 2**26)
+    assert (b1.name, b1.complement) == ("b1", pytest.approx(0.1, rel=1e-15))
+    # The same half-life at batch size 1 is the paper's 0.9999.
+    one = make(optimizer__t2_tokens=b2.half_life_tokens, model__context_tokens=1024, train__batch_size=1)
+    assert round(1 - one.hypers["b2_complement"], 4) == 0.9999
+
+
+def test_budget_warmup_and_intervals_are_the_same_tokens_at_every_batch_size():
+    plans = [make(train__batch_size=b, train__validate_every_tokens=2**16) for b in (1, 2, 8, 64)]
+    for p, batch_size in zip(plans, (1, 2, 8, 64), strict=True):
+        assert p.tokens_per_step == batch_size * 256
+        assert p.optimizer_steps == 2**21 // (batch_size * 256)
+        assert p.warmup_tokens == 0.05 * 2**21
+        assert p.hypers["warmup_steps"] * p.tokens_per_step == pytest.approx(0.05 * 2**21)
+        assert p.log_every_steps * p.tokens_per_step == 2**15
+        assert p.validate_every_steps is not None and p.validate_every_steps * p.tokens_per_step == 2**16
+        assert p.hypers["total_steps"] == p.optimizer_steps
+    assert len({p.flops for p in plans}) == len({p.flops_per_token for p in plans}) == 1
+    assert len({p.validation_batch_seqs for p in plans}) == 1
+
+
+def test_warmup_given_in_tokens_is_not_rounded_to_steps():
+    p = make(optimizer__warmup_frac=None, optimizer__warmup_tokens=10_000)
+    assert p.warmup_tokens == 10_000 and p.hypers["warmup_steps"] == 10_000 / 4096
+
+
+def test_interval_shorter_than_a_step_means_every_step():
+    p = make(train__log_every_tokens=1, train__validate_every_tokens=5)
+    assert p.log_every_steps == p.validate_every_steps == 1
+
+
+def test_sgd_keeps_no_averages():
+    p = make(optimizer__name="sgd", optimizer__b1=None, optimizer__t2_tokens=None)
+    assert p.averages == () and p.hypers["b1_complement"] == p.hypers["b2_complement"] == 1.0
+
+
+def test_accumulation_splits_the_batch_and_changes_no_budget():
+    p = make(train__batch_size=16, train__microbatch_size=4)
+    assert p.accumulation_steps == 4 and p.tokens_per_step == 16 * 256
+    assert make(train__batch_size=16).accumulation_steps == 1
+
+
+@pytest.mark.parametrize(
+    "devices, changes, mesh",
+    [
+        (8, {"train__batch_size": 16}, (8, 1, 1)),
+        (8, {"train__batch_size": 1}, (1, 1, 4)),  # four heads use the idle cores
+        (8, {"train__batch_size": 2}, (2, 1, 4)),
+        (8, {"train__batch_size": 6}, (6, 1, 1)),
+        (8, {"train__batch_size": 3}, (3, 1, 2)),
+        (1, {"train__batch_size": 3}, (1, 1, 1)),
+        (8, {"train__batch_size": 16, "train__microbatch_size": 2}, (2, 1, 4)),
+        (8, {"train__batch_size": 16, "mesh__fsdp": 2}, (4, 2, 1)),
+        (8, {"train__batch_size": 16, "mesh__data": 2, "mesh__tensor": 2}, (2, 1, 2)),
+        (2, {"train__batch_size": 1, "model__ffn_width": 333}, (1, 1, 1)),  # 333 does not divide by two
+    ],
+)
+def test_mesh_uses_the_devices_that_the_batch_divides_over(devices, changes, mesh):
+    chosen = make(devices=devices, **changes, train__budget_tokens=48 * 256 * 10).mesh
+    assert (chosen.data, chosen.fsdp, chosen.tensor) == mesh
+    assert chosen.devices <= devices
+
+
+def test_idle_accelerators_do_not_share_heads_unasked():
+    chosen = make(devices=8, platform="gpu", train__batch_size=2).mesh
+    assert (chosen.data, chosen.fsdp, chosen.tensor) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"mesh__data": 16}, "wants 16 devices .* there are 8"),
+        ({"mesh__data": 2, "train__batch_size": 3, "train__budget_tokens": 768 * 100}, "3 sequences does not divide"),
+        ({"mesh__fsdp": 8, "train__batch_size": 4}, "4 sequences does not divide .* 1 x 8"),
+        ({"mesh__tensor": 8, "mesh__data": 1}, "does not divide the model's 4 heads"),
+        ({"mesh__tensor": 2, "model__ffn_width": 333}, "does not divide the model's 333 ffn_width"),
+        ({"model__attention": "cudnn"}, "cudnn needs a GPU, and this machine has a CPU"),
+        ({"model__attention": "splash"}, "splash needs a TPU, and this machine has a CPU"),
+    ],
+)
+def test_what_the_devices_cannot_do_is_refused_in_one_line(changes, words):
+    with pytest.raises(UserError, match=words) as error:
+        make(devices=8, **changes)
+    assert "\n" not in str(error.value)
+
+
+def test_attention_is_what_the_machine_has():
+    assert make().model.attention == "xla"
+    assert make(platform="gpu", model__attention="cudnn").model.attention == "cudnn"
+    assert make(platform="tpu", model__attention="splash").model.attention == "splash"
+
+
+def test_dispatch_holds_many_short_steps_and_one_long_one():
+    short, long = make(train__batch_size=1), make(train__batch_size=1024)
+    assert short.steps_per_dispatch == plan.MAX_STEPS_PER_DISPATCH and long.steps_per_dispatch == 1
+    assert make(train__steps_per_dispatch=7).steps_per_dispatch == 7
+
+
+@pytest.mark.parametrize("devices", [1, 3, 8])
+def test_validation_batches_fill_the_mesh_and_depend_on_the_context_alone(devices):
+    p = make(devices=devices, train__batch_size=24, train__budget_tokens=24 * 256 * 10)
+    assert p.mesh.data == devices
+    assert p.validation_batch_seqs % devices == 0
+    assert 0 <= p.validation_batch_seqs - plan.VALIDATION_BATCH_TOKENS // 256 < devices
+
+
+def test_plan_survives_json_and_says_whose_it_is():
+    c = config()
+    p = plan.make(c, vocab_size=256, device_count=1, platform="cpu")
+    read = json.loads(json.dumps(p.to_dict(), allow_nan=False))
+    assert read["fingerprint"] == configs.fingerprint(c)
+    assert type(p.model)(**read["model"]) == p.model
+    assert type(p.mesh)(**read["mesh"]) == p.mesh
+    assert read["averages"] == [dataclasses.asdict(a) for a in p.averages]
+    assert read["hypers"] == p.hypers
+
+
+def test_data_spec_is_the_data_section():
+    spec = plan.data_spec(config(data__validation_frac=0.25))
+    assert spec.validation_frac == 0.25 and spec.source == "pystdlib"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_every_experiment_has_a_plan_on_one_gpu(file):
+    c = config_files.load(str(file))
+    p = plan.make(c, vocab_size=50257, device_count=1, platform="gpu")
+    assert p.optimizer_steps * p.tokens_per_step == p.budget_tokens == c.train.budget_tokens
+    assert p.flops == p.flops_per_token * p.budget_tokens

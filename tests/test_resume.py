@@ -1,0 +1,235 @@
+"""A run that is killed, stopped, damaged or started twice ends as if nothing had happened, or says why it cannot."""
+
+import os
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+
+from smallbatch import records
+from smallbatch.errors import UserError
+from smallbatch.training import run, trainer, workdir
+from smallbatch.training.programs import Programs
+
+home, reference = runs.home, runs.reference
+
+
+def assert_same_run(home: Path, path: Path, reference: Path) -> None:
+    """Assert that all numbers of two runs of LONG are equal, bit for bit."""
+    assert runs.numbers(path) == runs.numbers(reference)
+    assert runs.result_of(path) == runs.result_of(reference)
+    ours, theirs = (runs.final_state(home, runs.LONG, p) for p in (path, reference))
+    assert ours.keys() == theirs.keys() and len(ours) > 12
+    for name, array in ours.items():
+        assert np.array_equal(array, theirs[name]), name
+
+
+def test_reference_is_a_run_worth_comparing_with(reference):
+    train = [r["loss_nats"] for r in runs.numbers(reference, "train")]
+    assert [r["step"] for r in runs.numbers(reference, "train")] == list(range(5, 151, 5))
+    assert [r["step"] for r in runs.numbers(reference, "validation")] == [50, 100, 150]
+    assert len(set(train)) == 30 and train[-1] < train[0] - 1
+    assert runs.result_of(reference)["sample"].startswith("def ")
+
+
+def test_run_killed_again_and_again_ends_as_if_undisturbed(home, reference, tmp_path):
+    path, cache = tmp_path / "run", tmp_path / "cache"
+    cache.mkdir()
+    (cache / "xla").symlink_to(home / "cache" / "xla")  # programs are compiled already, the dataset is not there
+    changes = runs.LONG | {"data.cache_dir": str(cache)}
+    log = tmp_path / "stderr"
+    at = lambda kind, step: (
+        lambda: any(r["step"] >= step for r in (runs.numbers(path, kind) if (path / "metrics.jsonl").exists() else []))
+    )
+    saving = lambda: any(not p.name.isdecimal() for p in (path / "checkpoints").glob("*"))
+    moments = {
+        "preparing the data": lambda: len(list(cache.iterdir())) > 1,
+        "compiling": lambda: "compiling" in log.read_text(),
+        "training": at("train", 10),
+        "saving": lambda: at("train", 45)() and saving(),
+        "after a validation": at("validation", 100),
+        "later": at("train", 130),
+        "at the last record": at("validation", 150),
+        "after the last checkpoint": (path / "checkpoints" / "150").exists,
+    }
+    reached = []
+    for name, happened in moments.items():
+        with log.open("w") as stderr:
+            process = runs.start(home, changes, path, stdout=stderr, stderr=stderr)
+            if runs.wait_until(process, happened):
+                os.kill(process.pid, signal.SIGKILL)
+            if process.wait() == -signal.SIGKILL:
+                reached.append(name)
+                assert not (path / "result.json").exists(), name
+        assert "Traceback" not in log.read_text()
+        if (path / "result.json").exists():
+            break
+    assert len(reached) >= 7, reached
+    last = runs.command(home, changes, path)
+    assert last.returncode == 0, last.stderr
+    assert_same_run(home, path, reference)
+
+
+def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, tmp_path):
+    path = tmp_path / "run"
+    for number, count in ((signal.SIGTERM, 4), (signal.SIGINT, 14)):
+        process = runs.start(home, runs.LONG, path)
+        assert runs.wait_until(process, lambda count=count: runs.record_count(path) >= count)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert len([line for line in out.splitlines() if "the same command goes on" in line]) == 1
+        result = records.read_result(path / "result.json")
+        assert result.status == "preempted" and result.validation_loss_nats is None
+        assert 0 < result.optimizer_steps < 150
+        assert runs.steps_saved(path)[-1] == result.optimizer_steps  # nothing that was trained is lost
+        assert runs.numbers(path, "train")[-1]["step"] == result.optimizer_steps
+    last = runs.command(home, runs.LONG, path)
+    assert last.returncode == 0, last.stderr
+    assert f"going on after update {result.optimizer_steps}" in last.stderr
+    assert_same_run(home, path, reference)
+
+
+class StopAtLook:
+    """Asks for a stop when it is looked at for the nth time: a signal that arrives between any two looks."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def requested(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path):
+    config = runs.tiny_config(home, {"train.steps_per_dispatch": 2})
+    plan = run.make_plan(config)
+    dataset = run.prepare.prepare(plan.data)
+    programs = Programs(plan)
+    stopped_after = set()
+    for number in range(1, 8):
+        directory = workdir.Workdir(tmp_path / str(number))
+        directory.path.mkdir()
+        one = trainer.Trainer(programs, dataset, directory, checkpoint_every_secs=3600.0)
+        one._stop = StopAtLook(number)
+        outcome = one.run(*one.restore(), lambda tokens: [])
+        assert outcome.status == "preempted"
+        assert runs.steps_saved(directory.path) == [outcome.step]
+        assert runs.numbers(directory.path)[-1]["step"] == outcome.step
+        stopped_after.add(outcome.step)
+    assert len(stopped_after) >= 5
+
+
+def test_run_whose_result_was_not_written_finds_it_again_from_the_last_checkpoint(home, reference, tmp_path):
+    path = tmp_path / "run"
+    runs.unfinished(reference, path)
+    run.train(runs.tiny_config(home, runs.LONG), path)
+    assert_same_run(home, path, reference)
+
+
+def test_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(home, reference, tmp_path, capsys):
+    path = tmp_path / "run"
+    runs.unfinished(reference, path)
+    before, newest = runs.steps_saved(path)
+    assert (before, newest) == (145, 150)
+    largest = max((path / "checkpoints" / "150").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    largest.write_bytes(content)
+    run.train(runs.tiny_config(home, runs.LONG), path)
+    said = capsys.readouterr().err
+    assert "is damaged" in said and f"going back to {path / 'checkpoints' / '145'}" in said
+    assert_same_run(home, path, reference)
+
+
+def test_metrics_that_lost_records_are_refused(home, reference, tmp_path):
+    path = tmp_path / "run"
+    runs.unfinished(reference, path)
+    lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_bytes(b"".join(lines[:3]))
+    with pytest.raises(UserError, match=r"has 3 records, but the checkpoint was saved after 33"):
+        run.train(runs.tiny_config(home, runs.LONG), path)
+
+
+def test_another_dataset_under_the_same_config_is_refused_and_nothing_is_overwritten(home, tmp_path):
+    other = tmp_path / "home"
+    other.mkdir()
+    texts = runs.sentences(300)
+    runs.write_jsonl(other / "corpus.jsonl", texts)
+    (other / "cache").mkdir()
+    (other / "cache" / "xla").symlink_to(home / "cache" / "xla")
+    path = tmp_path / "run"
+    changes = {"data.tokenizer": "bpe:300"}
+    runs.trained(other, path, changes)
+    (path / "result.json").unlink()
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    runs.write_jsonl(other / "corpus.jsonl", [text[::-1] for text in texts])
+    with pytest.raises(UserError, match="belongs to another dataset"):
+        run.train(runs.tiny_config(other, changes), path)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+
+
+def test_directory_of_another_config_is_refused_in_one_line_with_the_keys(home, reference):
+    before = (reference / "result.json").stat().st_mtime_ns
+    done = runs.command(home, runs.LONG | {"train.seed": 7, "train.sample_tokens": 9}, reference)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert "train.seed: 0 | 7" in done.stderr and "sample_tokens" not in done.stderr
+    assert (reference / "result.json").stat().st_mtime_ns == before
+
+
+def test_finished_run_is_shown_and_not_run_again_without_starting_jax(home, reference):
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
+    busy_secs = lambda: resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    began = busy_secs()
+    done = runs.command(home, runs.LONG, reference, prefix=("env", "PYTHONPROFILEIMPORTTIME=1"))
+    secs = busy_secs() - began
+    assert done.returncode == 0
+    assert "this run is finished" in done.stdout and "nats/token" in done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert "smallbatch.records" in imported and not {"jax", "grain", "tensorflow_datasets"} & imported
+    assert secs < 3
+    assert {p: p.stat().st_mtime_ns for p in reference.rglob("*")} == before
+
+
+def test_second_process_in_one_directory_is_refused(home, reference, tmp_path):
+    path = tmp_path / "run"
+    runs.unfinished(reference, path)
+    config = runs.tiny_config(home, runs.LONG)
+    with workdir.claimed(workdir.Workdir(path), config):
+        done = runs.command(home, runs.LONG, path)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert f"another process is training in {path}" in done.stderr
+        assert not (path / "result.json").exists()
+    run.train(config, path)  # the lock is gone with its holder
+    assert (path / "result.json").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [4, 32])
+def test_full_disk_in_mid_run_is_one_line_and_the_checkpoint_before_survives(home, reference, tmp_path, kilobytes):
+    # 4 KiB: metrics.jsonl cannot grow. 32 KiB: it can, but a checkpoint cannot be written.
+    path, cache = tmp_path / "run", tmp_path / "cache"
+    runs.unfinished(reference, path, keep=1)
+    shutil.copytree(home / "cache", cache)
+    changes = runs.LONG | {"data.cache_dir": str(cache)}
+    limited = ("bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "-")
+    done = runs.command(home, changes, path, prefix=limited)
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.splitlines()[-1]
+    what = "metrics.jsonl" if kilobytes == 4 else "a checkpoint"
+    assert line.startswith("error: cannot write") and what in line and "free some space" in line
+    assert "Traceback" not in done.stderr and not (path / "result.json").exists()
+    assert runs.steps_saved(path) == [145]
+    run.train(runs.tiny_config(home, runs.LONG), path)
+    assert_same_run(home, path, reference)
