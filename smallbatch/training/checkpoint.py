@@ -8,8 +8,11 @@ before it is used.
 
 import hashlib
 import json
+import logging
 import re
 import shutil
+import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -51,11 +54,11 @@ class Checkpoints:
         about = _sealed({"progress": progress, "arrays": described})
         try:
             self._remove_leftovers()
-            if step in self._damaged:
-                _remove(self._directory / str(step))
-                self._damaged.remove(step)
-            path = str(self._directory / str(step))
-            self._pending = _orbax().save_async(path, arrays, custom_metadata=about)
+            path = self._directory / str(step)
+            if step in self._damaged and path.exists():
+                _remove(path)
+            self._damaged.discard(step)
+            self._pending = _orbax().save_async(str(path), arrays, custom_metadata=about)
         except Exception as error:
             raise self._unwritten(error) from error
 
@@ -116,8 +119,7 @@ class Checkpoints:
         return None
 
     def _read(self, path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
-        ocp = _orbax()
-        about = _unsealed(ocp.metadata(str(path)).custom_metadata)
+        about = _unsealed(_orbax().metadata(str(path)).custom_metadata)
         wanted = _named(abstract_state)
         for name, abstract in wanted.items():
             saved = about["arrays"].get(name, ["nothing", []])[:2]
@@ -127,11 +129,7 @@ class Checkpoints:
                     f"{_shown(*_kind(abstract))} here; use the config it was trained with, or another "
                     "directory"
                 )
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            arrays = ocp.load(str(path), wanted)
+        arrays = _load(path, wanted)
         for name, checksum in _checksums(arrays).items():
             if checksum != about["arrays"][name][2]:
                 raise ValueError(f"the checksum of {name} is wrong")
@@ -159,11 +157,28 @@ class Checkpoints:
 
 
 def _orbax():
-    from absl import logging
     from orbax.checkpoint import v1 as ocp
 
-    logging.set_verbosity(logging.FATAL)  # what it logs as an error it also raises
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # what it logs as an error it also raises
     return ocp
+
+
+def _load(path: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+    ocp = _orbax()
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    hook = sys.unraisablehook
+    try:
+        with context, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sys.unraisablehook = lambda _: None
+            return ocp.load(str(path), wanted)
+    except Exception:
+        time.sleep(0.2)  # the reads that orbax gave up at the first failure end, and complain to nobody
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:
