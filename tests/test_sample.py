@@ -1,0 +1,70 @@
+"""The sample command on a run directory that holds a plan, a tokenizer and a checkpoint, and nothing else."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+from model_specs import params_of, tiny
+
+from smallbatch import cli, sample
+from smallbatch.data.tokenizers import BytesTokenizer
+from smallbatch.training.checkpoint import Checkpoints
+
+SPEC = tiny(layers=1, vocab_size=256)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    BytesTokenizer().save(tmp_path / "tokenizer")
+    (tmp_path / "plan.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC), "seed": 0}))
+    return tmp_path
+
+
+def command(monkeypatch, capfd, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["sample", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(sample.main, sample.define_flags, config=False)
+    return ended.value.code, *capfd.readouterr()
+
+
+def test_a_prompt_is_continued_from_the_last_checkpoint_until_the_context_is_full(run_dir, monkeypatch, capfd):
+    checkpoints = Checkpoints(run_dir / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, {"params": params_of(SPEC, seed=step), "opt_state": params_of(SPEC)}, {})
+    checkpoints.close()
+    words = (f"--run={run_dir}", "--prompt=äb", "--tokens=50", "--temperature=1.5")
+    code, out, err = command(monkeypatch, capfd, *words)
+    assert code == 0 and out.startswith("äb") and len(out) > 4
+    assert err in ("", "(the context of 16 tokens is full)\n")
+    assert command(monkeypatch, capfd, *words)[1] == out
+    assert command(monkeypatch, capfd, *words, "--seed=1")[1] != out
+    assert command(monkeypatch, capfd, *words, "--top_p=2")[::2] == (
+        2,
+        "error: top_p lies in (0, 1], not 2.0; 1 draws from all tokens\n",
+    )
+    (run_dir / "checkpoints" / "2" / "_CHECKPOINT_METADATA").unlink()
+    code, out_of_1, err = command(monkeypatch, capfd, *words)
+    assert code == 0 and out_of_1 != out
+    assert "2 is damaged" in err.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "which run? write --run=DIR"),
+        (["--run=nowhere"], "nowhere is not a run directory"),
+        (["--run={}"], "has no checkpoint yet"),
+        (["--run={}", "--promt=x"], "did you mean --prompt?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run_dir, monkeypatch, capfd, words, said):
+    code, out, err = command(monkeypatch, capfd, *[word.format(run_dir) for word in words])
+    assert (code, out) == (2, "") and said in err and err.count("\n") == 1
+
+
+def test_a_run_on_token_ids_has_no_tokenizer_to_write_text_with(run_dir, monkeypatch, capfd):
+    (run_dir / "tokenizer" / "tokenizer_config.json").unlink()
+    code, _, err = command(monkeypatch, capfd, f"--run={run_dir}")
+    assert code == 2 and "has no tokenizer" in err

@@ -1,0 +1,67 @@
+"""Schedules against optax's, against their closed forms, and across batch sizes."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from model_specs import hypers
+
+from smallbatch.optim import learning_rate
+
+rate = jax.jit(jax.vmap(learning_rate, in_axes=(None, None, 0)), static_argnums=0)
+PEAK, FINAL, WARMUP, TOTAL = 0.02, 0.1, 30, 200
+COUNTS = np.arange(TOTAL + 20, dtype=np.int32)
+THEIRS = {
+    "cosine": lambda: optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, TOTAL, PEAK * FINAL),
+    "linear": lambda: optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, PEAK, WARMUP),
+            optax.linear_schedule(PEAK, PEAK * FINAL, TOTAL - WARMUP),
+        ],
+        [WARMUP],
+    ),
+    "constant": lambda: optax.warmup_constant_schedule(0.0, PEAK, WARMUP),
+}
+
+
+def ours(schedule: str, counts=COUNTS, **changes) -> np.ndarray:
+    numbers = {"peak_lr": PEAK, "final_lr_frac": FINAL, "warmup_steps": WARMUP, "total_steps": TOTAL}
+    return np.asarray(rate(schedule, hypers(**(numbers | changes)), counts))
+
+
+@pytest.mark.parametrize("schedule", THEIRS)
+def test_whole_steps_of_warm_up_give_the_schedules_of_optax(schedule):
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        theirs = jax.jit(jax.vmap(THEIRS[schedule]()))(COUNTS)
+    np.testing.assert_allclose(ours(schedule), theirs, rtol=2e-6, atol=1e-9)
+
+
+def test_a_fraction_of_a_step_of_warm_up_counts():
+    x = np.clip((COUNTS - 2.5) / (TOTAL - 2.5), 0, 1)
+    cosine = PEAK * (FINAL + (1 - FINAL) * 0.5 * (1 + np.cos(np.pi * x)))
+    expected = np.where(COUNTS < 2.5, PEAK * COUNTS / 2.5, cosine)
+    np.testing.assert_allclose(ours("cosine", warmup_steps=2.5), expected, rtol=2e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", THEIRS)
+def test_without_warm_up_the_first_update_has_the_peak(schedule):
+    rates = ours(schedule, warmup_steps=0.0)
+    assert rates[0] == np.float32(PEAK) and np.isfinite(rates).all()
+
+
+@pytest.mark.parametrize("schedule", THEIRS)
+def test_equal_tokens_have_equal_rates_at_every_batch_size(schedule):
+    tokens, warmup, budget = np.arange(0, 4096, 64), 300, 4096
+
+    def at_tokens(tokens_per_step: int) -> np.ndarray:
+        counts = (tokens // tokens_per_step).astype(np.int32)
+        return ours(schedule, counts, warmup_steps=warmup / tokens_per_step, total_steps=budget / tokens_per_step)
+
+    assert len(np.unique(at_tokens(1))) > 4
+    for tokens_per_step in (4, 16, 64):
+        np.testing.assert_allclose(at_tokens(tokens_per_step), at_tokens(1), rtol=1e-5, atol=1e-8)
+
+
+def test_an_unknown_schedule_raises():
+    with pytest.raises(ValueError, match="wsd"):
+        learning_rate("wsd", hypers(), np.int32(0))
