@@ -15,6 +15,9 @@ DISPATCH_FLOPS = {"cpu": 2e11}
 DISPATCH_FLOPS_ACCELERATOR = 2e13
 MAX_STEPS_PER_DISPATCH = 64
 VALIDATION_BATCH_TOKENS = 16_384
+# On a CPU a micro-batch of one sequence a device is 1.2 times as fast as one of eight if the widest activation then
+# stays in a core's own cache. A larger sequence does not, and gains nothing by being alone.
+CPU_CACHE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ def data_spec(config: Config) -> DataSpec:
 def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -> Plan:
     """Return the plan of a validated config on these devices. Raises UserError for what they cannot do."""
     train = config.train
-    microbatch = train.batch_size if train.microbatch_size is None else train.microbatch_size
     model = _model(config, vocab_size, platform)
-    mesh = _mesh(config, microbatch, device_count, platform)
+    mesh = _mesh(config, train.microbatch_size or train.batch_size, device_count, platform)
+    microbatch = train.microbatch_size or _microbatch(model, mesh, train.batch_size, platform)
     tokens_per_step = train.batch_size * model.context_tokens
     steps = units.steps_from_tokens(train.budget_tokens, tokens_per_step)
     averages = _averages(config.optimizer, tokens_per_step, train.budget_tokens)
@@ -170,6 +173,12 @@ def _mesh(config: Config, microbatch: int, device_count: int, platform: str) -> 
             axis = "fsdp" if name == "width" else "tensor"
             raise UserError(f"mesh.{axis}={size} does not divide the model's {values[name]} {name}; lower mesh.{axis}")
     return MeshSpec(data=data, fsdp=fsdp, tensor=tensor)
+
+
+def _microbatch(model: ModelSpec, mesh: MeshSpec, batch_size: int, platform: str) -> int:
+    """Return the whole batch; on a CPU a sequence a device where that fits its cache. Changes rounding only."""
+    sequence_bytes = 4 * model.context_tokens * model.ffn_width
+    return mesh.data * mesh.fsdp if platform == "cpu" and sequence_bytes <= CPU_CACHE_BYTES else batch_size
 
 
 def _idle_cores(config: Config, idle: int) -> int:

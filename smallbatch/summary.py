@@ -82,7 +82,13 @@ def _status(result: Result) -> str:
 
 def _batch(plan: Plan) -> str:
     text = f"{plan.batch_size} sequences = {plan.tokens_per_step:,} tokens an update"
-    if plan.accumulation_steps > 1:
+    if (
+        plan.accumulation_steps > 1
+        and plan.platform == "cpu"
+        and plan.microbatch_size == plan.mesh.data * plan.mesh.fsdp
+    ):
+        text += f", a sequence a device at a time ({plan.accumulation_steps} micro-batches, for the cache)"
+    elif plan.accumulation_steps > 1:
         text += (
             f", in {plan.accumulation_steps} micro-batches of {plan.microbatch_size} whose gradients are kept and "
             "summed; small batches without accumulation usually learn more per FLOP"

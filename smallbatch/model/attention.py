@@ -41,17 +41,18 @@ def _blocks(context: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, context)) for start in range(0, context, size)]
 
 
-@jax.custom_vjp
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    return _xla_forward(q, k, v)[0]
+def _scores(q_BxNxQxH: jax.Array, k_BxNxTxH: jax.Array) -> jax.Array:
+    return jnp.einsum("bnqh,bnth->bnqt", q_BxNxQxH, k_BxNxTxH, preferred_element_type=jnp.float32)
 
 
-def _exp_scores(q_BxNxQxH: jax.Array, k_BxNxTxH: jax.Array, first_query) -> jax.Array:
-    """Return exp(q k^T / sqrt(H)), 0 where the key comes after the query, BxNxQxT in the dtype of q."""
-    scores = jnp.einsum("bnqh,bnth->bnqt", q_BxNxQxH, k_BxNxTxH, preferred_element_type=jnp.float32)
-    seen_QxT = (first_query + jnp.arange(q_BxNxQxH.shape[2]))[:, None] >= jnp.arange(k_BxNxTxH.shape[2])[None, :]
-    weights = jnp.exp(scores * q_BxNxQxH.shape[-1] ** -0.5)
-    return jnp.where(seen_QxT[None, None], weights, 0.0).astype(q_BxNxQxH.dtype)
+def _exp_block(q_BxNxQxH: jax.Array, k_BxNxTxH: jax.Array) -> jax.Array:
+    """Return exp(q k^T) of the last Q of T positions, 0 where the key comes after the query, in the dtype of q."""
+    queries, keys = q_BxNxQxH.shape[2], k_BxNxTxH.shape[2]
+    exp_BxNxQxT = jnp.exp(_scores(q_BxNxQxH, k_BxNxTxH))
+    # Only the last Q keys can come after a query: the mask touches no more than them.
+    seen_QxQ = jnp.tril(jnp.ones((queries, queries), jnp.float32))[None, None]
+    before, diagonal = exp_BxNxQxT[..., : keys - queries], exp_BxNxQxT[..., keys - queries :] * seen_QxQ
+    return jnp.concatenate([before, diagonal], axis=-1).astype(q_BxNxQxH.dtype)
 
 
 def _weighted_mean(weights_BxNxQxT: jax.Array, v_BxNxTxH: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -61,8 +62,14 @@ def _weighted_mean(weights_BxNxQxT: jax.Array, v_BxNxTxH: jax.Array) -> tuple[ja
     return (sums[..., :-1] / sums[..., -1:]).astype(v_BxNxTxH.dtype), sums[..., -1:]
 
 
+@jax.custom_vjp
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    return _xla_forward(q, k, v)[0]
+
+
 def _xla_forward(q: jax.Array, k: jax.Array, v: jax.Array):
-    weights = [_exp_scores(q[:, :, a:b], k[:, :, :b], a) for a, b in _blocks(q.shape[2])]
+    q = q * q.shape[-1] ** -0.5
+    weights = [_exp_block(q[:, :, a:b], k[:, :, :b]) for a, b in _blocks(q.shape[2])]
     parts = [_weighted_mean(w, v[:, :, : w.shape[3]]) for w in weights]
     out, norm = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
     return out, (q, k, v, weights, out, norm)
@@ -70,22 +77,23 @@ def _xla_forward(q: jax.Array, k: jax.Array, v: jax.Array):
 
 def _xla_backward(kept, dout_BxNxTxH: jax.Array):
     # With w = exp(s), p = w / sum(w):  dv = p^T do;  ds = p * (do v^T - rowsum(do * out)). The 1/sum(w) of p is folded
-    # into do, so that the blocks of w are used as they were kept.
+    # into do, so that the blocks of w are used as they were kept; q is kept with its factor 1/sqrt(H).
     q, k, v, weights, out, norm = kept
-    context, scale = q.shape[2], q.shape[-1] ** -0.5
+    context = q.shape[2]
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     do32 = dout_BxNxTxH.astype(jnp.float32) / norm
     delta = row_sum(do32 * out.astype(jnp.float32))
     do = do32.astype(q.dtype)
     dq, dk, dv = [], jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
     for (a, b), w in zip(_blocks(context), weights, strict=True):
-        dp = product("bnqh,bnth->bnqt", do[:, :, a:b], v[:, :, :b])
-        ds = (w.astype(jnp.float32) * (dp - delta[:, :, a:b]) * scale).astype(q.dtype)
+        dp = _scores(do[:, :, a:b], v[:, :, :b])
+        ds = (w.astype(jnp.float32) * (dp - delta[:, :, a:b])).astype(q.dtype)
         later_keys = ((0, 0), (0, 0), (0, context - b), (0, 0))
         dq.append(product("bnqt,bnth->bnqh", ds, k[:, :, :b]))
         dk += jnp.pad(product("bnqt,bnqh->bnth", ds, q[:, :, a:b]), later_keys)
         dv += jnp.pad(product("bnqt,bnqh->bnth", w, do[:, :, a:b]), later_keys)
-    return jnp.concatenate(dq, axis=2).astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    dq_BxNxTxH = jnp.concatenate(dq, axis=2) * q.shape[-1] ** -0.5
+    return dq_BxNxTxH.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 _xla.defvjp(_xla_forward, _xla_backward)
@@ -93,7 +101,10 @@ _xla.defvjp(_xla_forward, _xla_backward)
 
 def attend_to_cache(q_BxNx1xH: jax.Array, k_BxNxTxH: jax.Array, v_BxNxTxH: jax.Array, position) -> jax.Array:
     """Attend from one query at `position` to a cache of T keys of which those up to `position` are filled."""
-    return _weighted_mean(_exp_scores(q_BxNx1xH, k_BxNxTxH, position), v_BxNxTxH)[0]
+    weights = jnp.exp(_scores(q_BxNx1xH * q_BxNx1xH.shape[-1] ** -0.5, k_BxNxTxH))
+    filled_1x1x1xT = (jnp.arange(k_BxNxTxH.shape[2]) <= position)[None, None, None]
+    weights = jnp.where(filled_1x1x1xT, weights, 0.0).astype(q_BxNx1xH.dtype)
+    return _weighted_mean(weights, v_BxNxTxH)[0]
 
 
 def _splash(q_BxNxTxH: jax.Array, k_BxNxTxH: jax.Array, v_BxNxTxH: jax.Array) -> jax.Array:

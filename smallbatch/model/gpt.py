@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from smallbatch.model.attention import causal_attention
-from smallbatch.model.linear import embed, gelu, linear
+from smallbatch.model.linear import embed, gelu, linear, split_heads
 from smallbatch.model.norm import rms_norm
 from smallbatch.specs import ModelSpec
 
@@ -65,12 +65,8 @@ class Block(nnx.Module):
 
     def qkv(self, x_BxTxD: jax.Array, position_T: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return q, k (normed, rotated) and v, each BxNxTxH."""
-        batch, context, width = x_BxTxD.shape
-        w_Dx3NH = self._weight(self.qkv_Dx3xNxH).reshape(width, -1)
-        qkv_BxTx3xNxH = linear(rms_norm(x_BxTxD), w_Dx3NH).reshape(
-            batch, context, 3, self.spec.heads, self.spec.head_width
-        )
-        q, k, v = (jnp.swapaxes(qkv_BxTx3xNxH[:, :, i], 1, 2) for i in range(3))
+        w_DxE = self._weight(self.qkv_Dx3xNxH).reshape(x_BxTxD.shape[2], -1)
+        q, k, v = split_heads(linear(rms_norm(x_BxTxD), w_DxE), self.spec.heads)
         base = self.spec.rope_base
         return rope(rms_norm(q), position_T, base), rope(rms_norm(k), position_T, base), v
 

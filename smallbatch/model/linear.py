@@ -28,11 +28,38 @@ def _linear_backward(out_dtype, kept, dy_BxTxO):
     x_BxTxI, w_IxO = kept
     dy_BxTxO = dy_BxTxO.astype(x_BxTxI.dtype)
     dx_BxTxI = jnp.einsum("bto,io->bti", dy_BxTxO, w_IxO)
-    dw_IxO = jnp.einsum("bti,bto->io", x_BxTxI, dy_BxTxO)
-    return dx_BxTxI, dw_IxO
+    if w_IxO.shape[0] <= w_IxO.shape[1]:
+        return dx_BxTxI, jnp.einsum("bti,bto->io", x_BxTxI, dy_BxTxO)
+    # The first operand of a product over the tokens is transposed in memory: let it be the narrower one. The barrier
+    # keeps XLA from turning the product round again.
+    dw_OxI = jax.lax.optimization_barrier(jnp.einsum("bto,bti->oi", dy_BxTxO, x_BxTxI))
+    return dx_BxTxI, dw_OxI.T
 
 
 _linear.defvjp(lambda x, w, out_dtype: (_linear(x, w, out_dtype), (x, w)), _linear_backward)
+
+
+def split_heads(qkv_BxTxE: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return q, k and v, each BxNxTxH, from their concatenation along the last axis, E = 3 N H."""
+    return _split_heads(qkv_BxTxE, heads)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _split_heads(qkv_BxTxE: jax.Array, heads: int):
+    batch, context, width = qkv_BxTxE.shape
+    qkv_BxTx3xNxH = qkv_BxTxE.reshape(batch, context, 3, heads, width // (3 * heads))
+    q, k, v = (jnp.swapaxes(qkv_BxTx3xNxH[:, :, i], 1, 2) for i in range(3))
+    return q, k, v
+
+
+def _split_heads_backward(heads: int, kept, grads):
+    # Put together in one pass; the gradient of three slices would be three arrays padded with zeros, and their sum.
+    del heads, kept
+    dqkv_BxTx3xNxH = jnp.stack([jnp.swapaxes(g, 1, 2) for g in grads], axis=2)
+    return (dqkv_BxTx3xNxH.reshape(*dqkv_BxTx3xNxH.shape[:2], -1),)
+
+
+_split_heads.defvjp(lambda qkv, heads: (_split_heads(qkv, heads), None), _split_heads_backward)
 
 
 @jax.custom_vjp

@@ -64,7 +64,12 @@ class Programs:
         jit = partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(plan.platform))
         self._init = jit(partial(steps.init_state, plan.model, plan.optimizer), out_shardings=self.state_shardings)
         self._chunk = jit(
-            partial(steps.update_chunk, plan.model, plan.optimizer),
+            partial(
+                steps.update_chunk,
+                plan.model,
+                plan.optimizer,
+                average=partial(sharding.average_over_data, self.mesh),
+            ),
             donate_argnums=0,
             out_shardings=(self.state_shardings, self._replicated),
         )

@@ -5,12 +5,18 @@ heads, MLP and vocabulary. Modules name their axes logically (see `smallbatch.mo
 them.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from smallbatch.model import gpt
 from smallbatch.specs import MeshSpec, ModelSpec
+
+# (params, tokens_AxMxT1) -> (mean loss, its gradients)
+LossAndGrads = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -31,6 +37,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     """Return the sharding of an array whose `axis` counts sequences."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+
+
+def average_over_data(mesh: Mesh, loss_and_grads: LossAndGrads) -> LossAndGrads:
+    """Return a function that has every group of devices along `data` work on its share, and averages once at the end.
+
+    Left to itself, the partitioner adds the gradients up over all devices after each micro-batch. `fsdp` and `tensor`
+    stay with the partitioner.
+    """
+    groups = mesh.shape["data"]
+    if groups == 1:
+        return loss_and_grads
+
+    def averaged(params, tokens_AxMxT1):
+        return jax.tree.map(lambda x: jax.lax.psum(x, "data") / groups, loss_and_grads(params, tokens_AxMxT1))
+
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec(None, "data")), "out_specs": PartitionSpec()}
+    return jax.shard_map(averaged, mesh=mesh, axis_names={"data"}, check_vma=False, **specs)
 
 
 def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:

@@ -4,6 +4,8 @@ A chunk runs up to K updates in one call: at batch size 1 an update is short, an
 The number of updates is data, so the last, shorter chunk runs the same program.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +15,8 @@ from smallbatch import optim
 from smallbatch.model import gpt
 from smallbatch.model.loss import loss_sum
 from smallbatch.specs import ModelSpec, OptimizerSpec
+
+Average = Callable[[Callable], Callable]
 
 
 class TrainState(NamedTuple):
@@ -57,10 +61,18 @@ def mean_loss_and_grads(model: ModelSpec, params: gpt.Params, tokens_AxMxT1: jax
 
 
 def update(
-    model: ModelSpec, optimizer: OptimizerSpec, state: TrainState, hypers: optim.Hypers, tokens_AxMxT1: jax.Array
+    model: ModelSpec,
+    optimizer: OptimizerSpec,
+    state: TrainState,
+    hypers: optim.Hypers,
+    tokens_AxMxT1: jax.Array,
+    average: Average = lambda loss_and_grads: loss_and_grads,
 ) -> tuple[TrainState, jax.Array]:
-    """Return the state after one optimizer update and the mean loss before it."""
-    loss, grads = mean_loss_and_grads(model, state.params, tokens_AxMxT1)
+    """Return the state after one optimizer update and the mean loss before it.
+
+    `average` turns a function of a share of the batch into one of the batch (see `sharding.average_over_data`).
+    """
+    loss, grads = average(partial(mean_loss_and_grads, model))(state.params, tokens_AxMxT1)
     deltas, opt_state = optim.build(optimizer, hypers).update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: (p.astype(jnp.float32) + d).astype(p.dtype), state.params, deltas)
     return TrainState(params, opt_state), loss
@@ -73,13 +85,14 @@ def update_chunk(
     hypers: optim.Hypers,
     tokens_KxAxMxT1: jax.Array,
     updates: jax.Array,
+    average: Average = lambda loss_and_grads: loss_and_grads,
 ) -> tuple[TrainState, jax.Array]:
     """Return the state after the first `updates` of K updates and their losses, float32 K (0 where not run)."""
 
     def body(k, carry):
         state, losses_K = carry
         tokens_AxMxT1 = jax.lax.dynamic_index_in_dim(tokens_KxAxMxT1, k, keepdims=False)
-        state, loss = update(model, optimizer, state, hypers, tokens_AxMxT1)
+        state, loss = update(model, optimizer, state, hypers, tokens_AxMxT1, average)
         return state, losses_K.at[k].set(loss)
 
     losses_K = jnp.zeros((tokens_KxAxMxT1.shape[0],), jnp.float32)

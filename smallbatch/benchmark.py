@@ -1,0 +1,80 @@
+"""Measure training speed per batch size: tokens/s, GFLOP/s, and the share of this machine's matrix-product peak.
+
+Runs the very programs that `smallbatch.train` runs, on random tokens, for the model and optimizer of the config. The
+peak is measured in the same process, in the compute dtype, just before.
+"""
+
+import time
+
+from absl import flags as absl_flags
+
+from smallbatch import cli
+from smallbatch.errors import UserError
+
+
+def define_flags(flags) -> None:
+    absl_flags.DEFINE_list("batch_sizes", ["1", "4", "16"], "sequences per update", flag_values=flags)
+    absl_flags.DEFINE_float("secs", 5.0, "how long to measure each", lower_bound=0.1, flag_values=flags)
+
+
+def main(config, flags) -> None:
+    if not all(size.isdecimal() and int(size) for size in flags.batch_sizes):
+        raise UserError(f"--batch_sizes={','.join(flags.batch_sizes)}: write positive numbers such as 1,4,16")
+    from smallbatch.training import run
+    from smallbatch.training.programs import Programs
+
+    peak = None
+    for batch_size in map(int, flags.batch_sizes):
+        config.train.batch_size, config.train.microbatch_size = batch_size, None
+        config.train.budget_tokens = batch_size * config.model.context_tokens * 1000
+        plan = run.make_plan(config)
+        if peak is None:
+            peak = matmul_peak_flops(plan.model.compute_dtype)
+            print(f"{plan.params:,} parameters, {plan.optimizer.name}, context {plan.model.context_tokens}, "
+                  f"matrix-product peak {peak / 1e9:,.0f} GFLOP/s", flush=True)  # fmt: skip
+        tokens_per_sec = measure(Programs(plan), flags.secs)
+        flops = tokens_per_sec * plan.flops_per_token
+        print(f"batch {batch_size:>5}  {tokens_per_sec:>10,.0f} tokens/s  {flops / 1e9:>10,.1f} GFLOP/s  "
+              f"{flops / peak / plan.mesh.devices if plan.platform != 'cpu' else flops / peak:>5.0%} of the peak  "
+              f"devices {plan.mesh.data}x{plan.mesh.fsdp}x{plan.mesh.tensor}", flush=True)  # fmt: skip
+
+
+def measure(programs, secs: float) -> float:
+    """Return tokens per second over full dispatches, after two of them that are not counted."""
+    import numpy as np
+
+    plan = programs.plan
+    updates = plan.steps_per_dispatch
+    shape = (updates * plan.batch_size, plan.model.context_tokens + 1)
+    tokens = np.random.default_rng(0).integers(plan.model.vocab_size, size=shape, dtype=np.int32)
+    state = programs.init()
+    for _ in range(2):
+        state, losses = programs.update(state, programs.stage(tokens), updates)
+        np.asarray(losses)
+    dispatches, start = 0, time.perf_counter()
+    while time.perf_counter() - start < secs:
+        state, losses = programs.update(state, programs.stage(tokens), updates)
+        np.asarray(losses)
+        dispatches += 1
+    return dispatches * updates * plan.tokens_per_step / (time.perf_counter() - start)
+
+
+def matmul_peak_flops(dtype: str, size: int | None = None, secs: float = 1.0) -> float:
+    """Return the best FLOP/s of square matrix products seen on the first device (on a CPU, with all its cores)."""
+    import jax
+    import jax.numpy as jnp
+
+    size = size or (2048 if jax.default_backend() == "cpu" else 8192)
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best, stop = 0.0, time.perf_counter() + secs
+    while time.perf_counter() < stop:
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)
