@@ -1,0 +1,146 @@
+"""The compiled chunk: accumulation, chunking and devices change no result; what is freed early needs no memory."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from model_specs import hypers, params_of, tiny, tokens
+
+from smallbatch import optim
+from smallbatch.model import gpt
+from smallbatch.specs import MeshSpec, ModelSpec, OptimizerSpec
+from smallbatch.training import steps
+from smallbatch.training.programs import COMPILER_OPTIONS
+from smallbatch.training.sharding import batch_sharding, make_mesh, param_shardings, replicated
+
+SPEC = tiny(layers=1)
+ADAM, SGD = OptimizerSpec("adam", "cosine"), OptimizerSpec("sgd", "cosine")
+HYPERS = hypers(peak_lr=0.03, eps=1e-3, weight_decay=0.1)
+T1 = SPEC.context_tokens + 1
+
+
+def start(optimizer: OptimizerSpec) -> steps.TrainState:
+    params = params_of(SPEC)
+    return steps.TrainState(params, optim.build(optimizer, HYPERS).init(params))
+
+
+def assert_near(a, b, rtol=1e-4, atol=1e-6):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def differs(a, b) -> bool:
+    close = lambda x, y: np.allclose(x, y, rtol=1e-3, atol=1e-5)
+    return not all(close(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch():
+    batch = tokens((8, T1))
+    grad = jax.jit(partial(steps.mean_loss_and_grads, SPEC))
+    whole = grad(params_of(SPEC), batch.reshape(1, 8, T1))
+    assert differs(grad(params_of(SPEC), tokens((1, 8, T1), seed=1)), whole)
+    assert_near(grad(params_of(SPEC), batch.reshape(4, 2, T1)), whole)
+    assert float(whole[0]) == pytest.approx(np.log(SPEC.vocab_size), rel=0.2)
+
+
+def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
+    spec = tiny(layers=1, param_dtype="bfloat16")
+    _, grads = jax.eval_shape(partial(steps.mean_loss_and_grads, spec), gpt.abstract_params(spec), tokens((2, 1, T1)))
+    assert {x.dtype.name for x in jax.tree.leaves(grads)} == {"float32"}
+
+
+K, B = 3, 8
+CHUNK = tokens((K, 1, B, T1))
+update_chunk = jax.jit(steps.update_chunk, static_argnums=(0, 1))
+
+
+@pytest.mark.parametrize("optimizer", [ADAM, SGD], ids=lambda o: o.name)
+def test_a_chunk_equals_its_updates_one_by_one_and_may_stop_early(optimizer):
+    update = jax.jit(partial(steps.update, SPEC, optimizer))
+    states, losses = [start(optimizer)], []
+    for batch in CHUNK:
+        state, loss = update(states[-1], HYPERS, batch)
+        states.append(state)
+        losses.append(loss)
+    assert differs(states[2].params, states[3].params)
+    programs = update_chunk._cache_size()
+    for updates in range(K + 1):
+        state, losses_K = update_chunk(SPEC, optimizer, start(optimizer), HYPERS, CHUNK, np.int32(updates))
+        assert_near(state, states[updates])
+        np.testing.assert_allclose(losses_K, losses[:updates] + [0.0] * (K - updates), rtol=1e-5)
+        assert state.opt_state.count == updates
+    assert update_chunk._cache_size() <= programs + 1
+
+
+def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec):
+    """Return the state and losses after a chunk on a mesh, everything placed as training places it."""
+    mesh = make_mesh(mesh_spec)
+    params = param_shardings(mesh, SPEC)
+    build = optim.build(optimizer, HYPERS)
+    shardings = steps.TrainState(
+        params,
+        optax.tree.map_params(
+            build,
+            lambda _, sharding: sharding,
+            jax.eval_shape(build.init, gpt.abstract_params(SPEC)),
+            params,
+            transform_non_params=lambda _: replicated(mesh),
+        ),
+    )
+    chunk = jax.jit(
+        partial(steps.update_chunk, SPEC, optimizer),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated(mesh)),
+        compiler_options=COMPILER_OPTIONS.get("cpu"),
+    )
+    put = lambda x: jax.device_put(x, replicated(mesh))
+    staged = jax.device_put(CHUNK, batch_sharding(mesh, 2))
+    return chunk(jax.device_put(start(optimizer), shardings), put(HYPERS), staged, put(np.int32(K)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mesh"),
+    [(SGD, MeshSpec(8, 1, 1)), (ADAM, MeshSpec(1, 8, 1)), (ADAM, MeshSpec(1, 2, 4))],
+    ids=["data=8", "fsdp=8", "fsdp=2,tensor=4"],
+)
+def test_eight_devices_equal_one(optimizer, mesh):
+    state, losses = on_mesh(optimizer, mesh)
+    expected = update_chunk(SPEC, optimizer, start(optimizer), HYPERS, CHUNK, np.int32(K))
+    assert differs(state.params, params_of(SPEC))
+    assert_near((state, losses), expected, rtol=1e-3, atol=1e-5)
+    up = state.params["blocks.0.up_DxF"]
+    assert len(up.sharding.device_set) == 8
+    assert up.addressable_shards[0].data.size * mesh.fsdp * mesh.tensor == up.size
+
+
+def memory(optimizer: OptimizerSpec, spec: ModelSpec):
+    """Return XLA's memory analysis of a chunk at batch size 1, and the bytes of the parameters."""
+    state = jax.eval_shape(partial(steps.init_state, spec, optimizer, HYPERS), jax.random.key(0))
+    chunk = jax.jit(
+        partial(steps.update_chunk, spec, optimizer),
+        donate_argnums=0,
+        compiler_options=COMPILER_OPTIONS.get("cpu"),
+    )
+    batch = jax.ShapeDtypeStruct((2, 1, 1, spec.context_tokens + 1), jnp.int32)
+    compiled = chunk.lower(state, HYPERS, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    return compiled.memory_analysis(), sum(x.size * x.dtype.itemsize for x in state.params.values())
+
+
+on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="asks the CPU backend's buffer assignment")
+
+
+@on_cpu
+def test_sgd_at_batch_size_1_never_holds_all_gradients():
+    spec = tiny(width=1024, layers=12, head_width=64, ffn_width=4096, context_tokens=128, vocab_size=1024)
+    analysis, params_bytes = memory(SGD, spec)
+    assert analysis.temp_size_in_bytes < 0.37 * params_bytes
+    assert analysis.alias_size_in_bytes >= params_bytes
+
+
+@on_cpu
+def test_adam_updates_parameters_and_both_averages_in_place():
+    analysis, params_bytes = memory(ADAM, SPEC)
+    assert analysis.alias_size_in_bytes >= 3 * params_bytes
