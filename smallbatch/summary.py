@@ -40,6 +40,16 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
     return _table(rows)
 
 
+def start_text(plan: Plan, dataset_tokens: int) -> str:
+    """Return the line that a run begins with."""
+    steps, devices = plan.optimizer_steps, plan.mesh.devices
+    return (
+        f"{format_count(plan.params)} parameters, {plan.optimizer.name}, batch {plan.batch_size} x "
+        f"{plan.model.context_tokens} tokens, {steps:,} update{'s' * (steps != 1)} on {devices} {plan.platform} "
+        f"device{'s' * (devices != 1)}; epochs: {_epochs(plan, dataset_tokens)}"
+    )
+
+
 def memory_text(memory) -> str:
     """Return the compiled chunk's memory on one device (a `training.programs.Memory`)."""
     rows = [

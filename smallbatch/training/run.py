@@ -10,13 +10,13 @@ import jax
 
 from smallbatch import config as configs
 from smallbatch import plan as plans
-from smallbatch import records, trackers
+from smallbatch import records, summary, trackers
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.shards import Dataset
 from smallbatch.errors import UserError
 from smallbatch.training import workdir as workdirs
 from smallbatch.training.programs import Memory, Programs, start_jax
-from smallbatch.training.trainer import Outcome, Trainer
+from smallbatch.training.trainer import Outcome, Trainer, say
 
 
 def train(config: configs.Config, path: str | Path) -> records.Result:
@@ -40,6 +40,7 @@ def train(config: configs.Config, path: str | Path) -> records.Result:
         records.write_json(workdir.plan, plan.to_dict())
         if tokenizer is not None:
             _keep(tokenizer, workdir.tokenizer)
+        say(summary.start_text(plan, len(dataset.train)))
 
         def open_trackers(resumed_tokens: int) -> list[trackers.Tracker]:
             return trackers.open_trackers(
