@@ -51,7 +51,10 @@ NOT_REPEATED = ("secs", "tokens_per_sec", "started", "finished", "peak_memory_by
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory, worker_id) -> Path:
-    """A directory with corpus.jsonl and a cache, the same for every worker."""
+    """A directory with corpus.jsonl and a cache, the same for every worker; JAX runs, on the devices of conftest."""
+    import jax
+
+    assert jax.device_count() == 8
     base = tmp_path_factory.getbasetemp()
     directory = (base if worker_id == "master" else base.parent) / "runs"
     directory.mkdir(exist_ok=True)
@@ -190,3 +193,21 @@ def wait_until(process: subprocess.Popen, happened: Callable[[], bool], secs: fl
 def record_count(workdir: Path) -> int:
     path = workdir / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+class StopAtLook:
+    """Asks for a stop when it is looked at for the nth time: a signal that arrives between any two looks."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    @property
+    def requested(self) -> bool:
+        self._left -= 1
+        return self._left < 0

@@ -92,7 +92,14 @@ def test_sgd_keeps_no_averages():
 def test_accumulation_splits_the_batch_and_changes_no_budget():
     p = make(train__batch_size=16, train__microbatch_size=4)
     assert p.accumulation_steps == 4 and p.tokens_per_step == 16 * 256
-    assert make(train__batch_size=16).accumulation_steps == 1
+    assert make(train__batch_size=16, platform="gpu").accumulation_steps == 1
+
+
+def test_unset_micro_batch_is_a_sequence_a_device_where_that_fits_a_cpus_cache():
+    assert make(train__batch_size=16).microbatch_size == 1  # 256 x 512 float32: 0.5 MiB
+    assert make(train__batch_size=16, devices=4).microbatch_size == 4
+    assert make(train__batch_size=16, model__ffn_width=2048).microbatch_size == 16  # 2 MiB
+    assert make(train__batch_size=16, train__microbatch_size=8).microbatch_size == 8
 
 
 @pytest.mark.parametrize(

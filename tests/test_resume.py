@@ -94,24 +94,6 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, t
     assert_same_run(home, path, reference)
 
 
-class StopAtLook:
-    """Asks for a stop when it is looked at for the nth time: a signal that arrives between any two looks."""
-
-    def __init__(self, number: int) -> None:
-        self._left = number
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    @property
-    def requested(self) -> bool:
-        self._left -= 1
-        return self._left < 0
-
-
 def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path):
     config = runs.tiny_config(home, {"train.steps_per_dispatch": 2})
     plan = run.make_plan(config)
@@ -122,7 +104,7 @@ def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path)
         directory = workdir.Workdir(tmp_path / str(number))
         directory.path.mkdir()
         one = trainer.Trainer(programs, dataset, directory, checkpoint_every_secs=3600.0)
-        one._stop = StopAtLook(number)
+        one._stop = runs.StopAtLook(number)
         outcome = one.run(*one.restore(), lambda tokens: [])
         assert outcome.status == "preempted"
         assert runs.steps_saved(directory.path) == [outcome.step]

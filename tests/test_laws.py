@@ -1,0 +1,168 @@
+"""The laws that a comparison of batch sizes stands on, shown on whole runs of the trainer.
+
+Rounding: float32 sums of some thousand terms in another order differ by about 1e-6 of their size, and ten or twenty
+steps of training carry that on. Where that is all that differs, losses are compared to 1e-4.
+"""
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from smallbatch import plan as plans
+from smallbatch.data import prepare
+from smallbatch.data.held_out import is_held_out
+from smallbatch.training import run, trainer, workdir
+from smallbatch.training.programs import Programs
+from smallbatch.training.validation import validate
+
+home = runs.home
+SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None, "optimizer.warmup_frac": 0.0}
+ASLEEP = SGD | {"optimizer.peak_lr": 1e-30}  # updates that round away
+ROUNDING = 1e-4
+
+
+def test_every_batch_size_trains_on_the_same_sequences_in_the_same_order(home, tmp_path):
+    # With parameters that stay as they are, a loss tells which sequences were read.
+    losses, every = {}, ASLEEP | {"train.log_every_tokens": 32}
+    for batch_size in (1, 2, 8):
+        _, found = runs.trained(home, tmp_path / str(batch_size), every | {"train.batch_size": batch_size})
+        losses[batch_size] = runs.train_losses(found)
+    ones = losses[1]
+    assert len(ones) == 40 and len(np.unique(ones)) > 30
+    np.testing.assert_allclose(losses[2], ones.reshape(-1, 2).mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(losses[8], ones.reshape(-1, 8).mean(axis=1), rtol=1e-5)
+
+
+def test_validation_loss_of_equal_weights_is_the_same_for_every_batch_size_and_seed(home):
+    scores = []
+    dataset, state = None, None
+    for changes in ({}, {"train.batch_size": 8, "train.seed": 5, "data.shuffle_seed": 3}, {"train.batch_size": 1}):
+        plan = run.make_plan(runs.tiny_config(home, changes))
+        programs = Programs(plan)
+        state = programs.init() if state is None else state
+        dataset = prepare.prepare(plan.data)
+        scores.append(validate(programs, state, dataset))
+    assert scores[0] == scores[1] == scores[2]
+    assert validate(programs, programs.init(), dataset) == scores[0]  # seed 0 again
+    other = Programs(run.make_plan(runs.tiny_config(home, {"train.seed": 5})))
+    assert validate(other, other.init(), dataset) != scores[0]
+
+
+def test_micro_batches_are_one_batch(home, tmp_path):
+    whole = {"train.batch_size": 8, "train.microbatch_size": 8, "train.budget_tokens": 256 * 10}
+    _, one = runs.trained(home, tmp_path / "one", whole)
+    _, four = runs.trained(home, tmp_path / "four", whole | {"train.microbatch_size": 2})
+    assert len(one) == len(four) == 11
+    np.testing.assert_allclose(runs.train_losses(four), runs.train_losses(one), rtol=ROUNDING)
+    assert four[-1]["loss_nats"] == pytest.approx(one[-1]["loss_nats"], rel=ROUNDING)
+    _, small = runs.trained(home, tmp_path / "small", whole | {"train.batch_size": 2, "train.microbatch_size": 2})
+    assert abs(runs.train_losses(small)[-1] / runs.train_losses(one)[-1] - 1) > 10 * ROUNDING
+
+
+def test_one_device_is_eight_devices(home, tmp_path):
+    shape = {"train.batch_size": 8, "train.budget_tokens": 256 * 12}
+    meshes = {"one": (1, 1, 1), "auto": (None, 1, None), "mixed": (2, 2, 2)}
+    losses = {}
+    for name, (data, fsdp, tensor) in meshes.items():
+        mesh = {"mesh.data": data, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+        result, found = runs.trained(home, tmp_path / name, shape | mesh)
+        assert result.device["count"] == (1 if name == "one" else 8)
+        losses[name] = np.append(runs.train_losses(found), result.validation_loss_nats)
+    assert jax.device_count() == 8 and losses["one"][-1] < losses["one"][0] - 0.5
+    for name in ("auto", "mixed"):
+        np.testing.assert_allclose(losses[name], losses["one"], rtol=ROUNDING, err_msg=name)
+
+
+def test_parameters_are_split_over_the_mesh_and_not_copied(home):
+    config = runs.configs.quickstart()
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 4, 2
+    plan = plans.make(config, vocab_size=256, device_count=8, platform="cpu")
+    state = Programs(plan).init()
+    for name, array in state.params.items():
+        assert array.addressable_shards[0].data.size * 8 == array.size, name
+        assert state.opt_state.nu[name].sharding == array.sharding, name
+
+
+def test_run_goes_on_on_another_number_of_devices(home, tmp_path):
+    shape = {"train.batch_size": 8, "train.budget_tokens": 256 * 12, "mesh.data": None, "mesh.tensor": None}
+    config = runs.tiny_config(home, shape)
+    _, whole = runs.trained(home, tmp_path / "whole", shape)
+    few = plans.make(config, vocab_size=256, device_count=2, platform="cpu")
+    directory = workdir.Workdir(tmp_path / "moved")
+    directory.path.mkdir()
+    first = trainer.Trainer(Programs(few), prepare.prepare(few.data), directory, checkpoint_every_secs=3600.0)
+    first._stop = runs.StopAtLook(5)
+    outcome = first.run(*first.restore(), lambda tokens: [])
+    assert outcome.status == "preempted" and 0 < outcome.step < 12
+    result, moved = runs.trained(home, directory.path, shape)
+    assert result.status == "done" and result.device["count"] == 8 and few.mesh.devices == 2
+    assert [r["step"] for r in moved] == [r["step"] for r in whole]
+    np.testing.assert_allclose(runs.train_losses(moved), runs.train_losses(whole), rtol=ROUNDING)
+
+
+def test_flops_depend_on_tokens_and_not_on_batch_size_accumulation_or_remat(home, tmp_path):
+    ways = {"one": {"train.batch_size": 1}, "eight": {"train.batch_size": 8, "train.microbatch_size": 4}}
+    ways["remat"] = {"model.remat": "full"}
+    results = [runs.trained(home, tmp_path / name, changes)[0] for name, changes in ways.items()]
+    assert len({(r.flops, r.tokens) for r in results}) == 1
+    double, _ = runs.trained(home, tmp_path / "double", {"train.budget_tokens": 2560})
+    assert double.flops == 2 * results[0].flops
+
+
+def test_second_set_of_numbers_compiles_nothing(home):
+    def chunk(**changes) -> str:
+        settings = {name.replace("__", "."): value for name, value in changes.items()}
+        programs = Programs(run.make_plan(runs.tiny_config(home, settings)))
+        return programs._chunk.lower(
+            programs.abstract_state,
+            programs.hypers,
+            jax.ShapeDtypeStruct(programs._tokens_shape(), np.int32, sharding=programs._tokens_sharding),
+            jax.ShapeDtypeStruct((), np.int32, sharding=programs._replicated),
+        ).as_text()
+
+    first = chunk()
+    others = {"optimizer__peak_lr": 0.1, "optimizer__t2_tokens": 77.0, "optimizer__b1": 0.5, "optimizer__eps": 1e-3}
+    others |= {"optimizer__weight_decay": 0.1, "optimizer__warmup_frac": 0.5, "optimizer__final_lr_frac": 0.2}
+    others |= {"train__budget_tokens": 2560, "train__seed": 9, "data__shuffle_seed": 2}
+    assert chunk(**others) == first
+    assert chunk(optimizer__schedule="linear") != first
+
+
+def test_no_program_is_compiled_twice_in_a_run(home, tmp_path):
+    config = runs.tiny_config(home, {"train.validate_every_tokens": 320})
+    plan = run.make_plan(config)
+    programs = Programs(plan)
+    directory = workdir.Workdir(tmp_path / "run")
+    directory.path.mkdir()
+    one = trainer.Trainer(programs, prepare.prepare(plan.data), directory, checkpoint_every_secs=0.0)
+    one.run(*one.restore(), lambda tokens: [])
+    assert len(runs.numbers(directory.path, "validation")) == 4
+    assert programs._score._cache_size() == programs._learning_rate._cache_size() == 1
+    assert programs._chunk._cache_size() == 0  # compiled ahead, once; never through a call
+
+
+def test_chunks_of_one_update_and_of_seven_are_the_same_run(home, tmp_path):
+    changes = {"train.log_every_tokens": 64 * 9, "train.validate_every_tokens": 64 * 10}
+    _, ones = runs.trained(home, tmp_path / "1", changes | {"train.steps_per_dispatch": 1})
+    _, sevens = runs.trained(home, tmp_path / "7", changes | {"train.steps_per_dispatch": 7})
+    assert [(r["kind"], r["step"]) for r in ones] == [
+        *[("train", 9), ("validation", 10), ("train", 18), ("train", 20), ("validation", 20)]
+    ]
+    assert sevens == ones  # bit for bit
+
+
+def test_last_validation_document_counts_in_validation_and_in_no_training_record(home, tmp_path):
+    texts = runs.sentences(300)
+    held_out = [text for text in texts if is_held_out(text.encode(), 0.05)]
+    assert len(held_out) > 3
+    runs_of = []
+    for name, documents in (("all", texts), ("one less", [text for text in texts if text != held_out[-1]])):
+        place = tmp_path / name
+        place.mkdir()
+        runs.write_jsonl(place / "corpus.jsonl", documents)
+        runs_of.append(runs.trained(place, place / "run", {"data.cache_dir": str(place / "cache")}))
+    (all_result, all_records), (less_result, less_records) = runs_of
+    assert [r for r in all_records if r["kind"] == "train"] == [r for r in less_records if r["kind"] == "train"]
+    assert all_result.validation_loss_nats != less_result.validation_loss_nats
+    assert all_result.dataset_sha256 != less_result.dataset_sha256

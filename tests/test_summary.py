@@ -1,0 +1,66 @@
+"""What a person reads: the same numbers as the plan and the result, and the words for what is unusual."""
+
+import dataclasses
+from pathlib import Path
+
+from test_records import RESULT
+
+from smallbatch import config as configs
+from smallbatch import plan, summary
+
+
+def text(dataset_tokens=None, platform="gpu", **changes) -> str:
+    c = configs.quickstart()
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        c[section][key] = value
+    made = plan.make(c, vocab_size=256, device_count=1, platform=platform)
+    return " ".join(summary.plan_text(made, dataset_tokens).split())
+
+
+def test_plan_shows_budget_warmup_and_half_lives_in_every_unit():
+    said = text()
+    assert "2,097,152 tokens = 512 steps" in said
+    assert "warm-up of 104,858 tokens = 25.6 steps = 5.0% of the run" in said
+    assert "half-life 1,000,000 tokens = 244.1 steps = 47.68% of the run" in said
+    assert "0.9 a step (1 - b1 = 0.1)" in said
+
+
+def test_plan_says_when_the_budget_is_beyond_one_epoch():
+    assert "0.50 of 4,194,304 training tokens" in text(2**22)
+    assert "2.00: beyond one epoch of 1,048,576 training tokens; sequences repeat" in text(2**20)
+    assert "unknown until the dataset is prepared" in text()
+
+
+def test_plan_advises_against_accumulation():
+    assert "micro-batches" not in text()
+    said = text(train__microbatch_size=4)
+    assert "4 micro-batches of 4" in said and "usually learn more per FLOP" in said
+
+
+def test_plan_of_a_cpu_says_that_sequences_go_through_one_at_a_time():
+    said = text(platform="cpu")
+    assert "a sequence a device at a time (16 micro-batches, for the cache)" in said
+
+
+def test_plan_of_sgd_speaks_of_no_averages_and_no_eps():
+    said = text(optimizer__name="sgd", optimizer__b1=None, optimizer__t2_tokens=None)
+    assert "half-life" not in said and " eps " not in said and " eps " in text() and "sgd, peak learning rate" in said
+
+
+def result_text(**changes) -> str:
+    return summary.result_text(dataclasses.replace(RESULT, **changes), Path("runs/x"))
+
+
+def test_result_shows_what_is_known_and_nothing_else():
+    known = result_text(
+        status="done", validation_loss_nats=1.25, bits_per_byte=1.8034, perplexity=3.4903, sample="a\nb"
+    )
+    assert "1.2500 nats/token   1.8034 bits/byte   perplexity 3.490" in known and known.endswith("sample\n    a\n    b")
+    huge = result_text(status="done", validation_loss_nats=1000.0, bits_per_byte=None, perplexity=None)
+    assert "1000.0000 nats/token\n" in huge
+    diverged = result_text(
+        status="diverged", diverged_at_step=1234, validation_loss_nats=None, bits_per_byte=None, perplexity=None
+    )
+    assert "diverged at step 1,234; lower the learning rate" in diverged and "nats/token" not in diverged
+    assert "the same command goes on" in result_text(status="preempted")

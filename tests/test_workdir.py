@@ -1,0 +1,69 @@
+"""The run directory: its name, its owner, its lock, and when it is finished."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from test_records import RESULT
+
+from smallbatch import config as configs
+from smallbatch import records
+from smallbatch.errors import UserError
+from smallbatch.training import workdir
+
+
+def config(**changes):
+    c = configs.quickstart()
+    c.train.update(changes)
+    return c
+
+
+def test_default_path_names_the_config_file_and_changes_with_every_number():
+    path = workdir.default_path(config(), "configs/lm30m.py:16")
+    assert path.parent.name == "runs" and path.name == f"lm30m-{configs.fingerprint(config())[:12]}"
+    assert workdir.default_path(config(), None).name.startswith("quickstart-")
+    assert workdir.default_path(config(seed=1), None) != workdir.default_path(config(), None)
+    assert workdir.default_path(config(checkpoint_every_secs=1.0), None) == workdir.default_path(config(), None)
+
+
+def test_claim_writes_the_config_that_a_second_claim_recognises(tmp_path):
+    directory = workdir.Workdir(tmp_path / "a" / "b")
+    with workdir.claimed(directory, config(seed=3)):
+        assert records.read_json(directory.config) == config(seed=3).to_dict()
+    with workdir.claimed(directory, config(seed=3, sample_tokens=1)):  # no number depends on it
+        pass
+    with (
+        pytest.raises(UserError, match=r"train\.budget_tokens: 2097152 \| 4096; train\.seed: 3 \| 4"),
+        workdir.claimed(directory, config(seed=4, budget_tokens=4096)),
+    ):
+        pass
+
+
+def test_lock_is_held_by_one_process_and_let_go_when_it_is_killed(tmp_path):
+    program = (
+        "import sys, time; from smallbatch import config; from smallbatch.training import workdir; "
+        "from pathlib import Path\n"
+        "with workdir.claimed(workdir.Workdir(Path(sys.argv[1])), config.quickstart()): print('held', flush=True); "
+        "time.sleep(600)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    directory = workdir.Workdir(tmp_path)
+    with pytest.raises(UserError, match="another process is training"), workdir.claimed(directory, config()):
+        pass
+    os.kill(other.pid, signal.SIGKILL)
+    other.communicate()
+    with workdir.claimed(directory, config()):
+        pass
+
+
+@pytest.mark.parametrize("status, is_finished", [("done", True), ("diverged", True), ("preempted", False)])
+def test_preempted_run_is_not_finished(tmp_path, status, is_finished):
+    directory = workdir.Workdir(tmp_path)
+    assert workdir.finished(directory) is None
+    result = dataclasses.replace(RESULT, status=status)
+    records.write_result(directory.result, result)
+    assert workdir.finished(directory) == (result if is_finished else None)
