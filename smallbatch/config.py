@@ -104,6 +104,8 @@ def quickstart() -> Config:
     c.optimizer.b1 = 0.9
     c.optimizer.t2_tokens = 1e6
     c.optimizer.warmup_frac = 0.05
+    c.train.batch_size = 4
+    c.train.budget_tokens = 2**20
     return c
 
 

@@ -11,7 +11,7 @@ from smallbatch.specs import DataSpec, MeshSpec, ModelSpec, OptimizerSpec
 # A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead
 # (on a CPU, memory for the activations that the system hands out page by page) does not count, short enough that
 # progress, saving and stopping do not wait.
-DISPATCH_FLOPS = {"cpu": 2e11}
+DISPATCH_FLOPS = {"cpu": 5e11}
 DISPATCH_FLOPS_ACCELERATOR = 2e13
 MAX_STEPS_PER_DISPATCH = 64
 VALIDATION_BATCH_TOKENS = 16_384

@@ -32,7 +32,10 @@ MAY_IMPORT = {
     "data": {"progress", "records", *GROUND},
     "model": GROUND,
     "optim": GROUND,
-    "training": {"config", "data", "flops", "model", "optim", "plan", "progress", "records", "summary", "trackers", *GROUND},
+    "training": {
+        *("config", "data", "flops", "model", "optim", "plan", "progress", "records", "summary", "trackers"),
+        *GROUND,
+    },
 }
 MAY_IMPORT |= {name: set(MAY_IMPORT) | {"cli"} for name in COMMANDS}
 # Below `plan` nobody sees a ConfigDict: these two are handed one, to make the plan and to know whose directory it is.

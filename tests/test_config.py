@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def problems(**overrides):
     """Return what is wrong with the quickstart after overrides; 'section__key' stands for section.key."""
     values = config.quickstart().to_dict()
+    values["train"] |= {"batch_size": 16, "budget_tokens": 2**21}
     for name, value in overrides.items():
         section, _, key = name.partition("__")
         values[section][key] = value
@@ -222,11 +223,11 @@ def test_the_fingerprint_survives_a_run_directory():
 def test_differences_are_told_with_both_values():
     a, b = config.quickstart(), config.quickstart()
     assert config.differences(a.to_dict(), b.to_dict()) == []
-    b.train.batch_size, b.optimizer.b2, b.data.cache_dir = 4, 0.9, "elsewhere"
+    b.train.batch_size, b.optimizer.b2, b.data.cache_dir = 8, 0.9, "elsewhere"
     old = b.to_dict()
     old["train"]["gone"] = None
     assert config.differences(a.to_dict(), old) == [
-        "optimizer.b2: None | 0.9", "train.batch_size: 16 | 4", "train.gone: (no such key) | None"
+        "optimizer.b2: None | 0.9", "train.batch_size: 4 | 8", "train.gone: (no such key) | None"
     ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ class Run:
 
     def __init__(self, path, saved=None, vocab_size: int = 256):
         c = configs.quickstart()
+        c.train.batch_size, c.train.budget_tokens = 16, 2**21
         c.train.batch_size, c.train.budget_tokens, c.train.log_every_tokens = 2, 512 * 64, 5120
         self.plan = plan.make(c, vocab_size=vocab_size, device_count=1, platform="cpu")
         self.path = path / "metrics.jsonl"

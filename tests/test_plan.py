@@ -17,6 +17,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 def config(**changes):
     """Return the quickstart config with `section__key=value` changed."""
     c = configs.quickstart()
+    c.train.batch_size, c.train.budget_tokens = 16, 2**21
     for name, value in changes.items():
         section, _, key = name.partition("__")
         c[section][key] = value

@@ -11,6 +11,7 @@ from smallbatch import plan, summary
 
 def text(dataset_tokens=None, platform="gpu", **changes) -> str:
     c = configs.quickstart()
+    c.train.batch_size, c.train.budget_tokens = 16, 2**21
     for name, value in changes.items():
         section, _, key = name.partition("__")
         c[section][key] = value
