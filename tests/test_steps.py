@@ -14,7 +14,7 @@ from smallbatch.model import gpt
 from smallbatch.specs import MeshSpec, ModelSpec, OptimizerSpec
 from smallbatch.training import steps
 from smallbatch.training.programs import COMPILER_OPTIONS
-from smallbatch.training.sharding import batch_sharding, make_mesh, param_shardings, replicated
+from smallbatch.training.sharding import average_over_data, batch_sharding, make_mesh, param_shardings, replicated
 
 SPEC = tiny(layers=1)
 ADAM, SGD = OptimizerSpec("adam", "cosine"), OptimizerSpec("sgd", "cosine")
@@ -91,7 +91,7 @@ def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec):
         ),
     )
     chunk = jax.jit(
-        partial(steps.update_chunk, SPEC, optimizer),
+        partial(steps.update_chunk, SPEC, optimizer, average=partial(average_over_data, mesh)),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
         compiler_options=COMPILER_OPTIONS.get("cpu"),
@@ -103,8 +103,13 @@ def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec):
 
 @pytest.mark.parametrize(
     ("optimizer", "mesh"),
-    [(SGD, MeshSpec(8, 1, 1)), (ADAM, MeshSpec(1, 8, 1)), (ADAM, MeshSpec(1, 2, 4))],
-    ids=["data=8", "fsdp=8", "fsdp=2,tensor=4"],
+    [
+        (SGD, MeshSpec(8, 1, 1)),
+        (ADAM, MeshSpec(1, 8, 1)),
+        (ADAM, MeshSpec(1, 2, 4)),
+        (SGD, MeshSpec(2, 2, 2)),
+    ],
+    ids=["data=8", "fsdp=8", "fsdp=2,tensor=4", "data=2,fsdp=2,tensor=2"],
 )
 def test_eight_devices_equal_one(optimizer, mesh):
     state, losses = on_mesh(optimizer, mesh)

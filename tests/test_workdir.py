@@ -36,7 +36,7 @@ def test_claim_writes_the_config_that_a_second_claim_recognises(tmp_path):
     with workdir.claimed(directory, config(seed=3, sample_tokens=1)):  # no number depends on it
         pass
     with (
-        pytest.raises(UserError, match=r"train\.budget_tokens: 2097152 \| 4096; train\.seed: 3 \| 4"),
+        pytest.raises(UserError, match=r"train\.budget_tokens: 1048576 \| 4096; train\.seed: 3 \| 4"),
         workdir.claimed(directory, config(seed=4, budget_tokens=4096)),
     ):
         pass
