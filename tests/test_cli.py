@@ -46,9 +46,7 @@ def test_without_a_config_file_the_quickstart_runs(run):
 
 
 def test_overrides_and_flags_reach_main_in_both_spellings(run):
-    _, _, _, (c, flags) = run(
-        "--config.train.batch_size=4", "--config.model.width", "64", "--workdir=x", "--dry_run"
-    )
+    _, _, _, (c, flags) = run("--config.train.batch_size=4", "--config.model.width", "64", "--workdir=x", "--dry_run")
     assert (c.train.batch_size, c.model.width, flags.workdir, flags.dry_run, flags.count) == (
         4,
         64,
@@ -240,9 +238,7 @@ def test_help_is_quick_and_shows_the_flags_and_every_key(command):
     command["args"].append("--help")
     started = time.monotonic()
     done = subprocess.run(**command, capture_output=True)
-    assert (
-        time.monotonic() - started < 5
-    )  # 0.4 s on an idle machine; importing JAX and TFDS would take longer
+    assert time.monotonic() - started < 5  # 0.4 s on an idle machine; importing JAX and TFDS would take longer
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("Say the width: a command for a test.\n\nusage: python -m say ")
     for key in config.key_types():

@@ -152,9 +152,7 @@ def test_what_is_wrong_is_said_with_what_is_allowed(overrides, words):
 
 
 def test_every_problem_is_told_at_once_also_beside_a_wrong_type():
-    found = problems(
-        train__batch_size="x", model__width=-1, optimizer__b2=0.9, data__source="no", train__seed=-1
-    )
+    found = problems(train__batch_size="x", model__width=-1, optimizer__b2=0.9, data__source="no", train__seed=-1)
     assert len(found) == 5
 
 
@@ -204,9 +202,7 @@ def test_the_fingerprint_changes_with_every_key_that_changes_a_number_and_with_n
 
 def test_the_fingerprint_is_the_same_in_another_process_and_however_a_number_is_written():
     code = "from smallbatch import config; print(config.fingerprint(config.quickstart()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONFIGS.parent
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONFIGS.parent)
     c = config.quickstart()
     c.optimizer.t2_tokens = 1_000_000  # a whole number for a float key
     assert config.fingerprint(c) == done.stdout.strip()
@@ -233,9 +229,7 @@ def test_differences_are_told_with_both_values():
 
 def test_importing_config_starts_no_jax():
     code = "import sys; from smallbatch import config, config_files, cli; print('jax' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONFIGS.parent
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONFIGS.parent)
     assert done.stdout == "False\n"
 
 

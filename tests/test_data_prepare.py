@@ -286,9 +286,7 @@ def test_the_tail_of_a_token_file_is_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("ends_with_eod", [True, False])
-def test_a_token_file_with_an_end_of_document_is_cut_and_held_out_by_document(
-    tmp_path, monkeypatch, ends_with_eod
-):
+def test_a_token_file_with_an_end_of_document_is_cut_and_held_out_by_document(tmp_path, monkeypatch, ends_with_eod):
     from smallbatch.data import token_file as module
 
     monkeypatch.setattr(module, "BLOCK_TOKENS", 64)  # documents straddle the blocks that are read
@@ -346,9 +344,7 @@ def test_bad_token_files_are_one_line_each(tmp_path):
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "smallbatch.prepare", *arguments], capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "smallbatch.prepare", *arguments], capture_output=True, text=True)
 
 
 def test_the_command_says_where_the_data_is_and_errors_are_one_line(tmp_path):

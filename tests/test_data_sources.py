@@ -183,9 +183,7 @@ def test_any_tfds_dataset_is_read_and_what_is_wrong_about_it_is_one_line(tmp_pat
     assert sorted(read(tmp_path, name, **here)) == sorted(f"document {n} é" for n in range(300))
     assert len(read(tmp_path, name, **here, split="test")) == 2
     assert len(read(tmp_path, name, **here, split="train[:10%]")) == 30
-    assert "no split 'dev'; set data.split to one of: train, test" in refusal(
-        tmp_path, name, **here, split="dev"
-    )
+    assert "no split 'dev'; set data.split to one of: train, test" in refusal(tmp_path, name, **here, split="dev")
     assert "no key 'text'; set data.text_key to one of: body, label" in refusal(
         tmp_path, name, **(here | {"text_key": "text"})
     )

@@ -24,9 +24,7 @@ def starts(stream: TrainStream, first: int, count: int) -> list[int]:
 
 
 def test_the_token_stream_is_identical_at_every_batch_size():
-    stream = TrainStream(
-        counting_dataset(801), context_tokens=8, seed=3
-    )  # 100 sequences; 240 cross two epochs
+    stream = TrainStream(counting_dataset(801), context_tokens=8, seed=3)  # 100 sequences; 240 cross two epochs
     whole = stream.batch(0, 240)
     for batch in (1, 2, 3, 16, 120):
         other = TrainStream(counting_dataset(801), context_tokens=8, seed=3)

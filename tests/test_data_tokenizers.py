@@ -67,11 +67,7 @@ def test_bpe_is_trained_on_no_held_out_document(tmp_path):
     documents = sentences(200)
     marked = [text + " zyxwvut" * 50 if is_held_out(text.encode(), 0.2) else text for text in documents]
     # The mark changes the hash: keep those that stay held out, and the training documents as they are.
-    corpus = [
-        new
-        for old, new in zip(documents, marked, strict=True)
-        if new == old or is_held_out(new.encode(), 0.2)
-    ]
+    corpus = [new for old, new in zip(documents, marked, strict=True) if new == old or is_held_out(new.encode(), 0.2)]
     held_out = [text for text in corpus if "zyxwvut" in text]
     assert held_out
     source = write_corpus(tmp_path / "corpus", corpus)
@@ -123,9 +119,7 @@ def foreign_tokenizer(path, *special: str, truncation: int | None = None, post_p
         backend.enable_padding(length=5)
     if post_processor:
         bos = (special[0], backend.token_to_id(special[0]))
-        backend.post_processor = processors.TemplateProcessing(
-            single=f"{special[0]} $A", special_tokens=[bos]
-        )
+        backend.post_processor = processors.TemplateProcessing(single=f"{special[0]} $A", special_tokens=[bos])
     backend.save(str(path))
     return path
 
@@ -184,9 +178,7 @@ def test_the_vocabulary_is_known_before_anything_is_prepared(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    "tokenizer", ["byte", "bytes:", "bpe", "bpe:", "bpe:x", "bpe:257", "bpe:-5", "file:"]
-)
+@pytest.mark.parametrize("tokenizer", ["byte", "bytes:", "bpe", "bpe:", "bpe:x", "bpe:257", "bpe:-5", "file:"])
 def test_a_malformed_tokenizer_is_named_with_what_is_allowed(tokenizer):
     with pytest.raises(UserError, match=r"bytes, bpe:N .*file:PATH"):
         split_tokenizer(tokenizer)

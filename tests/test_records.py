@@ -66,16 +66,15 @@ def test_records_come_back_as_they_were_written(path):
 
 def test_a_loss_that_is_not_finite_is_null_and_the_file_is_json(path):
     write(path, train(1, math.nan), train(2, math.inf))
-    assert [
-        json.loads(line, parse_constant=pytest.fail)["loss_nats"] for line in path.read_text().splitlines()
-    ] == [None, None]
+    assert [json.loads(line, parse_constant=pytest.fail)["loss_nats"] for line in path.read_text().splitlines()] == [
+        None,
+        None,
+    ]
     with pytest.raises(ValueError, match="not JSON compliant"):
         write(path, {**train(3), "learning_rate": math.nan})
 
 
-@pytest.mark.parametrize(
-    "wrong", [{**train(1), "extra": 1}, {k: v for k, v in train(1).items() if k != "flops"}]
-)
+@pytest.mark.parametrize("wrong", [{**train(1), "extra": 1}, {k: v for k, v in train(1).items() if k != "flops"}])
 def test_a_record_with_other_fields_is_a_bug(path, wrong):
     with pytest.raises(ValueError, match="a train record has"):
         write(path, wrong)
@@ -260,7 +259,5 @@ def test_the_environment_is_found_without_jax():
         "smallbatch", "python", "jax", "jaxlib", "flax", "optax", "orbax", "numpy"
     }  # fmt: skip
     if os.path.isdir(os.path.join(ROOT, ".git")):
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT
-        ).stdout.strip()
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
         assert found["git_sha"] == head and isinstance(found["git_dirty"], bool)

@@ -30,9 +30,7 @@ def points(directory):
     shown = {}
     for event in events(directory):
         if event.session_log.status == 1:  # START
-            shown = {
-                name: {s: v for s, v in steps.items() if s < event.step} for name, steps in shown.items()
-            }
+            shown = {name: {s: v for s, v in steps.items() if s < event.step} for name, steps in shown.items()}
         for value in event.summary.value:
             steps = shown.setdefault(value.tag, {})
             assert event.step not in steps, "a point was drawn twice"
@@ -91,9 +89,7 @@ def test_after_a_resume_no_point_is_drawn_twice(tmp_path, resumed_step):
 )
 def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package, switch, extra):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
-    with pytest.raises(
-        UserError, match=rf"{package} is not installed; pip install 'smallbatch\[{extra}\]', or set --"
-    ):
+    with pytest.raises(UserError, match=rf"{package} is not installed; pip install 'smallbatch\[{extra}\]', or set --"):
         open_trackers(tmp_path, **{**OFF, **switch})
 
 

@@ -29,9 +29,7 @@ def test_decays_agree_with_the_paper():
 def test_a_decay_at_another_batch_size_is_a_power_of_itself():
     """Equation 2 of the paper, b2* = b2^(B*/B), from 0.95 at batch 512 down to batch 1."""
     half_life_tokens = units.half_life_from_complement(1 - 0.95, 512 * 1024)
-    assert 1 - units.complement_from_half_life(half_life_tokens, 1024) == pytest.approx(
-        0.95 ** (1 / 512), abs=1e-15
-    )
+    assert 1 - units.complement_from_half_life(half_life_tokens, 1024) == pytest.approx(0.95 ** (1 / 512), abs=1e-15)
 
 
 @given(st.floats(1, 1e15), st.floats(1e-12, 40))
