@@ -3,7 +3,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -186,18 +185,21 @@ def edit_meta(directory: Path, key: str, value) -> None:
 
 
 CHILD = """
+import resource
 import sys
 from smallbatch.data import prepare
 from smallbatch.specs import DataSpec
 if "no build" in sys.argv:
     prepare._build = None
+if "small disk" in sys.argv:  # no file may grow beyond this: the nearest thing to a full disk without a mount
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 print(prepare.prepare({spec!r}).meta.sha256)
 """
 
 
-def child(spec, *arguments: str, **options) -> subprocess.Popen:
+def child(spec, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-c", CHILD.format(spec=spec), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def large_corpus(tmp_path: Path) -> str:
@@ -253,8 +255,7 @@ def test_of_two_processes_one_builds_and_the_other_waits_and_reuses(tmp_path):
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     spec = data_spec(tmp_path / "cache", source=large_corpus(tmp_path))
-    limit = 2**20  # no file may grow beyond this: the nearest thing to a full disk without a mount
-    process = child(spec, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = child(spec, "small disk")
     message = process.communicate()[1].splitlines()[-1]
     assert process.returncode == 1
     assert f"UserError: cannot write the dataset {dataset_dir(spec)}: File too large; free space" in message

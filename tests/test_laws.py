@@ -25,12 +25,11 @@ ROUNDING = 1e-4
 def test_every_batch_size_trains_on_the_same_sequences_in_the_same_order(home, tmp_path):
     # With parameters that stay as they are, a loss tells which sequences were read.
     losses, every = {}, ASLEEP | {"train.log_every_tokens": 32}
-    for batch_size in (1, 2, 8):
+    for batch_size in (1, 8):
         _, found = runs.trained(home, tmp_path / str(batch_size), every | {"train.batch_size": batch_size})
         losses[batch_size] = runs.train_losses(found)
     ones = losses[1]
     assert len(ones) == 40 and len(np.unique(ones)) > 30
-    np.testing.assert_allclose(losses[2], ones.reshape(-1, 2).mean(axis=1), rtol=1e-5)
     np.testing.assert_allclose(losses[8], ones.reshape(-1, 8).mean(axis=1), rtol=1e-5)
 
 
@@ -56,7 +55,7 @@ def test_micro_batches_are_one_batch(home, tmp_path):
     assert len(one) == len(four) == 11
     np.testing.assert_allclose(runs.train_losses(four), runs.train_losses(one), rtol=ROUNDING)
     assert four[-1]["loss_nats"] == pytest.approx(one[-1]["loss_nats"], rel=ROUNDING)
-    _, small = runs.trained(home, tmp_path / "small", whole | {"train.batch_size": 2, "train.microbatch_size": 2})
+    _, small = runs.trained(home, tmp_path / "small", whole | {"train.batch_size": 2, "train.microbatch_size": None})
     assert abs(runs.train_losses(small)[-1] / runs.train_losses(one)[-1] - 1) > 10 * ROUNDING
 
 
@@ -101,13 +100,12 @@ def test_run_goes_on_on_another_number_of_devices(home, tmp_path):
     np.testing.assert_allclose(runs.train_losses(moved), runs.train_losses(whole), rtol=ROUNDING)
 
 
-def test_flops_depend_on_tokens_and_not_on_batch_size_accumulation_or_remat(home, tmp_path):
-    ways = {"one": {"train.batch_size": 1}, "eight": {"train.batch_size": 8, "train.microbatch_size": 4}}
-    ways["remat"] = {"model.remat": "full"}
-    results = [runs.trained(home, tmp_path / name, changes)[0] for name, changes in ways.items()]
-    assert len({(r.flops, r.tokens) for r in results}) == 1
+def test_flops_of_a_run_depend_on_tokens_and_not_on_batch_size_or_accumulation(home, tmp_path):
+    two, _ = runs.trained(home, tmp_path / "two", {})
+    eight, _ = runs.trained(home, tmp_path / "eight", {"train.batch_size": 8, "train.microbatch_size": 2})
+    assert two.flops == eight.flops and two.tokens == eight.tokens and two.optimizer_steps == 4 * eight.optimizer_steps
     double, _ = runs.trained(home, tmp_path / "double", {"train.budget_tokens": 2560})
-    assert double.flops == 2 * results[0].flops
+    assert double.flops == 2 * two.flops
 
 
 def test_second_set_of_numbers_compiles_nothing(home):
