@@ -89,7 +89,7 @@ def base() -> Config:
     mesh.data = placeholder(int)  # devices the batch is split over; unset: as many as divide the micro-batch
     mesh.fsdp = 1  # devices that split the batch and share the parameters
     mesh.tensor = placeholder(int)  # devices that share heads, MLP and vocabulary; unset: idle CPU cores, else 1
-    mesh.cpu_devices = placeholder(int)  # CPU devices where there is no accelerator; unset: one a core, 8 at most
+    mesh.cpu_devices = placeholder(int)  # without an accelerator; unset: one a core, or 1 for a large model
 
     c.records = records = config_dict.ConfigDict()
     records.tensorboard = False  # needs the extra `tensorboard`

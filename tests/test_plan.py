@@ -96,11 +96,25 @@ def test_accumulation_splits_the_batch_and_changes_no_budget():
     assert make(train__batch_size=16, platform="gpu").accumulation_steps == 1
 
 
-def test_unset_micro_batch_is_a_sequence_a_device_where_that_fits_a_cpus_cache():
-    assert make(train__batch_size=16).microbatch_size == 1  # 256 x 512 float32: 0.5 MiB
+def test_unset_micro_batch_is_a_sequence_a_device_on_a_cpu_and_the_batch_elsewhere():
+    assert make(train__batch_size=16).microbatch_size == 1
     assert make(train__batch_size=16, devices=4).microbatch_size == 4
-    assert make(train__batch_size=16, model__ffn_width=2048).microbatch_size == 16  # 2 MiB
     assert make(train__batch_size=16, train__microbatch_size=8).microbatch_size == 8
+    assert make(train__batch_size=16, platform="gpu").microbatch_size == 16
+
+
+@pytest.mark.parametrize(
+    "changes, devices",
+    [
+        ({}, 8),  # 256 x 512 float32: 0.5 MiB
+        ({"model__ffn_width": 2048}, 1),  # 2 MiB
+        ({"model__width": 512}, 1),
+        ({"model__width": 512, "mesh__data": 2}, 8),
+        ({"model__width": 512, "mesh__cpu_devices": 3}, 3),
+    ],
+)
+def test_a_core_is_a_device_unless_the_model_is_large(changes, devices):
+    assert plan.cpu_devices(config(**changes), cores=16) == devices
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from smallbatch import optim
 from smallbatch.model import gpt
 from smallbatch.specs import MeshSpec, ModelSpec, OptimizerSpec
 from smallbatch.training import steps
-from smallbatch.training.programs import COMPILER_OPTIONS
+from smallbatch.training.programs import compiler_options
 from smallbatch.training.sharding import average_over_data, batch_sharding, make_mesh, param_shardings, replicated
 
 SPEC = tiny(layers=1)
@@ -94,7 +94,7 @@ def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec):
         partial(steps.update_chunk, SPEC, optimizer, average=partial(average_over_data, mesh)),
         donate_argnums=0,
         out_shardings=(shardings, replicated(mesh)),
-        compiler_options=COMPILER_OPTIONS.get("cpu"),
+        compiler_options=compiler_options("cpu", SPEC),
     )
     put = lambda x: jax.device_put(x, replicated(mesh))
     staged = jax.device_put(CHUNK, batch_sharding(mesh, 2))
@@ -121,13 +121,25 @@ def test_eight_devices_equal_one(optimizer, mesh):
     assert up.addressable_shards[0].data.size * mesh.fsdp * mesh.tensor == up.size
 
 
+def test_matrix_products_of_a_large_model_on_a_cpu_are_exact_to_rounding_and_repeatable():
+    large = tiny(layers=1, context_tokens=256, ffn_width=2048)
+    options = compiler_options("cpu", large)
+    assert options != compiler_options("cpu", SPEC)
+    params, batch = params_of(large), tokens((1, 1, 257))
+    program = jax.jit(partial(steps.mean_loss_and_grads, large))
+    found = jax.jit(partial(steps.mean_loss_and_grads, large), compiler_options=options)
+    once, again = (jax.device_get(found(params, batch)) for _ in range(2))
+    assert_near(once, program(params, batch), rtol=1e-4, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, once, again)
+
+
 def memory(optimizer: OptimizerSpec, spec: ModelSpec):
     """Return XLA's memory analysis of a chunk at batch size 1, and the bytes of the parameters."""
     state = jax.eval_shape(partial(steps.init_state, spec, optimizer, HYPERS), jax.random.key(0))
     chunk = jax.jit(
         partial(steps.update_chunk, spec, optimizer),
         donate_argnums=0,
-        compiler_options=COMPILER_OPTIONS.get("cpu"),
+        compiler_options=compiler_options("cpu", spec),
     )
     batch = jax.ShapeDtypeStruct((2, 1, 1, spec.context_tokens + 1), jnp.int32)
     compiled = chunk.lower(state, HYPERS, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from smallbatch.model.norm import row_sum
 
 QUERY_BLOCK = 64  # queries handled together
-MAX_BLOCKS = 8  # blocks are unrolled: more would cost compile time for little
+MAX_BLOCKS = 4  # blocks are unrolled: more would cost compile time for little
 
 
 def causal_attention(q_BxNxTxH: jax.Array, k_BxNxTxH: jax.Array, v_BxNxTxH: jax.Array, kind: str) -> jax.Array:

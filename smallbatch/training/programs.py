@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from platform import machine
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +14,40 @@ import numpy as np
 import optax
 
 from smallbatch import optim
-from smallbatch.plan import Plan
+from smallbatch.plan import Plan, fits_cpu_cache
+from smallbatch.specs import ModelSpec
 from smallbatch.training import sharding, steps
 
-# Without region analysis XLA copies every parameter that a loop updates, because it cannot see that the backward pass
-# has read it for the last time: a third of the parameters in extra memory, and the time of the copies.
-COMPILER_OPTIONS = {"cpu": {"xla_cpu_copy_insertion_use_region_analysis": True}}
-MAX_CPU_DEVICES = 8
+
+def cpu_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def start_jax(cpu_devices: int | None, cache_dir: str | Path) -> tuple[int, str]:
+def start_jax(cpu_devices: int, cache_dir: str | Path) -> tuple[int, str]:
     """Set JAX up before its first use, and return (number of devices, platform).
 
-    On a machine with CPUs only, each core becomes a device (8 at most): XLA runs one operation of a small model on
-    one core, and a batch split over devices uses the others. Compiled programs are kept under `cache_dir` and reused.
+    A CPU becomes `cpu_devices` devices if it is all there is. Compiled programs are kept under `cache_dir` and reused.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = cpu_devices or min(cores, MAX_CPU_DEVICES)
     with contextlib.suppress(RuntimeError):  # JAX runs already (tests, notebooks): its devices stay as they are
-        jax.config.update("jax_num_cpu_devices", wanted)
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return jax.device_count(), jax.default_backend()
+
+
+def compiler_options(platform: str, model: ModelSpec) -> dict[str, bool | str]:
+    """Return what XLA's defaults for this platform leave to be gained."""
+    if platform != "cpu":
+        return {}
+    # Without region analysis XLA copies every parameter that a loop updates, because it cannot see that the backward
+    # pass has read it for the last time: a third of the parameters in extra memory, and the time of the copies.
+    options: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
+    if not fits_cpu_cache(model.context_tokens, model.ffn_width) and machine() in ("x86_64", "AMD64"):
+        options["xla_cpu_use_onednn"] = True
+        options["xla_cpu_experimental_onednn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+    return options
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Programs:
         self._replicated = sharding.replicated(self.mesh)
         self.hypers = jax.device_put(optim.Hypers.from_floats(**plan.hypers), self._replicated)
         self.state_shardings = self._state_shardings()
-        jit = partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(plan.platform))
+        jit = partial(jax.jit, compiler_options=compiler_options(plan.platform, plan.model))
         self._init = jit(partial(steps.init_state, plan.model, plan.optimizer), out_shardings=self.state_shardings)
         self._chunk = jit(
             partial(

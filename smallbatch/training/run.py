@@ -15,7 +15,7 @@ from smallbatch.data import prepare, tokenizers
 from smallbatch.data.shards import Dataset
 from smallbatch.errors import UserError
 from smallbatch.training import workdir as workdirs
-from smallbatch.training.programs import Memory, Programs, start_jax
+from smallbatch.training.programs import Memory, Programs, cpu_cores, start_jax
 from smallbatch.training.trainer import Outcome, Trainer, say
 
 
@@ -70,7 +70,7 @@ def dry_run(config: configs.Config) -> tuple[plans.Plan, Memory, int | None]:
 
 def make_plan(config: configs.Config) -> plans.Plan:
     """Start JAX and return the plan of a config on its devices."""
-    devices, platform = start_jax(config.mesh.cpu_devices, config.data.cache_dir)
+    devices, platform = start_jax(plans.cpu_devices(config, cpu_cores()), config.data.cache_dir)
     vocab_size = prepare.vocab_size(plans.data_spec(config))
     return plans.make(config, vocab_size=vocab_size, device_count=devices, platform=platform)
 
