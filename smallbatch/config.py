@@ -72,9 +72,7 @@ def base() -> Config:
 
     c.train = train = config_dict.ConfigDict()
     train.batch_size = 16  # sequences per optimizer update, over all devices
-    train.microbatch_size = placeholder(
-        int
-    )  # sequences per forward pass; unset: batch_size (less where a CPU's cache asks)
+    train.microbatch_size = placeholder(int)  # sequences per forward pass; unset: the batch (CPU: one a device)
     train.budget_tokens = 2**21  # a multiple of batch_size x context_tokens
     train.seed = 0  # initial weights
     train.steps_per_dispatch = placeholder(int)  # updates per compiled call; unset: chosen by their FLOPs

@@ -97,7 +97,7 @@ def _batch(plan: Plan) -> str:
         and plan.platform == "cpu"
         and plan.microbatch_size == plan.mesh.data * plan.mesh.fsdp
     ):
-        text += f", a sequence a device at a time ({plan.accumulation_steps} micro-batches, for the cache)"
+        text += f", a sequence a device at a time ({plan.accumulation_steps} micro-batches, for speed)"
     elif plan.accumulation_steps > 1:
         text += (
             f", in {plan.accumulation_steps} micro-batches of {plan.microbatch_size} whose gradients are kept and "

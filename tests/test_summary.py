@@ -41,7 +41,7 @@ def test_plan_advises_against_accumulation():
 
 def test_plan_of_a_cpu_says_that_sequences_go_through_one_at_a_time():
     said = text(platform="cpu")
-    assert "a sequence a device at a time (16 micro-batches, for the cache)" in said
+    assert "a sequence a device at a time (16 micro-batches, for speed)" in said
 
 
 def test_plan_of_sgd_speaks_of_no_averages_and_no_eps():
