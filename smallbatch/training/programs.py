@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,9 @@ def compiler_options(platform: str, model: ModelSpec) -> dict[str, bool | str]:
     # pass has read it for the last time: a third of the parameters in extra memory, and the time of the copies.
     options: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
     if not fits_cpu_cache(model.context_tokens, model.ffn_width) and machine() in ("x86_64", "AMD64"):
+        # The persistent cache cannot hold such programs (jaxlib 0.12), and JAX warns of it for each: they are compiled
+        # anew by every process, some ten seconds.
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*onednn")
         options["xla_cpu_use_onednn"] = True
         options["xla_cpu_experimental_onednn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
     return options
