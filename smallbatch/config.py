@@ -57,17 +57,22 @@ def base() -> Config:
     model.max_logits = 2**26  # tokens x vocabulary held at once by the loss; more is done in slices
 
     c.optimizer = optimizer = config_dict.ConfigDict()
-    optimizer.name = "adam"  # adam | sgd
+    optimizer.name = "adam"  # a row of the README's table: adam | sgd | momentum | signum | lion | adafactor | ...
     optimizer.peak_lr = 0.003
-    optimizer.schedule = "cosine"  # cosine | linear | constant, after the warm-up
+    optimizer.schedule = "cosine"  # cosine | linear | constant | wsd_linear | wsd_sqrt, after the warm-up
     optimizer.warmup_frac = placeholder(float)  # warm-up as a share of the budget ...
     optimizer.warmup_tokens = placeholder(int)  # ... or in tokens: exactly one of the two
+    optimizer.decay_frac = placeholder(float)  # of wsd schedules: the last share of the budget, in which it falls
     optimizer.final_lr_frac = 0.0  # learning rate at the end, as a share of the peak
-    optimizer.b1 = placeholder(float)  # Adam's first moment: decay per step ...
+    optimizer.b1 = placeholder(float)  # average of the gradient: decay per step ...
     optimizer.t1_tokens = placeholder(float)  # ... or half-life in tokens: exactly one of the two
-    optimizer.b2 = placeholder(float)  # Adam's second moment: decay per step ...
+    optimizer.b2 = placeholder(float)  # average of its square (lion: the average kept): decay per step ...
     optimizer.t2_tokens = placeholder(float)  # ... or half-life in tokens: exactly one of the two
-    optimizer.eps = 1e-8
+    optimizer.b2_min = placeholder(float)  # floor of the decay per step that follows from t2_tokens
+    optimizer.b2_max = placeholder(float)  # ceiling of it
+    optimizer.eps = 1e-8  # of adam
+    optimizer.nesterov = False  # of momentum and heavy_ball
+    optimizer.decay_exponent = 0.8  # of adafactor_power: 1 - b2 of update t is t^-c
     optimizer.weight_decay = 0.0  # decoupled, times the learning rate
 
     c.train = train = config_dict.ConfigDict()

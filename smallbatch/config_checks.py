@@ -10,6 +10,7 @@ from typing import Any
 
 from smallbatch import units
 from smallbatch.errors import UserError, did_you_mean
+from smallbatch.specs import OPTIMIZER_KEYS, SCHEDULES
 
 Flat = dict[str, Any]
 
@@ -21,8 +22,8 @@ CHOICES = {
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("auto", "xla", "cudnn", "splash"),
-    "optimizer.name": ("adam", "sgd"),
-    "optimizer.schedule": ("cosine", "linear", "constant"),
+    "optimizer.name": tuple(OPTIMIZER_KEYS),
+    "optimizer.schedule": SCHEDULES,
     "records.wandb": ("off", "offline", "online"),
 }
 
@@ -42,6 +43,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda x: x > 0,
         (
             *("optimizer.peak_lr", "optimizer.t1_tokens", "optimizer.t2_tokens", "optimizer.eps"),
+            "optimizer.decay_exponent",
             "train.diverged_above_start_nats",
         ),
     ),
@@ -53,8 +55,12 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         ),
     ),
     "between 0 and 1": (lambda x: 0 <= x <= 1, ("optimizer.warmup_frac", "optimizer.final_lr_frac")),
-    "at least 0 and below 1": (lambda x: 0 <= x < 1, ("optimizer.b1", "optimizer.b2")),
+    "at least 0 and below 1": (
+        lambda x: 0 <= x < 1,
+        ("optimizer.b1", "optimizer.b2", "optimizer.b2_min", "optimizer.b2_max"),
+    ),
     "above 0 and below 1": (lambda x: 0 < x < 1, ("data.validation_frac",)),
+    "above 0 and at most 1": (lambda x: 0 < x <= 1, ("optimizer.decay_frac",)),
     "at least 0 and below 2^32": (lambda x: 0 <= x < 2**32, ("data.shuffle_seed", "train.seed")),
 }
 
@@ -70,7 +76,17 @@ SOURCES_OF = {  # keys that other sources do not read
     "data.tokens_eod_id": ("tokens:",),
 }
 SMALLEST_BPE = 258  # 256 bytes, the end of a document and one merge
-ADAM_PAIRS = (("optimizer.b1", "optimizer.t1_tokens"), ("optimizer.b2", "optimizer.t2_tokens"))
+AVERAGE_PAIRS = {
+    "b1": ("optimizer.b1", "optimizer.t1_tokens"),
+    "b2": ("optimizer.b2", "optimizer.t2_tokens"),
+}
+KEYS_OF = {  # what a word of OPTIMIZER_KEYS stands for
+    "b1": AVERAGE_PAIRS["b1"],
+    "b2": (*AVERAGE_PAIRS["b2"], "optimizer.b2_min", "optimizer.b2_max"),
+    "eps": ("optimizer.eps",),
+    "nesterov": ("optimizer.nesterov",),
+    "decay_exponent": ("optimizer.decay_exponent",),
+}
 WARMUP_PAIR = ("optimizer.warmup_frac", "optimizer.warmup_tokens")
 
 
@@ -88,8 +104,10 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
         _shape,
         _schedule,
         _warmup,
+        _decay,
         _pairs,
-        _unused_by_sgd,
+        _unused_by_optimizer,
+        _b2_limits,
         _budget,
         _microbatch,
     ):
@@ -186,21 +204,40 @@ def _warmup(flat: Flat, defaults: Flat) -> Iterator[str]:
         yield f"optimizer.warmup_tokens is {warmup_tokens:,}, above train.budget_tokens, {budget_tokens:,}"
 
 
+def _decay(flat: Flat, defaults: Flat) -> Iterator[str]:
+    schedule, decay_frac, warmup_frac = (flat[f"optimizer.{key}"] for key in ("schedule", "decay_frac", "warmup_frac"))
+    if schedule.startswith("wsd"):
+        if decay_frac is None:
+            yield f"optimizer.decay_frac is unset; optimizer.schedule {schedule} needs it, e.g. 0.2"
+        elif warmup_frac is not None and warmup_frac + decay_frac > 1:
+            yield f"optimizer.warmup_frac {warmup_frac} and optimizer.decay_frac {decay_frac} together exceed 1"
+    elif decay_frac is not None:
+        where = f"optimizer.schedule {schedule}"
+        yield _no_effect("optimizer.decay_frac", decay_frac, where, _unset("optimizer.decay_frac"))
+
+
 def _pairs(flat: Flat, defaults: Flat) -> Iterator[str]:
-    if flat["optimizer.name"] == "adam":
-        for pair in ADAM_PAIRS:
-            yield from _exactly_one(flat, pair)
+    for name in OPTIMIZER_KEYS[flat["optimizer.name"]]:
+        if name in AVERAGE_PAIRS:
+            yield from _exactly_one(flat, AVERAGE_PAIRS[name])
 
 
-def _unused_by_sgd(flat: Flat, defaults: Flat) -> Iterator[str]:
-    if flat["optimizer.name"] != "sgd":
-        return
-    for key in [*ADAM_PAIRS[0], *ADAM_PAIRS[1]]:
-        if flat[key] is not None:
-            yield _no_effect(key, flat[key], "optimizer.name sgd", _unset(key))
-    key = "optimizer.eps"
-    if flat[key] != defaults[key]:
-        yield _no_effect(key, flat[key], "optimizer.name sgd", f"leave it at {defaults[key]!r}")
+def _unused_by_optimizer(flat: Flat, defaults: Flat) -> Iterator[str]:
+    name = flat["optimizer.name"]
+    for word in KEYS_OF.keys() - OPTIMIZER_KEYS[name]:
+        for key in KEYS_OF[word]:
+            if key in flat and flat[key] != defaults[key]:
+                fix = _unset(key) if defaults[key] is None else f"leave it at {defaults[key]!r}"
+                yield _no_effect(key, flat[key], f"optimizer.name {name}", fix)
+
+
+def _b2_limits(flat: Flat, defaults: Flat) -> Iterator[str]:
+    b2, low, high = (flat[f"optimizer.{key}"] for key in ("b2", "b2_min", "b2_max"))
+    for key, limit in (("optimizer.b2_min", low), ("optimizer.b2_max", high)):
+        if limit is not None and b2 is not None:
+            yield _no_effect(key, limit, f"optimizer.b2 {b2}: it limits the decay from t2_tokens", _unset(key))
+    if low is not None and high is not None and low > high:
+        yield f"optimizer.b2_min is {low}, above optimizer.b2_max, {high}"
 
 
 def _budget(flat: Flat, defaults: Flat) -> Iterator[str]:

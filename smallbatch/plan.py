@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from smallbatch import flops, units
 from smallbatch.config import Config, fingerprint
 from smallbatch.errors import UserError
-from smallbatch.specs import DataSpec, MeshSpec, ModelSpec, OptimizerSpec
+from smallbatch.specs import OPTIMIZER_KEYS, DataSpec, MeshSpec, ModelSpec, OptimizerSpec
 
 # A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead
 # (on a CPU, memory for the activations that the system hands out page by page) does not count, short enough that
@@ -105,7 +105,7 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
         fingerprint=fingerprint(config),
         model=model,
         data=data_spec(config),
-        optimizer=OptimizerSpec(config.optimizer.name, config.optimizer.schedule),
+        optimizer=OptimizerSpec(config.optimizer.name, config.optimizer.schedule, config.optimizer.nesterov),
         mesh=mesh,
         platform=platform,
         hypers={
@@ -113,10 +113,12 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
             "final_lr_frac": config.optimizer.final_lr_frac,
             "warmup_steps": warmup_tokens / tokens_per_step,
             "total_steps": float(steps),
+            "decay_steps": (config.optimizer.decay_frac or 0.0) * steps,
             "b1_complement": complements.get("b1_complement", 1.0),
             "b2_complement": complements.get("b2_complement", 1.0),
             "eps": config.optimizer.eps,
             "weight_decay": config.optimizer.weight_decay,
+            "decay_exponent": config.optimizer.decay_exponent,
         },
         averages=averages,
         seed=train.seed,
@@ -205,24 +207,29 @@ def _idle_cores(config: Config, idle: int) -> int:
 
 
 def _averages(optimizer: Config, tokens_per_step: int, budget_tokens: int) -> tuple[RunningAverage, ...]:
-    """Return Adam's two averages; SGD keeps none."""
-    if optimizer.name != "adam":
-        return ()
+    """Return the optimizer's averages of the gradient (b1) and of its square (b2), those that it has."""
 
     def average(name: str, decay: float | None, half_life_tokens: float | None) -> RunningAverage:
         if half_life_tokens is not None:
             complement = units.complement_from_half_life(half_life_tokens, tokens_per_step)
+            if name == "b2":
+                complement = _limited(complement, optimizer.b2_min, optimizer.b2_max)
         else:
             assert decay is not None
             complement = 1.0 - decay
-            half_life_tokens = units.half_life_from_complement(complement, tokens_per_step)
+        half_life_tokens = units.half_life_from_complement(complement, tokens_per_step)
         steps = half_life_tokens / tokens_per_step
         return RunningAverage(name, complement, half_life_tokens, steps, half_life_tokens / budget_tokens)
 
-    return (
-        average("b1", optimizer.b1, optimizer.t1_tokens),
-        average("b2", optimizer.b2, optimizer.t2_tokens),
-    )
+    given = {"b1": (optimizer.b1, optimizer.t1_tokens), "b2": (optimizer.b2, optimizer.t2_tokens)}
+    return tuple(average(key, *given[key]) for key in OPTIMIZER_KEYS[optimizer.name] if key in given)
+
+
+def _limited(complement: float, b_min: float | None, b_max: float | None) -> float:
+    """Return 1 - b for the b nearest to the given one between a floor and a ceiling."""
+    if b_min is not None:
+        complement = min(complement, 1.0 - b_min)
+    return complement if b_max is None else max(complement, 1.0 - b_max)
 
 
 def _warmup_tokens(config: Config) -> float:

@@ -44,12 +44,29 @@ class ModelSpec:
         return self.width // self.head_width
 
 
+# What an optimizer reads of a config's `optimizer` section beside the learning rate and weight decay. b1 and b2 stand
+# for running averages, each given as a decay per step or as a half-life in tokens.
+OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {
+    "adam": ("b1", "b2", "eps"),
+    "sgd": (),
+    "sign_sgd": (),
+    "momentum": ("b1", "nesterov"),
+    "heavy_ball": ("b1", "nesterov"),
+    "signum": ("b1",),
+    "lion": ("b1", "b2"),
+    "adafactor": ("b2",),
+    "adafactor_power": ("decay_exponent",),
+}
+SCHEDULES = ("cosine", "linear", "constant", "wsd_linear", "wsd_sqrt")
+
+
 @dataclass(frozen=True)
 class OptimizerSpec:
     """The static half of an optimizer: what is compiled in. Its numbers travel in `Hypers`."""
 
-    name: str  # adam | sgd
-    schedule: str  # cosine | linear | constant
+    name: str  # a key of OPTIMIZER_KEYS
+    schedule: str  # one of SCHEDULES
+    nesterov: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from smallbatch.plan import Plan
 from smallbatch.progress import format_bytes, format_count, format_secs
 from smallbatch.records import Result
+from smallbatch.specs import OPTIMIZER_KEYS
 
 
 def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
@@ -24,7 +25,7 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
          f"({plan.flops_per_token:,} a token)"),
         ("epochs", _epochs(plan, dataset_tokens)),
         ("optimizer", f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, eps {h['eps']:g}, "
-         f"weight decay {h['weight_decay']:g}" if plan.averages else
+         f"weight decay {h['weight_decay']:g}" if "eps" in OPTIMIZER_KEYS[plan.optimizer.name] else
          f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, weight decay {h['weight_decay']:g}"),
         ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
          f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "

@@ -63,9 +63,11 @@ def hypers(**changes: float) -> optim.Hypers:
         "final_lr_frac": 0.0,
         "warmup_steps": 0.0,
         "total_steps": 100.0,
+        "decay_steps": 20.0,
         "b1_complement": 0.1,
         "b2_complement": 0.05,
         "eps": 1e-8,
         "weight_decay": 0.0,
+        "decay_exponent": 0.8,
     }
     return optim.Hypers.from_floats(**(values | changes))

@@ -93,7 +93,8 @@ INVALID = [
     ({"optimizer__warmup_frac": 1.5}, "optimizer.warmup_frac is 1.5; it must be between 0 and 1"),
     ({"data__validation_frac": 1.0}, "data.validation_frac is 1.0; it must be above 0 and below 1"),
     ({"train__seed": 2**32}, "train.seed is 4294967296; it must be at least 0 and below 2^32"),
-    ({"optimizer__name": "adan"}, "optimizer.name is 'adan'; it takes adam | sgd; did you mean adam?"),
+    ({"optimizer__name": "adan"},
+     f"optimizer.name is 'adan'; it takes {' | '.join(OPTIMIZER_KEYS)}; did you mean adam?"),
     ({"model__remat": "Full"}, "model.remat is 'Full'; it takes none | dots | full; did you mean full?"),
     ({"data__source": "pystdlb"}, "data.source is 'pystdlb'; it takes pystdlib | tfds:NAME | text:GLOB | "
      "tokens:PATH; did you mean pystdlib?"),
@@ -135,6 +136,21 @@ INVALID = [
      "--config.optimizer.t2_tokens=None"),
     ({"optimizer__name": "sgd", "optimizer__b1": None, "optimizer__t2_tokens": None, "optimizer__eps": 1e-6},
      "optimizer.eps is 1e-06, which has no effect with optimizer.name sgd; leave it at 1e-08"),
+    ({"optimizer__nesterov": True},
+     "optimizer.nesterov is True, which has no effect with optimizer.name adam; leave it at False"),
+    ({"optimizer__name": "momentum", "optimizer__b1": None, "optimizer__t2_tokens": None},
+     "neither optimizer.b1 nor optimizer.t1_tokens is set; set exactly one"),
+    ({"optimizer__b2": 0.99, "optimizer__t2_tokens": None, "optimizer__b2_min": 0.95},
+     "optimizer.b2_min is 0.95, which has no effect with optimizer.b2 0.99: it limits the decay from t2_tokens; "
+     "--config.optimizer.b2_min=None"),
+    ({"optimizer__b2_min": 0.999, "optimizer__b2_max": 0.99},
+     "optimizer.b2_min is 0.999, above optimizer.b2_max, 0.99"),
+    ({"optimizer__schedule": "wsd_sqrt"},
+     "optimizer.decay_frac is unset; optimizer.schedule wsd_sqrt needs it, e.g. 0.2"),
+    ({"optimizer__schedule": "wsd_linear", "optimizer__decay_frac": 0.96},
+     "optimizer.warmup_frac 0.05 and optimizer.decay_frac 0.96 together exceed 1"),
+    ({"optimizer__decay_frac": 0.2}, "optimizer.decay_frac is 0.2, which has no effect with optimizer.schedule "
+     "cosine; --config.optimizer.decay_frac=None"),
     ({"optimizer__schedule": "constant", "optimizer__final_lr_frac": 0.1},
      "optimizer.final_lr_frac is 0.1, which has no effect with optimizer.schedule constant; leave it at 0.0"),
     ({"train__microbatch_size": 5}, "train.microbatch_size 5 does not divide train.batch_size, 16; the next "
@@ -168,7 +184,7 @@ def test_unknown_and_missing_keys_are_problems():
 def test_every_rule_names_keys_that_exist():
     named = [*config_checks.CHOICES, *config_checks.SOURCES_OF, *config.WITHOUT_EFFECT_ON_NUMBERS]
     named += [key for _, keys in config_checks.RANGES.values() for key in keys]
-    named += [key for pair in (*config_checks.ADAM_PAIRS, config_checks.WARMUP_PAIR) for key in pair]
+    named += [key for pair in (*config_checks.AVERAGE_PAIRS.values(), config_checks.WARMUP_PAIR) for key in pair]
     assert set(named) <= config.key_types().keys()
 
 

@@ -1,6 +1,4 @@
-"""The optimizers against float64 numpy and optax; half-lives, state, precision."""
-
-from functools import partial
+"""Every optimizer against float64 numpy and against optax; half-lives, state, precision, lanes."""
 
 import jax
 import jax.numpy as jnp
@@ -11,115 +9,197 @@ from model_specs import hypers, normal, tiny
 
 from smallbatch import optim
 from smallbatch.model import gpt
-from smallbatch.specs import OptimizerSpec
+from smallbatch.optim.adafactor import matrix_shape
+from smallbatch.specs import OPTIMIZER_KEYS, OptimizerSpec
 from smallbatch.units import complement_from_half_life
 
-STEPS = 200
-GRADS = normal(STEPS, 6) * np.array([1e-4, 0.01, 1, 1, 30, 1e3], np.float32)
-START = normal(6, seed=1)
-LR, EPS, DECAY = 0.01, 1e-8, 0.1
+STEPS, SHAPE = 200, (12, 8)
+GRADS = normal(STEPS, *SHAPE) * np.geomspace(1e-4, 1e3, SHAPE[1], dtype=np.float32)
+START = normal(*SHAPE, seed=1)
+LR, EPS, WD, C = 0.01, 1e-8, 0.1, 0.8
 
 
-def numpy_adam(c1: float, c2: float):
-    """AdamW in float64, with decays in the complement form or not: float64 does not mind."""
-    p, mu, nu = START.astype(np.float64), np.zeros(6), np.zeros(6)
+def average(old, new, complement):
+    return old + complement * (new - old)
+
+
+def reference(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
+    """Return the parameters after STEPS updates in float64, each rule written down anew from its source."""
+    p, b1, b2 = START.astype(np.float64), 1 - c1, 1 - c2
+    m, v, row, column = np.zeros(SHAPE), np.zeros(SHAPE), np.zeros(SHAPE[0]), np.zeros(SHAPE[1])
     for t, g in enumerate(GRADS.astype(np.float64), 1):
-        mu = (1 - c1) * mu + c1 * g
-        nu = (1 - c2) * nu + c2 * g * g
-        mu_hat, nu_hat = mu / (1 - (1 - c1) ** t), nu / (1 - (1 - c2) ** t)
-        p = p - LR * (mu_hat / (np.sqrt(nu_hat) + EPS) + DECAY * p)
-    return p, mu, nu
+        if name == "adam":
+            m, v = average(m, g, c1), average(v, g * g, c2)
+            u = m / -np.expm1(t * np.log1p(-c1)) / (np.sqrt(v / -np.expm1(t * np.log1p(-c2))) + EPS)
+        elif name == "momentum":
+            m = average(m, g, c1)
+            u = m / (1 - b1**t)
+            if nesterov:
+                u = b1 * m / (1 - b1 ** (t + 1)) + c1 * g / (1 - b1**t)
+        elif name == "heavy_ball":
+            m = b1 * m + g
+            u = g + b1 * m if nesterov else m
+        elif name == "signum":
+            m = average(m, g, c1)
+            u = np.sign(m)
+        elif name == "lion":
+            u = np.sign(b1 * m + c1 * g)
+            m = b2 * m + c2 * g
+        elif name.startswith("adafactor"):
+            decay, correction = (b2, -np.expm1(t * np.log1p(-c2))) if name == "adafactor" else (1 - t**-C, 1)
+            row, column = average(row, (g * g).mean(1), 1 - decay), average(column, (g * g).mean(0), 1 - decay)
+            u = g / np.sqrt(np.outer(row, column) / row.mean() / correction)
+            u *= max(1e-3, np.sqrt((p * p).mean())) / max(1, np.sqrt((u * u).mean()))
+        else:
+            u = {"sgd": g, "sign_sgd": np.sign(g)}[name]
+        p = p - LR * (u + WD * p)
+    return p
 
 
-@jax.jit
-def run_adam(c1, c2):
-    adam = optim.adam(lambda _: LR, b1_complement=c1, b2_complement=c2, eps=EPS, weight_decay=DECAY)
-
+def scan(transformation: optax.GradientTransformation) -> jax.Array:
     def body(carry, g):
-        p, state = carry
-        delta, state = adam.update(g, state, p)
-        return (p + delta, state), None
+        delta, state = transformation.update(g, carry[1], carry[0])
+        return (optax.apply_updates(carry[0], delta), state), None
 
-    (p, state), _ = jax.lax.scan(body, (jnp.asarray(START), adam.init(START)), GRADS)
-    return p, state.mu, state.nu
+    return jax.lax.scan(body, (jnp.asarray(START), transformation.init(jnp.asarray(START))), GRADS)[0][0]
 
 
-HALF_LIVES = [(16, 1e7), (512, 1e7), (512, 1e5), (65_536, 1e7)]  # tokens per step, half-life in tokens
+def ours(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
+    numbers = hypers(peak_lr=LR, b1_complement=c1, b2_complement=c2, eps=EPS, weight_decay=WD, decay_exponent=C)
+    spec = OptimizerSpec(name, "constant", nesterov)
+    return np.asarray(jax.jit(lambda h: scan(optim.build(spec, h)))(numbers))
 
 
-@pytest.mark.parametrize(("tokens_per_step", "t2_tokens"), HALF_LIVES)
-def test_adam_equals_float64_adam_after_200_steps_at_every_half_life(tokens_per_step, t2_tokens):
-    c1, c2 = 0.1, complement_from_half_life(t2_tokens, tokens_per_step)
-    for ours, exact in zip(run_adam(np.float32(c1), np.float32(c2)), numpy_adam(c1, c2), strict=True):
-        np.testing.assert_allclose(ours, exact, rtol=5e-6, atol=1e-7 * np.abs(exact).max())
+def error(found: np.ndarray, exact: np.ndarray) -> float:
+    """Return the norm of the difference, relative to that of the parameters."""
+    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
 
 
-def test_a_decay_carried_as_b_itself_would_fail_that():
-    tokens_per_step, t2_tokens = HALF_LIVES[0]
-    exact = complement_from_half_life(t2_tokens, tokens_per_step)
-    naive = float(np.float32(1) - np.float32(1 - exact))
-    assert abs(naive / exact - 1) > 0.01
-    with pytest.raises(AssertionError):
-        np.testing.assert_allclose(numpy_adam(0.1, naive)[2], numpy_adam(0.1, exact)[2], rtol=1e-3)
+DECAYS = [(None, None), (16, 1e7), (512, 1e7), (65_536, 1e7)]  # per-step 0.1 and 0.01, or tokens per step and t2
+VARIANTS = [(name, False) for name in OPTIMIZER_KEYS]
+VARIANTS += [(name, True) for name, keys in OPTIMIZER_KEYS.items() if "nesterov" in keys]
 
 
-def test_adam_equals_optax_adamw_at_ordinary_betas():
-    adamw = optax.adamw(LR, b1=0.9, b2=0.99, eps=EPS, weight_decay=DECAY)
+def complements(tokens_per_step: int | None, t2_tokens: float | None) -> tuple[float, float]:
+    if tokens_per_step is None or t2_tokens is None:
+        return 0.1, 0.01
+    return complement_from_half_life(100_000, tokens_per_step), complement_from_half_life(t2_tokens, tokens_per_step)
+
+
+@pytest.mark.parametrize("decays", DECAYS, ids=str)
+@pytest.mark.parametrize(("name", "nesterov"), VARIANTS)
+def test_200_updates_equal_float64_to_1e_6(name, nesterov, decays):
+    c1, c2 = complements(*decays)
+    assert error(reference(name, c1, c2, nesterov), START) > 0.01
+    assert error(ours(name, c1, c2, nesterov), reference(name, c1, c2, nesterov)) < 1e-6
+
+
+@pytest.mark.parametrize(("tokens_per_step", "off_by"), [(16, 0.01), (512, 5e-4)])
+def test_the_second_moment_is_exact_where_a_float32_b2_would_be_off(tokens_per_step, off_by):
+    _, c2 = complements(tokens_per_step, 1e7)
 
     @jax.jit
-    def run():
+    def second_moments(c2, b2):
+        adam = optim.adam(lambda _: LR, b1_complement=0.1, b2_complement=c2)
+
         def body(carry, g):
-            delta, state = adamw.update(g, carry[1], carry[0])
-            return (carry[0] + delta, state), None
+            state, naive = carry
+            return (adam.update(g, state, START)[1], b2 * naive + (1 - b2) * g * g), None
 
-        return jax.lax.scan(body, (jnp.asarray(START), adamw.init(jnp.asarray(START))), GRADS)[0][0]
+        state, naive = jax.lax.scan(body, (adam.init(jnp.asarray(START)), jnp.zeros(SHAPE)), GRADS)[0]
+        return state.nu, naive
 
+    exact = np.zeros(SHAPE)
+    for g in GRADS.astype(np.float64):
+        exact += c2 * (g * g - exact)
+    ours, naive = second_moments(np.float32(c2), np.float32(1 - c2))
+    np.testing.assert_allclose(ours, exact, rtol=2e-6)
+    assert (np.abs(naive / exact - 1) > off_by).all()
+
+
+THEIRS = {
+    "adam": lambda: optax.adamw(LR, b1=0.9, b2=0.99, eps=EPS, weight_decay=WD),
+    "sgd": lambda: optax.chain(optax.add_decayed_weights(WD), optax.sgd(LR)),
+    "sign_sgd": lambda: optax.chain(optax.scale_by_sign(), optax.add_decayed_weights(WD), optax.scale(-LR)),
+    "heavy_ball": lambda: optax.chain(optax.trace(0.9), optax.add_decayed_weights(WD), optax.scale(-LR)),
+    "nesterov": lambda: optax.chain(optax.trace(0.9, nesterov=True), optax.add_decayed_weights(WD), optax.scale(-LR)),
+    "lion": lambda: optax.lion(LR, b1=0.9, b2=0.99, weight_decay=WD),
+    "adafactor_power": lambda: optax.chain(
+        optax.scale_by_factored_rms(decay_rate=C, min_dim_size_to_factor=1),
+        optax.clip_by_block_rms(1.0),
+        optax.scale_by_param_block_rms(),
+        optax.add_decayed_weights(WD),
+        optax.scale(-LR),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_optax_agrees_where_it_defines_the_same_rule(name):
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-        theirs = run()
-    np.testing.assert_allclose(run_adam(np.float32(0.1), np.float32(0.01))[0], theirs, rtol=2e-5, atol=1e-6)
+        theirs = np.asarray(jax.jit(lambda: scan(THEIRS[name]()))())
+    nesterov = name == "nesterov"
+    assert error(ours("heavy_ball" if nesterov else name, 0.1, 0.01, nesterov), theirs) < 1e-5
 
 
 @pytest.mark.parametrize("tokens_per_step", [16, 512, 4096])
-def test_the_weight_of_a_gradient_in_nu_halves_after_one_half_life(tokens_per_step):
-    t2_tokens = 10 * 4096
-    c2 = np.float32(complement_from_half_life(t2_tokens, tokens_per_step))
-    adam = optim.adam(lambda _: 0.0, b1_complement=0.1, b2_complement=c2)
+@pytest.mark.parametrize(("name", "field"), [("adam", "mu"), ("adam", "nu"), ("momentum", "mu"), ("signum", "mu"),
+                                             ("heavy_ball", "mu"), ("lion", "mu"), ("adafactor", "row")])  # fmt: skip
+def test_the_weight_of_a_gradient_halves_after_one_half_life(name, field, tokens_per_step):
+    half_life_tokens = 10 * 4096
+    complement = complement_from_half_life(half_life_tokens, tokens_per_step)
+    numbers = hypers(b1_complement=complement, b2_complement=complement)
+    transformation = optim.build(OptimizerSpec(name, "constant"), numbers)
 
     @jax.jit
-    def nu_after(steps):
-        update = lambda g, state: adam.update({"w": g}, state, {"w": jnp.zeros(1)})[1]
-        state = update(jnp.full(1, 3.0), adam.init({"w": jnp.zeros(1)}))
-        return jax.lax.fori_loop(0, steps, lambda _, state: update(jnp.zeros(1), state), state).nu["w"][0]
+    def after(steps):
+        update = lambda g, state: transformation.update({"w": g}, state, {"w": jnp.zeros((1, 1))})[1]
+        state = update(jnp.full((1, 1), 3.0), transformation.init({"w": jnp.zeros((1, 1))}))
+        state = jax.lax.fori_loop(0, steps, lambda _, state: update(jnp.zeros((1, 1)), state), state)
+        return getattr(state, field)["w"].sum()
 
-    np.testing.assert_allclose(nu_after(t2_tokens // tokens_per_step) / nu_after(0), 0.5, rtol=5e-5)
-
-
-def test_sgd_equals_float64_sgd_with_decoupled_weight_decay():
-    sgd = optim.sgd(lambda count: 0.001 / (1 + count.astype(jnp.float32)), weight_decay=DECAY)
-    p, exact, state = jnp.asarray(START), START.astype(np.float64), sgd.init(START)
-    update = jax.jit(sgd.update)
-    for t, g in enumerate(GRADS[:20]):
-        delta, state = update(g, state, p)
-        p = p + delta
-        exact = exact - 0.001 / (1 + t) * (g + DECAY * exact)
-    np.testing.assert_allclose(p, exact, rtol=1e-5, atol=1e-6)
-    assert state.count == 20
+    np.testing.assert_allclose(after(half_life_tokens // tokens_per_step) / after(0), 0.5, rtol=1e-4)
 
 
-def abstract_state(name: str, param_dtype: str):
+def test_the_published_adafactor_forgets_more_slowly_the_longer_it_runs():
+    transformation = optim.adafactor_power(lambda _: 0.0, decay_exponent=C)
+
+    def weight_left(before: int) -> float:
+        """Return what is left, 100 updates later, of the weight of the gradient of update `before`."""
+        state = transformation.init({"w": jnp.zeros((1, 1))})._replace(count=jnp.int32(before - 1))
+        update = jax.jit(lambda g, state: transformation.update({"w": g}, state, {"w": jnp.zeros((1, 1))})[1])
+        state = update(jnp.ones((1, 1)), state)
+        first = float(state.row["w"][0])
+        for _ in range(100):
+            state = update(jnp.zeros((1, 1)), state)
+        return float(state.row["w"][0]) / first
+
+    assert weight_left(10) < 0.01 and weight_left(10_000) > 0.9
+
+
+def abstract_state(name: str, param_dtype: str = "float32"):
     params = gpt.abstract_params(tiny(param_dtype=param_dtype))
     state = jax.eval_shape(optim.build(OptimizerSpec(name, "cosine"), hypers()).init, params)
-    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    return state, size(state), sum(x.size for x in params.values())
+    return state, params
+
+
+STATE_BYTES = {"adam": 8, "sgd": 0, "sign_sgd": 0, "momentum": 4, "heavy_ball": 4, "signum": 4, "lion": 4}
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-def test_sgd_keeps_one_counter_and_adam_two_float32_averages_and_a_counter(param_dtype):
-    state, state_bytes, params = abstract_state("sgd", param_dtype)
-    assert state_bytes == 4 and state.count.dtype == jnp.int32
-    state, state_bytes, params = abstract_state("adam", param_dtype)
-    assert state_bytes == 2 * 4 * params + 4 and state.count.dtype == jnp.int32
-    assert {x.dtype.name for x in jax.tree.leaves((state.mu, state.nu))} == {"float32"}
+@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
+def test_state_in_bytes(name, param_dtype):
+    state, params = abstract_state(name, param_dtype)
+    shapes = [x.shape for x in params.values()]
+    if name.startswith("adafactor"):
+        # qkv is D x 3NH, out NH x D: rows and columns of the matrices that they multiply with.
+        d, f, v = 32, 48, 64
+        expected = 4 * (2 * (d + 3 * d + d + d + 2 * (d + f)) + 2 * (v + d))
+    else:
+        expected = STATE_BYTES[name] * sum(int(np.prod(shape)) for shape in shapes)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == expected + 4
+    assert state.count.dtype == jnp.int32
+    assert {x.dtype.name for x in jax.tree.leaves(state._replace(count=None))} <= {"float32"}
 
 
 def test_averages_of_bfloat16_gradients_do_not_stand_still():
@@ -135,21 +215,44 @@ def test_averages_of_bfloat16_gradients_do_not_stand_still():
     np.testing.assert_allclose(nu_after(1000), -np.expm1(1000 * np.log1p(-float(c2))), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_a_second_update_and_a_second_learning_rate_compile_nothing(name):
+@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
+def test_a_second_update_and_other_hyperparameters_compile_nothing(name):
     @jax.jit
     def update(state, params, hypers):
         return optim.build(OptimizerSpec(name, "cosine"), hypers).update(params, state, params)
 
     params = {"w": jnp.asarray(START)}
-    state = jax.jit(partial(lambda p: optim.build(OptimizerSpec(name, "cosine"), hypers()).init(p)))(params)
+    state = jax.jit(lambda p: optim.build(OptimizerSpec(name, "cosine"), hypers()).init(p))(params)
     first, state = update(state, params, hypers(peak_lr=0.1))
     update(state, params, hypers(peak_lr=0.1))
-    second, _ = update(state, params, hypers(peak_lr=0.3, b2_complement=1e-6, eps=1e-3, warmup_steps=5.0))
+    changed = {"b1_complement": 0.01, "b2_complement": 1e-6, "eps": 1e-3, "warmup_steps": 5.0, "decay_exponent": 0.5}
+    second, _ = update(state, params, hypers(peak_lr=0.3, **changed))
     assert (np.asarray(first["w"]) != np.asarray(second["w"])).any()
     assert update._cache_size() == 1
 
 
-def test_an_unknown_optimizer_raises():
+@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
+def test_a_lane_of_vmapped_runs_equals_the_run_alone(name):
+    rates, complement = np.float32([0.001, 0.01]), np.float32([0.1, 0.001])
+
+    def run(lr, c):
+        numbers = hypers()._replace(peak_lr=lr, b1_complement=c, b2_complement=c)
+        return scan(optim.build(OptimizerSpec(name, "constant"), numbers))
+
+    lanes = jax.jit(jax.vmap(run))(rates, complement)
+    assert error(lanes[0], lanes[1]) > 1e-3
+    for lane, lr, c in zip(lanes, rates, complement, strict=True):
+        assert error(lane, np.asarray(jax.jit(run)(lr, c))) < 1e-6
+
+
+@pytest.mark.parametrize(("shape", "matrix"), [((5,), (5, 1)), ((4, 6), (4, 6)), ((32, 3, 4, 8), (32, 96)),
+                                               ((4, 8, 32), (32, 32))])  # fmt: skip
+def test_adafactor_reads_a_parameter_as_the_matrix_that_it_is(shape, matrix):
+    assert matrix_shape(shape) == matrix
+
+
+def test_an_unknown_optimizer_and_missing_parameters_raise():
     with pytest.raises(ValueError, match="adamax"):
         optim.build(OptimizerSpec("adamax", "cosine"), hypers())
+    with pytest.raises(ValueError, match="needs the parameters"):
+        optim.sgd(lambda _: LR).update({}, optim.SgdState(jnp.int32(0)))

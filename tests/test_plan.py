@@ -10,6 +10,7 @@ import pytest
 from smallbatch import config as configs
 from smallbatch import config_files, plan
 from smallbatch.errors import UserError
+from smallbatch.specs import OPTIMIZER_KEYS
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -203,3 +204,26 @@ def test_every_experiment_has_a_plan_on_one_gpu(file):
     p = plan.make(c, vocab_size=50257, device_count=1, platform="gpu")
     assert p.optimizer_steps * p.tokens_per_step == p.budget_tokens == c.train.budget_tokens
     assert p.flops == p.flops_per_token * p.budget_tokens
+
+
+def test_a_floor_and_a_ceiling_limit_the_decay_that_follows_from_a_half_life():
+    def b2(**changes) -> plan.RunningAverage:
+        return make(train__batch_size=4, optimizer__t2_tokens=1e6, **changes).averages[1]
+
+    free = b2()
+    assert free.half_life_tokens == pytest.approx(1e6)
+    floored = b2(optimizer__b2_min=0.9999)
+    assert floored.complement == pytest.approx(1e-4, rel=1e-12) and floored.half_life_tokens > free.half_life_tokens
+    capped = b2(optimizer__b2_max=0.99)
+    assert capped.complement == pytest.approx(0.01, rel=1e-12)
+    assert capped.half_life_tokens == pytest.approx(1024 * math.log(0.5) / math.log(0.99))
+    assert b2(optimizer__b2_min=0.9, optimizer__b2_max=0.9999999) == free
+
+
+def test_a_plan_has_the_averages_that_its_optimizer_keeps():
+    off = {"optimizer__b1": None, "optimizer__t2_tokens": None}
+    for name, keys in OPTIMIZER_KEYS.items():
+        given = {"b1": {"optimizer__b1": 0.9}, "b2": {"optimizer__t2_tokens": 1e6}}
+        set_here = {k: v for key in keys for k, v in given.get(key, {}).items()}
+        p = make(optimizer__name=name, **(off | set_here))
+        assert [average.name for average in p.averages] == [key for key in keys if key in given]

@@ -62,6 +62,15 @@ def test_equal_tokens_have_equal_rates_at_every_batch_size(schedule):
         np.testing.assert_allclose(at_tokens(tokens_per_step), at_tokens(1), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(("schedule", "shape"), [("wsd_linear", lambda y: y), ("wsd_sqrt", np.sqrt)])
+def test_wsd_is_stable_until_the_last_part_and_falls_in_it(schedule, shape):
+    rates = ours(schedule, decay_steps=50.0)
+    np.testing.assert_allclose(rates[:WARMUP], PEAK * COUNTS[:WARMUP] / WARMUP, rtol=2e-6)
+    np.testing.assert_allclose(rates[WARMUP : TOTAL - 49], PEAK, rtol=2e-6)
+    y = np.clip((COUNTS[TOTAL - 50 :] - (TOTAL - 50)) / 50, 0, 1)
+    np.testing.assert_allclose(rates[TOTAL - 50 :], PEAK * (1 - (1 - FINAL) * shape(y)), rtol=2e-6)
+
+
 def test_an_unknown_schedule_raises():
-    with pytest.raises(ValueError, match="wsd"):
-        learning_rate("wsd", hypers(), np.int32(0))
+    with pytest.raises(ValueError, match="wds"):
+        learning_rate("wds", hypers(), np.int32(0))

@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from model_specs import hypers, params_of, tiny, tokens
 
@@ -14,10 +13,17 @@ from smallbatch.model import gpt
 from smallbatch.specs import MeshSpec, ModelSpec, OptimizerSpec
 from smallbatch.training import steps
 from smallbatch.training.programs import compiler_options
-from smallbatch.training.sharding import average_over_data, batch_sharding, make_mesh, param_shardings, replicated
+from smallbatch.training.sharding import (
+    average_over_data,
+    batch_sharding,
+    make_mesh,
+    opt_state_shardings,
+    param_shardings,
+    replicated,
+)
 
 SPEC = tiny(layers=1)
-ADAM, SGD = OptimizerSpec("adam", "cosine"), OptimizerSpec("sgd", "cosine")
+ADAM, SGD, ADAFACTOR = (OptimizerSpec(name, "cosine") for name in ("adam", "sgd", "adafactor"))
 HYPERS = hypers(peak_lr=0.03, eps=1e-3, weight_decay=0.1)
 T1 = SPEC.context_tokens + 1
 
@@ -78,18 +84,8 @@ def test_a_chunk_equals_its_updates_one_by_one_and_may_stop_early(optimizer):
 def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec):
     """Return the state and losses after a chunk on a mesh, everything placed as training places it."""
     mesh = make_mesh(mesh_spec)
-    params = param_shardings(mesh, SPEC)
     build = optim.build(optimizer, HYPERS)
-    shardings = steps.TrainState(
-        params,
-        optax.tree.map_params(
-            build,
-            lambda _, sharding: sharding,
-            jax.eval_shape(build.init, gpt.abstract_params(SPEC)),
-            params,
-            transform_non_params=lambda _: replicated(mesh),
-        ),
-    )
+    shardings = steps.TrainState(param_shardings(mesh, SPEC), opt_state_shardings(mesh, SPEC, build))
     chunk = jax.jit(
         partial(steps.update_chunk, SPEC, optimizer, average=partial(average_over_data, mesh)),
         donate_argnums=0,
@@ -107,9 +103,10 @@ def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec):
         (SGD, MeshSpec(8, 1, 1)),
         (ADAM, MeshSpec(1, 8, 1)),
         (ADAM, MeshSpec(1, 2, 4)),
+        (ADAFACTOR, MeshSpec(1, 2, 4)),
         (SGD, MeshSpec(2, 2, 2)),
     ],
-    ids=["data=8", "fsdp=8", "fsdp=2,tensor=4", "data=2,fsdp=2,tensor=2"],
+    ids=["data=8", "fsdp=8", "fsdp=2,tensor=4", "adafactor,fsdp=2,tensor=4", "data=2,fsdp=2,tensor=2"],
 )
 def test_eight_devices_equal_one(optimizer, mesh):
     state, losses = on_mesh(optimizer, mesh)

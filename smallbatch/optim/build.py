@@ -2,11 +2,25 @@
 
 import optax
 
+from smallbatch.optim.adafactor import adafactor, adafactor_power
 from smallbatch.optim.adam import adam
 from smallbatch.optim.hypers import Hypers
+from smallbatch.optim.momentum import heavy_ball, lion, momentum, signum
 from smallbatch.optim.schedules import learning_rate
-from smallbatch.optim.sgd import sgd
-from smallbatch.specs import OptimizerSpec
+from smallbatch.optim.sgd import sgd, sign_sgd
+from smallbatch.specs import OPTIMIZER_KEYS, OptimizerSpec
+
+OPTIMIZERS = {
+    "adam": adam,
+    "sgd": sgd,
+    "sign_sgd": sign_sgd,
+    "momentum": momentum,
+    "heavy_ball": heavy_ball,
+    "signum": signum,
+    "lion": lion,
+    "adafactor": adafactor,
+    "adafactor_power": adafactor_power,
+}
 
 
 def build(spec: OptimizerSpec, hypers: Hypers) -> optax.GradientTransformation:
@@ -14,15 +28,15 @@ def build(spec: OptimizerSpec, hypers: Hypers) -> optax.GradientTransformation:
 
     Its state has a field `count`, the number of finished updates: the only step counter there is.
     """
+    if spec.name not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {spec.name!r}: {', '.join(OPTIMIZERS)}")
+    arguments = {
+        "b1": {"b1_complement": hypers.b1_complement},
+        "b2": {"b2_complement": hypers.b2_complement},
+        "eps": {"eps": hypers.eps},
+        "nesterov": {"nesterov": spec.nesterov},
+        "decay_exponent": {"decay_exponent": hypers.decay_exponent},
+    }
+    given = {name: value for key in OPTIMIZER_KEYS[spec.name] for name, value in arguments[key].items()}
     schedule = lambda count: learning_rate(spec.schedule, hypers, count)
-    if spec.name == "adam":
-        return adam(
-            schedule,
-            b1_complement=hypers.b1_complement,
-            b2_complement=hypers.b2_complement,
-            eps=hypers.eps,
-            weight_decay=hypers.weight_decay,
-        )
-    if spec.name == "sgd":
-        return sgd(schedule, weight_decay=hypers.weight_decay)
-    raise ValueError(f"unknown optimizer {spec.name!r}: adam or sgd")
+    return OPTIMIZERS[spec.name](schedule, weight_decay=hypers.weight_decay, **given)

@@ -16,10 +16,12 @@ class Hypers(NamedTuple):
     final_lr_frac: jax.Array  # learning rate at the end / peak
     warmup_steps: jax.Array  # a real number: tokens of warm-up / tokens per step
     total_steps: jax.Array
+    decay_steps: jax.Array  # length of the last part of a wsd schedule
     b1_complement: jax.Array
     b2_complement: jax.Array
     eps: jax.Array
     weight_decay: jax.Array
+    decay_exponent: jax.Array  # c of adafactor_power
 
     @classmethod
     def from_floats(cls, **values: float) -> "Hypers":

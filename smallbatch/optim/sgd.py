@@ -1,34 +1,30 @@
-"""Plain SGD: one counter of state, and nothing that would keep a gradient alive after its parameter is updated."""
+"""Plain SGD and its sign: one counter of state, and nothing that would keep a gradient alive after its update."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from smallbatch.optim.descent import LearningRate, Scalar, descent, no_updates
+
 
 class SgdState(NamedTuple):
-    """No averages at all."""
+    """No averages at all: 0 bytes a parameter."""
 
     count: jax.Array  # shape=(), dtype=int32: finished updates
 
 
-def sgd(
-    learning_rate: Callable[[jax.Array], jax.Array], *, weight_decay: jax.Array | float = 0.0
-) -> optax.GradientTransformation:
+def sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0) -> optax.GradientTransformation:
     """Return stochastic gradient descent without momentum: p -= lr (g + wd p)."""
+    return descent(lambda _: SgdState(no_updates()), lambda g, state, _: (g, state), learning_rate, weight_decay)
 
-    def init(params: optax.Params) -> SgdState:
+
+def sign_sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0) -> optax.GradientTransformation:
+    """Return sign descent: p -= lr (sign(g) + wd p) (Bernstein et al. 2018, arXiv 1802.04434)."""
+
+    def direction(grads: optax.Updates, state: SgdState, params: optax.Params):
         del params
-        return SgdState(jnp.zeros((), jnp.int32))
+        return jax.tree.map(jnp.sign, grads), state
 
-    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
-        assert isinstance(state, SgdState)
-        if params is None:
-            raise ValueError("sgd needs the parameters: call update(grads, state, params)")
-        lr = learning_rate(state.count)
-        delta = lambda g, p: -lr * (g.astype(jnp.float32) + weight_decay * p.astype(jnp.float32))
-        return jax.tree.map(delta, updates, params), SgdState(state.count + 1)
-
-    return optax.GradientTransformation(init, update)
+    return descent(lambda _: SgdState(no_updates()), direction, learning_rate, weight_decay)

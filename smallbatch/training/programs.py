@@ -12,7 +12,6 @@ from platform import machine
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from smallbatch import optim
 from smallbatch.plan import Plan, fits_cpu_cache
@@ -152,24 +151,11 @@ class Programs:
         return p.steps_per_dispatch, p.accumulation_steps, p.microbatch_size, p.model.context_tokens + 1
 
     def _state_shardings(self) -> steps.TrainState:
-        params = sharding.param_shardings(self.mesh, self.plan.model)
         optimizer = optim.build(self.plan.optimizer, self.hypers)
-        opt_state = jax.eval_shape(optimizer.init, self._abstract_params())
         return steps.TrainState(
-            params,  # pyright: ignore[reportArgumentType] (shardings in the places of arrays)
-            optax.tree.map_params(
-                optimizer,
-                lambda _, sharding: sharding,
-                opt_state,
-                params,
-                transform_non_params=lambda _: self._replicated,
-            ),
+            sharding.param_shardings(self.mesh, self.plan.model),  # pyright: ignore[reportArgumentType]
+            sharding.opt_state_shardings(self.mesh, self.plan.model, optimizer),
         )
-
-    def _abstract_params(self):
-        from smallbatch.model import gpt
-
-        return gpt.abstract_params(self.plan.model)
 
 
 def _bytes_per_device(tree) -> int:

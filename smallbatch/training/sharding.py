@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from smallbatch.model import gpt
@@ -75,3 +76,18 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
         )
 
     return {name: sharding(name, axes) for name, axes in gpt.param_axes(spec).items()}
+
+
+def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: optax.GradientTransformation) -> Any:
+    """Return a sharding for everything an optimizer keeps: an average lies as its parameter does, all else is copied.
+
+    What is copied is small: counters, and Adafactor's rows and columns.
+    """
+    params, shardings = gpt.abstract_params(spec), param_shardings(mesh, spec)
+
+    def sharding(path, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        name = getattr(path[-1], "key", "")
+        is_average = name in params and leaf.shape == params[name].shape
+        return shardings[name] if is_average else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(optimizer.init, params))

@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     """All that an update changes. The number of finished updates is `opt_state.count`."""
 
     params: gpt.Params
-    opt_state: Any  # AdamState | SgdState
+    opt_state: Any  # of the optimizer; has a `count`
 
 
 def init_state(model: ModelSpec, optimizer: OptimizerSpec, hypers: optim.Hypers, key: jax.Array) -> TrainState:
