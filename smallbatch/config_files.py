@@ -44,7 +44,9 @@ def run_file(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         folder = Path(path).parent
         siblings = [str(file) for file in folder.glob("*.py")] if folder.is_dir() else []
-        raise UserError(f"there is no config file {path!r}{did_you_mean(path, siblings)}")
+        known = sorted(str(file) for file in Path("configs").glob("*.py"))
+        meant = did_you_mean(path, siblings) or (f"; there are {', '.join(known)}" if known else "")
+        raise UserError(f"there is no config file {path!r}{meant}")
     with _errors_of(path):
         return runpy.run_path(path)
 

@@ -54,6 +54,10 @@ class Progress:
             self._shown_secs = now
             self._show(self._status(now))
 
+    def say(self, text: str) -> None:
+        """Show at once what goes on beside the count, such as a validation."""
+        self._show(f"{self._status(time.monotonic())}  {text}")
+
     def __exit__(self, *_: object) -> None:
         line = self._status(time.monotonic())
         if self._bar or (self._shown_line is not None and line != self._shown_line):

@@ -71,10 +71,10 @@ def result_text(result: Result, path: Path) -> str:
         bits = "" if result.bits_per_byte is None else f"   {result.bits_per_byte:.4f} bits/byte"
         perplexity = "" if result.perplexity is None else f"   perplexity {result.perplexity:.3f}"
         rows += [("validation", f"{result.validation_loss_nats:.4f} nats/token{bits}{perplexity}")]
-    speed = "" if result.tokens_per_sec is None else f" at {format_count(result.tokens_per_sec)} tokens/s"
+    speed = "" if result.tokens_per_sec is None else f"{format_count(result.tokens_per_sec)} tokens/s in training; "
     rows += [
         ("training", f"{result.tokens:,} tokens, {result.optimizer_steps:,} steps of {result.batch_size} sequences, "
-         f"{result.flops:.4g} FLOPs, {format_secs(result.secs)}{speed}"),
+         f"{result.flops:.4g} FLOPs, {speed}{format_secs(result.secs)} in all"),
         ("files", str(path)),
     ]  # fmt: skip
     text = _table(rows)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from smallbatch import config, config_checks, config_files
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
+from smallbatch.specs import OPTIMIZER_KEYS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

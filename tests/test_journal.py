@@ -122,3 +122,20 @@ def test_speed_is_that_of_the_steps_since_the_last_record(tmp_path):
         run.add(10, np.ones(10))
         ended = time.monotonic()
     assert 5120 / (ended - began) <= run.written()[0]["tokens_per_sec"] <= 5120 / 0.1
+
+
+def test_speed_counts_the_time_that_the_learning_rate_waits_for_the_device(tmp_path, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock) // 1000))  # stands still ...
+
+    def slow_rate(update: int) -> float:
+        for _ in range(2000):  # ... but for two seconds in here
+            next(clock)
+        return update / 1000
+
+    with Run(tmp_path) as run:
+        run.journal.mark(0)
+        for step in range(10, 60, 10):
+            run.journal.add(step, np.ones(10, np.float32), slow_rate)
+        speeds = [record["tokens_per_sec"] for record in run.written()]
+    assert speeds[1:] == [10 * 512 / 2] * 4

@@ -192,7 +192,10 @@ def _file_sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read the tokenizer {path}: {error.strerror or error}; "
+            "data.tokenizer=file:PATH names a tokenizer.json; a config file that names one says where to get it"
+        ) from error
 
 
 def _sync(directory: Path) -> None:

@@ -24,7 +24,10 @@ def matched_files(pattern: str) -> list[Path]:
     found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     files = sorted((Path(name) for name in found if os.path.isfile(name)), key=lambda path: path.as_posix())
     if not files:
-        raise UserError(f"no file matches {pattern!r}; check data.source=text:GLOB (`**` crosses directories)")
+        fix = "check data.source=text:GLOB (`**` crosses directories)"
+        if os.path.isdir(pattern):
+            fix = f"it is a directory: write text:{os.path.join(pattern, '**', '*.txt')}"
+        raise UserError(f"no file matches {pattern!r}; {fix}")
     unreadable = [path for path in files if path.suffix not in READERS]
     if unreadable:
         raise UserError(

@@ -133,7 +133,10 @@ def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
     try:
         backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read the tokenizer {path}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot read the tokenizer {path}: {error.strerror or error}; "
+            "data.tokenizer=file:PATH names a tokenizer.json; a config file that names one says where to get it"
+        ) from error
     except Exception as error:  # the library raises bare Exception for anything it cannot parse
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a tokenizer.json of the tokenizers library ({reason})") from error

@@ -81,7 +81,8 @@ class Journal:
 
     def _train_record(self, step: int, learning_rate) -> float:
         mean_nats = self._loss_sum / max(self._loss_steps, 1)
-        steps, secs = step - self._last_record[0], self.train_secs - self._last_record[1]
+        now = self.train_secs
+        steps, secs = step - self._last_record[0], now - self._last_record[1]
         self._write(
             "train",
             step,
@@ -89,7 +90,7 @@ class Journal:
             learning_rate=learning_rate(step - 1),
             tokens_per_sec=steps * self._plan.tokens_per_step / secs if secs > 0 else None,
         )
-        self._last_record = (step, self.train_secs)
+        self._last_record = (step, now)
         self._loss_sum, self._loss_steps, self.last_loss_nats = 0.0, 0, mean_nats
         return mean_nats
 

@@ -53,6 +53,9 @@ def compiler_options(platform: str, model: ModelSpec) -> dict[str, bool | str]:
     return options
 
 
+LEARNING_RATES = 4096  # computed together: a single one would wait on the device behind the chunk under way
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one device while a chunk of updates runs, as XLA's buffer assignment has it."""
@@ -89,7 +92,9 @@ class Programs:
             out_shardings=(self.state_shardings, self._replicated),
         )
         self._score = jit(partial(steps.summed_nats, plan.model), out_shardings=self._replicated)
-        self._learning_rate = jax.jit(partial(optim.learning_rate, plan.optimizer.schedule))
+        rate = partial(optim.learning_rate, plan.optimizer.schedule)
+        self._learning_rate = jax.jit(jax.vmap(rate, in_axes=(None, 0)))
+        self._learning_rates: tuple[int, np.ndarray] = -1, np.zeros(0)
 
     @functools.cached_property
     def abstract_state(self) -> steps.TrainState:
@@ -131,7 +136,11 @@ class Programs:
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of an update, 0 first."""
-        return float(self._learning_rate(self.hypers, jnp.int32(update)))
+        block, place = divmod(update, LEARNING_RATES)
+        if self._learning_rates[0] != block:
+            counts = jnp.arange(block * LEARNING_RATES, (block + 1) * LEARNING_RATES, dtype=jnp.int32)
+            self._learning_rates = block, np.asarray(self._learning_rate(self.hypers, counts))
+        return float(self._learning_rates[1][place])
 
     def memory(self) -> Memory:
         """Return the bytes that one device needs, from the compiled chunk's own analysis."""

@@ -85,7 +85,7 @@ class Trainer:
             if pending and (validation_due or save_due):
                 diverged_at, pending = self._take_in(pending, journal, progress), None
                 if diverged_at is None and validation_due:
-                    score = self._validate(state, journal)
+                    score = self._validate(state, journal, progress)
                     journal.validation(step, score.loss_nats, score.bits_per_byte)
                     diverged_at = None if math.isfinite(score.loss_nats) else step
                 if diverged_at is not None:
@@ -108,7 +108,7 @@ class Trainer:
         if step < plan.optimizer_steps:
             return self._outcome("preempted", step, state, None, journal, None)
         if score is None:  # restored from the last checkpoint: everything but the result was there
-            score = self._validate(state, journal)
+            score = self._validate(state, journal, progress)
         return self._outcome("done", step, state, score, journal, None)
 
     def _take_in(self, pending: tuple[int, int, jax.Array], journal: Journal, progress: Progress) -> int | None:
@@ -136,8 +136,9 @@ class Trainer:
         every = self._plan.validate_every_steps
         return every is not None and step > 0 and step % every == 0
 
-    def _validate(self, state: TrainState, journal: Journal) -> Score:
+    def _validate(self, state: TrainState, journal: Journal, progress: Progress) -> Score:
         with journal.pause():
+            progress.say(f"validating on {len(self._dataset.validation):,} tokens ...")
             return validate(self._programs, state, self._dataset)
 
     def _save(self, step: int, state: TrainState, journal: Journal) -> None:
