@@ -74,6 +74,9 @@ def base() -> Config:
     optimizer.nesterov = False  # of momentum and heavy_ball
     optimizer.decay_exponent = 0.8  # of adafactor_power: 1 - b2 of update t is t^-c
     optimizer.weight_decay = 0.0  # decoupled, times the learning rate
+    optimizer.transfer_rule = placeholder(str)  # half_life | fixed | sqrt | linear: the numbers above were tuned ...
+    optimizer.tuned_at_batch_size = placeholder(int)  # ... at this batch size, and are carried over to train.batch_size
+    optimizer.lr_exponent = placeholder(float)  # p of half_life and fixed: learning rate x (batch size ratio)^p
 
     c.train = train = config_dict.ConfigDict()
     train.batch_size = 16  # sequences per optimizer update, over all devices

@@ -11,6 +11,7 @@ from typing import Any
 from smallbatch import units
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.specs import OPTIMIZER_KEYS, SCHEDULES
+from smallbatch.transfer import FREE_EXPONENT, RULES
 
 Flat = dict[str, Any]
 
@@ -24,6 +25,7 @@ CHOICES = {
     "model.attention": ("auto", "xla", "cudnn", "splash"),
     "optimizer.name": tuple(OPTIMIZER_KEYS),
     "optimizer.schedule": SCHEDULES,
+    "optimizer.transfer_rule": RULES,
     "records.wandb": ("off", "offline", "online"),
 }
 
@@ -36,6 +38,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("model.rope_base", "model.max_logits"),
             *("train.batch_size", "train.microbatch_size", "train.budget_tokens", "train.steps_per_dispatch"),
             *("train.log_every_tokens", "train.validate_every_tokens"),
+            "optimizer.tuned_at_batch_size",
             *("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.cpu_devices"),
         ),
     ),
@@ -54,7 +57,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
             *("train.checkpoint_every_secs", "train.sample_tokens"),
         ),
     ),
-    "between 0 and 1": (lambda x: 0 <= x <= 1, ("optimizer.warmup_frac", "optimizer.final_lr_frac")),
+    "between 0 and 1": (
+        lambda x: 0 <= x <= 1,
+        ("optimizer.warmup_frac", "optimizer.final_lr_frac", "optimizer.lr_exponent"),
+    ),
     "at least 0 and below 1": (
         lambda x: 0 <= x < 1,
         ("optimizer.b1", "optimizer.b2", "optimizer.b2_min", "optimizer.b2_max"),
@@ -108,6 +114,7 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
         _pairs,
         _unused_by_optimizer,
         _b2_limits,
+        _transfer,
         _budget,
         _microbatch,
     ):
@@ -238,6 +245,29 @@ def _b2_limits(flat: Flat, defaults: Flat) -> Iterator[str]:
             yield _no_effect(key, limit, f"optimizer.b2 {b2}: it limits the decay from t2_tokens", _unset(key))
     if low is not None and high is not None and low > high:
         yield f"optimizer.b2_min is {low}, above optimizer.b2_max, {high}"
+
+
+def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
+    rule, tuned_at, exponent, t1_tokens = (
+        flat[f"optimizer.{key}"] for key in ("transfer_rule", "tuned_at_batch_size", "lr_exponent", "t1_tokens")
+    )
+    if rule is None:
+        for key, value in (("optimizer.tuned_at_batch_size", tuned_at), ("optimizer.lr_exponent", exponent)):
+            if value is not None:
+                yield _no_effect(key, value, "optimizer.transfer_rule None", _unset(key))
+        return
+    if tuned_at is None:
+        yield f"optimizer.tuned_at_batch_size is unset; optimizer.transfer_rule {rule} needs it"
+    if rule in FREE_EXPONENT and exponent is None:
+        yield (
+            f"optimizer.lr_exponent is unset; optimizer.transfer_rule {rule} needs it: 0 keeps the learning rate, "
+            "0.16 to 0.25 was tuned for Adam"
+        )
+    if rule not in FREE_EXPONENT and exponent is not None:
+        where = f"optimizer.transfer_rule {rule}"
+        yield _no_effect("optimizer.lr_exponent", exponent, where, _unset("optimizer.lr_exponent"))
+    if rule == "half_life" and t1_tokens is not None:
+        yield "optimizer.transfer_rule half_life keeps b1 per step; set optimizer.b1 in the place of t1_tokens"
 
 
 def _budget(flat: Flat, defaults: Flat) -> Iterator[str]:

@@ -1,12 +1,13 @@
 """Every number that follows from a config, derived once, in float64, before anything runs; printed and written down."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from smallbatch import flops, units
 from smallbatch.config import Config, fingerprint
 from smallbatch.errors import UserError
 from smallbatch.specs import OPTIMIZER_KEYS, DataSpec, MeshSpec, ModelSpec, OptimizerSpec
+from smallbatch.transfer import Tuned, transfer
 
 # A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead
 # (on a CPU, memory for the activations that the system hands out page by page) does not count, short enough that
@@ -44,6 +45,7 @@ class Plan:
     platform: str
     hypers: dict[str, float]  # the fields of optim.Hypers
     averages: tuple[RunningAverage, ...]
+    transfer: str | None  # where the hyperparameters come from, if from another batch size
     seed: int
     shuffle_seed: int
     batch_size: int
@@ -97,7 +99,8 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
     microbatch = train.microbatch_size or _microbatch(mesh, train.batch_size, platform)
     tokens_per_step = train.batch_size * model.context_tokens
     steps = units.steps_from_tokens(train.budget_tokens, tokens_per_step)
-    averages = _averages(config.optimizer, tokens_per_step, train.budget_tokens)
+    tuned = _hyperparameters(config, tokens_per_step)
+    averages = _averages(tuned, tokens_per_step, train.budget_tokens)
     complements = {f"{average.name}_complement": average.complement for average in averages}
     warmup_tokens = _warmup_tokens(config)
     step_flops = flops.train_flops_per_token(model) * tokens_per_step
@@ -109,18 +112,19 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
         mesh=mesh,
         platform=platform,
         hypers={
-            "peak_lr": config.optimizer.peak_lr,
+            "peak_lr": tuned.peak_lr,
             "final_lr_frac": config.optimizer.final_lr_frac,
             "warmup_steps": warmup_tokens / tokens_per_step,
             "total_steps": float(steps),
             "decay_steps": (config.optimizer.decay_frac or 0.0) * steps,
             "b1_complement": complements.get("b1_complement", 1.0),
             "b2_complement": complements.get("b2_complement", 1.0),
-            "eps": config.optimizer.eps,
+            "eps": tuned.eps,
             "weight_decay": config.optimizer.weight_decay,
             "decay_exponent": config.optimizer.decay_exponent,
         },
         averages=averages,
+        transfer=_transfer_words(config.optimizer),
         seed=train.seed,
         shuffle_seed=config.data.shuffle_seed,
         batch_size=train.batch_size,
@@ -206,23 +210,52 @@ def _idle_cores(config: Config, idle: int) -> int:
     return next(n for n in range(max(idle, 1), 0, -1) if heads % n == 0 and ffn_width % n == 0)
 
 
-def _averages(optimizer: Config, tokens_per_step: int, budget_tokens: int) -> tuple[RunningAverage, ...]:
+def _hyperparameters(config: Config, tokens_per_step: int) -> Tuned:
+    """Return what depends on the batch size: as it is set, or carried over from where it was tuned."""
+    optimizer = config.optimizer
+    tuned_tokens_per_step = (optimizer.tuned_at_batch_size or config.train.batch_size) * config.model.context_tokens
+
+    def complement(name: str, decay: float | None, half_life_tokens: float | None) -> float | None:
+        if name not in OPTIMIZER_KEYS[optimizer.name]:
+            return None
+        if half_life_tokens is not None:
+            return units.complement_from_half_life(half_life_tokens, tuned_tokens_per_step)
+        assert decay is not None
+        return 1.0 - decay
+
+    tuned = Tuned(
+        optimizer.peak_lr,
+        complement("b1", optimizer.b1, optimizer.t1_tokens),
+        complement("b2", optimizer.b2, optimizer.t2_tokens),
+        optimizer.eps,
+    )
+    if optimizer.transfer_rule is not None:
+        ratio = tokens_per_step / tuned_tokens_per_step
+        tuned = transfer(optimizer.transfer_rule, tuned, ratio, optimizer.lr_exponent)
+    if tuned.b2_complement is None:
+        return tuned
+    return replace(tuned, b2_complement=_limited(tuned.b2_complement, optimizer.b2_min, optimizer.b2_max))
+
+
+def _transfer_words(optimizer: Config) -> str | None:
+    if optimizer.transfer_rule is None:
+        return None
+    exponent = "" if optimizer.lr_exponent is None else f", learning rate x ratio^{optimizer.lr_exponent:g}"
+    return (
+        f"by the {optimizer.transfer_rule} rule from batch size {optimizer.tuned_at_batch_size:,}, where the peak "
+        f"learning rate is {optimizer.peak_lr:g}{exponent}"
+    )
+
+
+def _averages(tuned: Tuned, tokens_per_step: int, budget_tokens: int) -> tuple[RunningAverage, ...]:
     """Return the optimizer's averages of the gradient (b1) and of its square (b2), those that it has."""
 
-    def average(name: str, decay: float | None, half_life_tokens: float | None) -> RunningAverage:
-        if half_life_tokens is not None:
-            complement = units.complement_from_half_life(half_life_tokens, tokens_per_step)
-            if name == "b2":
-                complement = _limited(complement, optimizer.b2_min, optimizer.b2_max)
-        else:
-            assert decay is not None
-            complement = 1.0 - decay
-        half_life_tokens = units.half_life_from_complement(complement, tokens_per_step)
-        steps = half_life_tokens / tokens_per_step
-        return RunningAverage(name, complement, half_life_tokens, steps, half_life_tokens / budget_tokens)
+    def average(name: str, complement: float) -> RunningAverage:
+        tokens = units.half_life_from_complement(complement, tokens_per_step)
+        return RunningAverage(name, complement, tokens, tokens / tokens_per_step, tokens / budget_tokens)
 
-    given = {"b1": (optimizer.b1, optimizer.t1_tokens), "b2": (optimizer.b2, optimizer.t2_tokens)}
-    return tuple(average(key, *given[key]) for key in OPTIMIZER_KEYS[optimizer.name] if key in given)
+    complements = {"b1": tuned.b1_complement, "b2": tuned.b2_complement}
+    return tuple(average(name, value) for name, value in complements.items() if value is not None)
 
 
 def _limited(complement: float, b_min: float | None, b_max: float | None) -> float:

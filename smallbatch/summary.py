@@ -27,6 +27,7 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
         ("optimizer", f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, eps {h['eps']:g}, "
          f"weight decay {h['weight_decay']:g}" if "eps" in OPTIMIZER_KEYS[plan.optimizer.name] else
          f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, weight decay {h['weight_decay']:g}"),
+        *([("transferred", plan.transfer)] if plan.transfer else []),
         ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
          f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "
          f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run"),

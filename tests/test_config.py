@@ -146,6 +146,16 @@ INVALID = [
      "--config.optimizer.b2_min=None"),
     ({"optimizer__b2_min": 0.999, "optimizer__b2_max": 0.99},
      "optimizer.b2_min is 0.999, above optimizer.b2_max, 0.99"),
+    ({"optimizer__transfer_rule": "sqrt"},
+     "optimizer.tuned_at_batch_size is unset; optimizer.transfer_rule sqrt needs it"),
+    ({"optimizer__transfer_rule": "half_life", "optimizer__tuned_at_batch_size": 8},
+     "optimizer.lr_exponent is unset; optimizer.transfer_rule half_life needs it: 0 keeps the learning rate, "
+     "0.16 to 0.25 was tuned for Adam"),
+    ({"optimizer__transfer_rule": "linear", "optimizer__tuned_at_batch_size": 8, "optimizer__lr_exponent": 0.5},
+     "optimizer.lr_exponent is 0.5, which has no effect with optimizer.transfer_rule linear; "
+     "--config.optimizer.lr_exponent=None"),
+    ({"optimizer__lr_exponent": 0.5}, "optimizer.lr_exponent is 0.5, which has no effect with "
+     "optimizer.transfer_rule None; --config.optimizer.lr_exponent=None"),
     ({"optimizer__schedule": "wsd_sqrt"},
      "optimizer.decay_frac is unset; optimizer.schedule wsd_sqrt needs it, e.g. 0.2"),
     ({"optimizer__schedule": "wsd_linear", "optimizer__decay_frac": 0.96},

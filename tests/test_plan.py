@@ -227,3 +227,23 @@ def test_a_plan_has_the_averages_that_its_optimizer_keeps():
         set_here = {k: v for key in keys for k, v in given.get(key, {}).items()}
         p = make(optimizer__name=name, **(off | set_here))
         assert [average.name for average in p.averages] == [key for key in keys if key in given]
+
+
+def test_hyperparameters_are_carried_over_from_the_batch_size_they_were_tuned_at():
+    tuned = {"optimizer__t2_tokens": 1e6, "optimizer__peak_lr": 0.004, "optimizer__tuned_at_batch_size": 256}
+    there = make(train__batch_size=256, **tuned, optimizer__transfer_rule="sqrt")
+    assert there.hypers == make(train__batch_size=256, optimizer__t2_tokens=1e6, optimizer__peak_lr=0.004).hypers
+
+    rule = {"optimizer__transfer_rule": "half_life", "optimizer__lr_exponent": 0.25}
+    here = make(train__batch_size=1, **tuned, **rule)
+    b1, b2 = here.averages
+    assert here.hypers["peak_lr"] == pytest.approx(0.001)
+    assert b1.complement == pytest.approx(0.1) and b2.half_life_tokens == pytest.approx(1e6)
+
+    control = make(train__batch_size=1, **tuned, **(rule | {"optimizer__transfer_rule": "fixed"}))
+    assert control.averages[1].complement == pytest.approx(there.averages[1].complement, rel=1e-12)
+    assert control.averages[1].half_life_tokens == pytest.approx(1e6 / 256)
+
+    sqrt = make(train__batch_size=1, **tuned, optimizer__transfer_rule="sqrt")
+    assert sqrt.hypers["peak_lr"] == pytest.approx(0.00025) and sqrt.hypers["eps"] == pytest.approx(16e-8)
+    assert "sqrt rule from batch size 256" in sqrt.transfer

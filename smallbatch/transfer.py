@@ -1,0 +1,70 @@
+"""What hyperparameters tuned at one batch size become at another: four rules, each by its name, in float64.
+
+None of them is an optimum for every problem. `half_life` is what Marek et al. 2025 (arXiv 2507.07101, sections 2 and
+4.3) found to hold from batch size 1 up; `fixed` is the control that it is compared with; `sqrt` keeps the noise of
+adaptive methods the same, which is an equivalence and not an optimum; `linear` does so for SGD.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from smallbatch.errors import UserError
+
+RULES = ("half_life", "fixed", "sqrt", "linear")
+FREE_EXPONENT = ("half_life", "fixed")  # rules that leave the exponent of the learning rate to their user
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Hyperparameters at a batch size. Decays are complements, 1 - b, per step; None where there is no average."""
+
+    peak_lr: float
+    b1_complement: float | None
+    b2_complement: float | None
+    eps: float
+
+
+def transfer(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None = None) -> Tuned:
+    """Return the hyperparameters at `ratio` = k times the batch size at which `tuned` was tuned.
+
+    - half_life: b2 <- b2^k, so that its half-life in tokens stays; b1 stays per step; lr <- lr k^p.
+    - fixed: both decays stay per step; lr <- lr k^p.
+    - sqrt: lr <- lr sqrt(k), 1-b <- k (1-b) for both, eps <- eps / sqrt(k) (Malladi et al. 2022, arXiv 2205.10287:
+      where noise dominates, gradients shrink like 1/sqrt(k), and eps with them).
+    - linear: lr <- lr k (Goyal et al. 2017, arXiv 1706.02677), the rest stays.
+
+    Raises:
+        UserError: an unknown rule, an exponent that is missing or not asked for, or 1 - b beyond 1 by `sqrt`.
+    """
+    if rule not in RULES:
+        raise UserError(f"there is no transfer rule {rule!r}: {', '.join(RULES)}")
+    if (lr_exponent is None) is (rule in FREE_EXPONENT):
+        raise UserError(
+            f"the transfer rule {rule} {'needs an' if lr_exponent is None else 'has its own'} exponent of the learning "
+            "rate (lr_exponent: 0 keeps it, 0.16 to 0.25 was tuned for Adam, 0.5 and 1 are the sqrt and linear rules)"
+        )
+    if rule == "sqrt":
+        return Tuned(
+            tuned.peak_lr * math.sqrt(ratio),
+            _times(tuned.b1_complement, ratio, "b1"),
+            _times(tuned.b2_complement, ratio, "b2"),
+            tuned.eps / math.sqrt(ratio),
+        )
+    if rule == "linear":
+        return replace(tuned, peak_lr=tuned.peak_lr * ratio)
+    assert lr_exponent is not None
+    tuned = replace(tuned, peak_lr=tuned.peak_lr * ratio**lr_exponent)
+    if rule == "fixed" or tuned.b2_complement in (None, 1.0):
+        return tuned
+    return replace(tuned, b2_complement=-math.expm1(ratio * math.log1p(-tuned.b2_complement)))
+
+
+def _times(complement: float | None, ratio: float, name: str) -> float | None:
+    if complement is None:
+        return None
+    if complement * ratio > 1:
+        raise UserError(
+            f"the sqrt rule would make 1 - {name} = {complement:g} x {ratio:g}, above 1: it holds only where that is "
+            "far below 1; choose the half_life rule or a smaller batch size"
+        )
+    return complement * ratio
