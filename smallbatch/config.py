@@ -57,7 +57,7 @@ def base() -> Config:
     model.max_logits = 2**26  # tokens x vocabulary held at once by the loss; more is done in slices
 
     c.optimizer = optimizer = config_dict.ConfigDict()
-    optimizer.name = "adam"  # a row of the README's table: adam | sgd | momentum | signum | lion | adafactor | ...
+    optimizer.name = "adam"  # a row of the README's table: adam | sgd | momentum | muon | lion | adafactor | ...
     optimizer.peak_lr = 0.003
     optimizer.schedule = "cosine"  # cosine | linear | constant | wsd_linear | wsd_sqrt, after the warm-up
     optimizer.warmup_frac = placeholder(float)  # warm-up as a share of the budget ...
@@ -70,8 +70,9 @@ def base() -> Config:
     optimizer.t2_tokens = placeholder(float)  # ... or half-life in tokens: exactly one of the two
     optimizer.b2_min = placeholder(float)  # floor of the decay per step that follows from t2_tokens
     optimizer.b2_max = placeholder(float)  # ceiling of it
-    optimizer.eps = 1e-8  # of adam
-    optimizer.nesterov = False  # of momentum and heavy_ball
+    optimizer.eps = 1e-8  # of adam, and of muon's embeddings
+    optimizer.nesterov = False  # of momentum, heavy_ball and muon
+    optimizer.embed_lr = placeholder(float)  # of muon: peak learning rate of the embeddings and the output, by Adam
     optimizer.decay_exponent = 0.8  # of adafactor_power: 1 - b2 of update t is t^-c
     optimizer.weight_decay = 0.0  # decoupled, times the learning rate
     optimizer.transfer_rule = placeholder(str)  # half_life | fixed | sqrt | linear: the numbers above were tuned ...

@@ -46,7 +46,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda x: x > 0,
         (
             *("optimizer.peak_lr", "optimizer.t1_tokens", "optimizer.t2_tokens", "optimizer.eps"),
-            "optimizer.decay_exponent",
+            *("optimizer.decay_exponent", "optimizer.embed_lr"),
             "train.diverged_above_start_nats",
         ),
     ),
@@ -92,6 +92,7 @@ KEYS_OF = {  # what a word of OPTIMIZER_KEYS stands for
     "eps": ("optimizer.eps",),
     "nesterov": ("optimizer.nesterov",),
     "decay_exponent": ("optimizer.decay_exponent",),
+    "embed_lr": ("optimizer.embed_lr",),
 }
 WARMUP_PAIR = ("optimizer.warmup_frac", "optimizer.warmup_tokens")
 
@@ -227,6 +228,8 @@ def _pairs(flat: Flat, defaults: Flat) -> Iterator[str]:
     for name in OPTIMIZER_KEYS[flat["optimizer.name"]]:
         if name in AVERAGE_PAIRS:
             yield from _exactly_one(flat, AVERAGE_PAIRS[name])
+        if name == "embed_lr" and flat["optimizer.embed_lr"] is None:
+            yield "optimizer.embed_lr is unset; optimizer.name muon needs it, e.g. the peak_lr tuned for adam"
 
 
 def _unused_by_optimizer(flat: Flat, defaults: Flat) -> Iterator[str]:

@@ -122,6 +122,7 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
             "eps": tuned.eps,
             "weight_decay": config.optimizer.weight_decay,
             "decay_exponent": config.optimizer.decay_exponent,
+            "embed_lr_ratio": (config.optimizer.embed_lr or 0.0) / config.optimizer.peak_lr,
         },
         averages=averages,
         transfer=_transfer_words(config.optimizer),

@@ -54,6 +54,7 @@ OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {
     "heavy_ball": ("b1", "nesterov"),
     "signum": ("b1",),
     "lion": ("b1", "b2"),
+    "muon": ("b1", "b2", "eps", "nesterov", "embed_lr"),
     "adafactor": ("b2",),
     "adafactor_power": ("decay_exponent",),
 }

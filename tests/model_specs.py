@@ -69,5 +69,6 @@ def hypers(**changes: float) -> optim.Hypers:
         "eps": 1e-8,
         "weight_decay": 0.0,
         "decay_exponent": 0.8,
+        "embed_lr_ratio": 0.3,
     }
     return optim.Hypers.from_floats(**(values | changes))

@@ -45,6 +45,15 @@ def reference(name: str, c1: float, c2: float, nesterov: bool = False) -> np.nda
         elif name == "lion":
             u = np.sign(b1 * m + c1 * g)
             m = b2 * m + c2 * g
+        elif name == "muon":
+            m = average(m, g, c1)
+            ahead = b1 * m / (1 - b1 ** (t + 1)) + c1 * g / (1 - b1**t)
+            x = (ahead if nesterov else m / (1 - b1**t)).T  # 8 x 12: rows no more than columns
+            x = x / np.linalg.norm(x)
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            u = x.T  # 12 inputs, 8 outputs: no scale
         elif name.startswith("adafactor"):
             decay, correction = (b2, -np.expm1(t * np.log1p(-c2))) if name == "adafactor" else (1 - t**-C, 1)
             row, column = average(row, (g * g).mean(1), 1 - decay), average(column, (g * g).mean(0), 1 - decay)
@@ -124,6 +133,7 @@ THEIRS = {
     "heavy_ball": lambda: optax.chain(optax.trace(0.9), optax.add_decayed_weights(WD), optax.scale(-LR)),
     "nesterov": lambda: optax.chain(optax.trace(0.9, nesterov=True), optax.add_decayed_weights(WD), optax.scale(-LR)),
     "lion": lambda: optax.lion(LR, b1=0.9, b2=0.99, weight_decay=WD),
+    "muon": lambda: optax.contrib.muon(LR, beta=0.9, nesterov=False, weight_decay=WD),
     "adafactor_power": lambda: optax.chain(
         optax.scale_by_factored_rms(decay_rate=C, min_dim_size_to_factor=1),
         optax.clip_by_block_rms(1.0),
@@ -183,7 +193,7 @@ def abstract_state(name: str, param_dtype: str = "float32"):
     return state, params
 
 
-STATE_BYTES = {"adam": 8, "sgd": 0, "sign_sgd": 0, "momentum": 4, "heavy_ball": 4, "signum": 4, "lion": 4}
+STATE_BYTES = {"adam": 8, "sgd": 0, "sign_sgd": 0, "momentum": 4, "heavy_ball": 4, "signum": 4, "lion": 4, "muon": 4}
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
@@ -197,6 +207,7 @@ def test_state_in_bytes(name, param_dtype):
         expected = 4 * (2 * (d + 3 * d + d + d + 2 * (d + f)) + 2 * (v + d))
     else:
         expected = STATE_BYTES[name] * sum(int(np.prod(shape)) for shape in shapes)
+        expected += 4 * 2 * 32 * 64 * (name == "muon")  # Adam's second moment of the two embeddings
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == expected + 4
     assert state.count.dtype == jnp.int32
     assert {x.dtype.name for x in jax.tree.leaves(state._replace(count=None))} <= {"float32"}
@@ -249,6 +260,26 @@ def test_a_lane_of_vmapped_runs_equals_the_run_alone(name):
                                                ((4, 8, 32), (32, 32))])  # fmt: skip
 def test_adafactor_reads_a_parameter_as_the_matrix_that_it_is(shape, matrix):
     assert matrix_shape(shape) == matrix
+
+
+def singular_values(m) -> np.ndarray:
+    return np.linalg.svd(np.asarray(m), compute_uv=False)
+
+
+def test_muon_moves_q_k_v_and_the_output_as_matrices_and_embeddings_by_adam():
+    d, n, h = 32, 4, 8
+    shapes = {"embed_VxD": (64, d), "b.qkv_Dx3xNxH": (d, 3, n, h), "b.out_NxHxD": (n, h, d), "b.up_DxF": (d, 128)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    grads = {name: jnp.asarray(normal(*shape, seed=i)) for i, (name, shape) in enumerate(shapes.items())}
+    muon = optim.muon(lambda _: 1.0, b1_complement=0.1, b2_complement=0.01, embed_lr_ratio=0.25)
+    deltas, _ = jax.jit(muon.update)(grads, muon.init(params), params)
+    moved = {name: -np.asarray(delta) for name, delta in deltas.items()}
+    np.testing.assert_allclose(moved["embed_VxD"], 0.25 * np.sign(grads["embed_VxD"]), rtol=1e-3)  # Adam's first step
+    matrices = [moved["b.qkv_Dx3xNxH"][:, i].reshape(d, n * h) for i in range(3)]
+    for matrix in (*matrices, moved["b.out_NxHxD"].reshape(n * h, d), moved["b.up_DxF"] / 2):  # sqrt(128 / 32) = 2
+        # Five steps flatten the spectrum and do not finish: the smallest singular values stay behind.
+        assert 0.6 < np.median(singular_values(matrix)) < 1.3 and singular_values(matrix).max() < 1.3
+    assert singular_values(np.asarray(grads["b.up_DxF"])).max() > 10
 
 
 def test_an_unknown_optimizer_and_missing_parameters_raise():

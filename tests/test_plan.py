@@ -224,6 +224,10 @@ def test_a_plan_has_the_averages_that_its_optimizer_keeps():
     off = {"optimizer__b1": None, "optimizer__t2_tokens": None}
     for name, keys in OPTIMIZER_KEYS.items():
         given = {"b1": {"optimizer__b1": 0.9}, "b2": {"optimizer__t2_tokens": 1e6}}
+        if "embed_lr" in keys:
+            off["optimizer__embed_lr"] = 0.003
+        else:
+            off.pop("optimizer__embed_lr", None)
         set_here = {k: v for key in keys for k, v in given.get(key, {}).items()}
         p = make(optimizer__name=name, **(off | set_here))
         assert [average.name for average in p.averages] == [key for key in keys if key in given]

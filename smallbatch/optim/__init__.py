@@ -6,6 +6,7 @@ from smallbatch.optim.build import build
 from smallbatch.optim.descent import bias_correction
 from smallbatch.optim.hypers import Hypers
 from smallbatch.optim.momentum import MomentumState, heavy_ball, lion, momentum, signum
+from smallbatch.optim.muon import MuonState, muon
 from smallbatch.optim.schedules import learning_rate
 from smallbatch.optim.sgd import SgdState, sgd, sign_sgd
 
@@ -14,6 +15,7 @@ __all__ = [
     "AdamState",
     "Hypers",
     "MomentumState",
+    "MuonState",
     "SgdState",
     "adafactor",
     "adafactor_power",
@@ -24,6 +26,7 @@ __all__ = [
     "learning_rate",
     "lion",
     "momentum",
+    "muon",
     "sgd",
     "sign_sgd",
     "signum",

@@ -6,6 +6,7 @@ from smallbatch.optim.adafactor import adafactor, adafactor_power
 from smallbatch.optim.adam import adam
 from smallbatch.optim.hypers import Hypers
 from smallbatch.optim.momentum import heavy_ball, lion, momentum, signum
+from smallbatch.optim.muon import muon
 from smallbatch.optim.schedules import learning_rate
 from smallbatch.optim.sgd import sgd, sign_sgd
 from smallbatch.specs import OPTIMIZER_KEYS, OptimizerSpec
@@ -18,6 +19,7 @@ OPTIMIZERS = {
     "heavy_ball": heavy_ball,
     "signum": signum,
     "lion": lion,
+    "muon": muon,
     "adafactor": adafactor,
     "adafactor_power": adafactor_power,
 }
@@ -36,6 +38,7 @@ def build(spec: OptimizerSpec, hypers: Hypers) -> optax.GradientTransformation:
         "eps": {"eps": hypers.eps},
         "nesterov": {"nesterov": spec.nesterov},
         "decay_exponent": {"decay_exponent": hypers.decay_exponent},
+        "embed_lr": {"embed_lr_ratio": hypers.embed_lr_ratio},
     }
     given = {name: value for key in OPTIMIZER_KEYS[spec.name] for name, value in arguments[key].items()}
     schedule = lambda count: learning_rate(spec.schedule, hypers, count)

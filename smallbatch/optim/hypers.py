@@ -22,6 +22,7 @@ class Hypers(NamedTuple):
     eps: jax.Array
     weight_decay: jax.Array
     decay_exponent: jax.Array  # c of adafactor_power
+    embed_lr_ratio: jax.Array  # of muon: peak learning rate of what Adam moves / peak_lr
 
     @classmethod
     def from_floats(cls, **values: float) -> "Hypers":

@@ -36,15 +36,21 @@ def momentum(
     def direction(grads: optax.Updates, state: MomentumState, params: optax.Params):
         del params
         mu = average(state.mu, grads, b1_complement)
-        now = bias_correction(state.count, b1_complement)
-        if nesterov:
-            ahead = (1 - b1_complement) / bias_correction(state.count + 1, b1_complement)
-            unbiased = lambda m, g: m * ahead + g * (b1_complement / now)
-        else:
-            unbiased = lambda m, g: m / now
-        return jax.tree.map(unbiased, mu, grads), MomentumState(state.count, mu)
+        unbiased = unbiased_momentum(mu, grads, state.count, b1_complement, nesterov)
+        return unbiased, MomentumState(state.count, mu)
 
     return descent(_init, direction, learning_rate, weight_decay)
+
+
+def unbiased_momentum(
+    mu: optax.Updates, grads: optax.Updates, count: jax.Array, b1_complement: Scalar, nesterov: bool
+) -> optax.Updates:
+    """Return the bias-corrected average after update `count`, or with `nesterov` a look ahead by one more update."""
+    now = bias_correction(count, b1_complement)
+    if not nesterov:
+        return jax.tree.map(lambda m: m / now, mu)
+    ahead = (1 - b1_complement) / bias_correction(count + 1, b1_complement)
+    return jax.tree.map(lambda m, g: m * ahead + g * (b1_complement / now), mu, grads)
 
 
 def heavy_ball(
