@@ -65,6 +65,7 @@ class Trainer:
             with journal.pause():
                 say(f"compiling {self._plan.model.layers} layers ...")
                 self._programs.compiled_chunk  # noqa: B018 (compiles on first access)
+                self._programs.learning_rate(step)  # likewise
             with self._stop, Progress("train", self._plan.budget_tokens) as progress:
                 journal.mark(step)
                 progress.update(step * self._plan.tokens_per_step)
