@@ -58,6 +58,7 @@ class Plan:
     log_every_steps: int
     validate_every_steps: int | None
     validation_batch_seqs: int
+    validation_microbatch_seqs: int
     diverged_above_start_nats: float
     non_embedding_params: int
     active_params: int
@@ -68,6 +69,12 @@ class Plan:
     @property
     def accumulation_steps(self) -> int:
         return self.batch_size // self.microbatch_size
+
+    @property
+    def weight_decay_timescale_frac(self) -> float | None:
+        """tau = B / (lr wd D) of AdamW in fractions of the run (Bergsma et al. 2025, arXiv 2505.13738), at the peak."""
+        rate = self.hypers["peak_lr"] * self.hypers["weight_decay"]
+        return 1 / (rate * self.optimizer_steps) if rate else None
 
     def to_dict(self) -> dict:
         """Return nested plain values, as they are written to plan.json."""
@@ -104,6 +111,7 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
     complements = {f"{average.name}_complement": average.complement for average in averages}
     warmup_tokens = _warmup_tokens(config)
     step_flops = flops.train_flops_per_token(model) * tokens_per_step
+    validation_batch_seqs = _validation_batch_seqs(model, mesh)
     return Plan(
         fingerprint=fingerprint(config),
         model=model,
@@ -139,7 +147,8 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
         validate_every_steps=(
             None if train.validate_every_tokens is None else _every(train.validate_every_tokens, tokens_per_step)
         ),
-        validation_batch_seqs=_validation_batch_seqs(model, mesh),
+        validation_batch_seqs=validation_batch_seqs,
+        validation_microbatch_seqs=_microbatch(mesh, validation_batch_seqs, platform),
         diverged_above_start_nats=train.diverged_above_start_nats,
         non_embedding_params=flops.non_embedding_params(model),
         active_params=flops.active_params(model),

@@ -24,9 +24,7 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
         ("budget", f"{plan.budget_tokens:,} tokens = {plan.optimizer_steps:,} steps; {plan.flops:.3g} FLOPs "
          f"({plan.flops_per_token:,} a token)"),
         ("epochs", _epochs(plan, dataset_tokens)),
-        ("optimizer", f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, eps {h['eps']:g}, "
-         f"weight decay {h['weight_decay']:g}" if "eps" in OPTIMIZER_KEYS[plan.optimizer.name] else
-         f"{plan.optimizer.name}, peak learning rate {h['peak_lr']:g}, weight decay {h['weight_decay']:g}"),
+        ("optimizer", _optimizer(plan)),
         *([("transferred", plan.transfer)] if plan.transfer else []),
         ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
          f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "
@@ -90,6 +88,16 @@ def _status(result: Result) -> str:
     if result.status == "preempted":
         return "stopped and saved; the same command goes on"
     return result.status
+
+
+def _optimizer(plan: Plan) -> str:
+    h = plan.hypers
+    eps = f", eps {h['eps']:g}" if "eps" in OPTIMIZER_KEYS[plan.optimizer.name] else ""
+    nesterov = " with Nesterov's look ahead" if plan.optimizer.nesterov else ""
+    decay = f"weight decay {h['weight_decay']:g}"
+    if plan.weight_decay_timescale_frac is not None:
+        decay += f", which forgets in 1/(lr wd) steps = {plan.weight_decay_timescale_frac:.2%} of the run at the peak"
+    return f"{plan.optimizer.name}{nesterov}, peak learning rate {h['peak_lr']:g}{eps}, {decay}"
 
 
 def _batch(plan: Plan) -> str:

@@ -251,3 +251,10 @@ def test_hyperparameters_are_carried_over_from_the_batch_size_they_were_tuned_at
     sqrt = make(train__batch_size=1, **tuned, optimizer__transfer_rule="sqrt")
     assert sqrt.hypers["peak_lr"] == pytest.approx(0.00025) and sqrt.hypers["eps"] == pytest.approx(16e-8)
     assert "sqrt rule from batch size 256" in sqrt.transfer
+
+
+def test_weight_decay_is_told_as_a_share_of_the_run():
+    p = make(train__batch_size=16, optimizer__weight_decay=0.1, optimizer__peak_lr=0.01)
+    tokens = {"B": 16 * 256, "D": 2**21}
+    assert p.weight_decay_timescale_frac == pytest.approx(tokens["B"] / (0.01 * 0.1 * tokens["D"]))
+    assert make().weight_decay_timescale_frac is None

@@ -91,7 +91,7 @@ class Programs:
             donate_argnums=0,
             out_shardings=(self.state_shardings, self._replicated),
         )
-        self._score = jit(partial(steps.summed_nats, plan.model), out_shardings=self._replicated)
+        self._score = jit(partial(steps.scored, plan.model), out_shardings=self._replicated)
         rate = partial(optim.learning_rate, plan.optimizer.schedule)
         self._learning_rate = jax.jit(jax.vmap(rate, in_axes=(None, 0)))
         self._learning_rates: tuple[int, np.ndarray] = -1, np.zeros(0)
@@ -131,8 +131,10 @@ class Programs:
 
     def score(self, state: steps.TrainState, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
         """Return the weighted sum of losses in nats over one validation batch."""
-        split = sharding.batch_sharding(self.mesh, 0)
-        return self._score(state.params, jax.device_put(tokens_BxT1, split), jax.device_put(weights_BxT, split))
+        split = sharding.batch_sharding(self.mesh, 1)
+        parts = lambda x_BxT: x_BxT.reshape(-1, self.plan.validation_microbatch_seqs, x_BxT.shape[1])
+        staged = (jax.device_put(parts(x), split) for x in (tokens_BxT1, weights_BxT))
+        return self._score(state.params, *staged)
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of an update, 0 first."""

@@ -39,6 +39,12 @@ def summed_nats(model: ModelSpec, params: gpt.Params, tokens_BxT1: jax.Array, we
     return loss_sum(hidden_BxTxD, module.unembed_DxV[...], tokens_BxT1[:, 1:], weights_BxT, model.max_logits)
 
 
+def scored(model: ModelSpec, params: gpt.Params, tokens_AxMxT1: jax.Array, weights_AxMxT: jax.Array) -> jax.Array:
+    """Return the same sum over A micro-batches, one after another."""
+    add = lambda nats, part: (nats + summed_nats(model, params, *part), None)
+    return jax.lax.scan(add, jnp.float32(0), (tokens_AxMxT1, weights_AxMxT))[0]
+
+
 def mean_loss_and_grads(model: ModelSpec, params: gpt.Params, tokens_AxMxT1: jax.Array):
     """Return the mean loss over A x M x T targets and its gradients.
 
