@@ -213,12 +213,13 @@ def _warmup(flat: Flat, defaults: Flat) -> Iterator[str]:
 
 
 def _decay(flat: Flat, defaults: Flat) -> Iterator[str]:
-    schedule, decay_frac, warmup_frac = (flat[f"optimizer.{key}"] for key in ("schedule", "decay_frac", "warmup_frac"))
+    schedule, decay_frac = flat["optimizer.schedule"], flat["optimizer.decay_frac"]
+    warmup_frac = flat["optimizer.warmup_frac"] or (flat["optimizer.warmup_tokens"] or 0) / flat["train.budget_tokens"]
     if schedule.startswith("wsd"):
         if decay_frac is None:
             yield f"optimizer.decay_frac is unset; optimizer.schedule {schedule} needs it, e.g. 0.2"
-        elif warmup_frac is not None and warmup_frac + decay_frac > 1:
-            yield f"optimizer.warmup_frac {warmup_frac} and optimizer.decay_frac {decay_frac} together exceed 1"
+        elif warmup_frac + decay_frac > 1:
+            yield f"the warm-up, {warmup_frac:g} of the budget, and optimizer.decay_frac, {decay_frac:g}, exceed it"
     elif decay_frac is not None:
         where = f"optimizer.schedule {schedule}"
         yield _no_effect("optimizer.decay_frac", decay_frac, where, _unset("optimizer.decay_frac"))
@@ -234,8 +235,8 @@ def _pairs(flat: Flat, defaults: Flat) -> Iterator[str]:
 
 def _unused_by_optimizer(flat: Flat, defaults: Flat) -> Iterator[str]:
     name = flat["optimizer.name"]
-    for word in KEYS_OF.keys() - OPTIMIZER_KEYS[name]:
-        for key in KEYS_OF[word]:
+    for word, keys in KEYS_OF.items():
+        for key in () if word in OPTIMIZER_KEYS[name] else keys:
             if key in flat and flat[key] != defaults[key]:
                 fix = _unset(key) if defaults[key] is None else f"leave it at {defaults[key]!r}"
                 yield _no_effect(key, flat[key], f"optimizer.name {name}", fix)

@@ -92,12 +92,14 @@ def _status(result: Result) -> str:
 
 def _optimizer(plan: Plan) -> str:
     h = plan.hypers
-    eps = f", eps {h['eps']:g}" if "eps" in OPTIMIZER_KEYS[plan.optimizer.name] else ""
+    keys = OPTIMIZER_KEYS[plan.optimizer.name]
+    embed = f" ({h['peak_lr'] * h['embed_lr_ratio']:g} for embeddings and output)" if "embed_lr" in keys else ""
+    eps = f", eps {h['eps']:g}" if "eps" in keys else ""
     nesterov = " with Nesterov's look ahead" if plan.optimizer.nesterov else ""
     decay = f"weight decay {h['weight_decay']:g}"
     if plan.weight_decay_timescale_frac is not None:
         decay += f", which forgets in 1/(lr wd) steps = {plan.weight_decay_timescale_frac:.2%} of the run at the peak"
-    return f"{plan.optimizer.name}{nesterov}, peak learning rate {h['peak_lr']:g}{eps}, {decay}"
+    return f"{plan.optimizer.name}{nesterov}, peak learning rate {h['peak_lr']:g}{embed}{eps}, {decay}"
 
 
 def _batch(plan: Plan) -> str:

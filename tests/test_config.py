@@ -159,7 +159,9 @@ INVALID = [
     ({"optimizer__schedule": "wsd_sqrt"},
      "optimizer.decay_frac is unset; optimizer.schedule wsd_sqrt needs it, e.g. 0.2"),
     ({"optimizer__schedule": "wsd_linear", "optimizer__decay_frac": 0.96},
-     "optimizer.warmup_frac 0.05 and optimizer.decay_frac 0.96 together exceed 1"),
+     "the warm-up, 0.05 of the budget, and optimizer.decay_frac, 0.96, exceed it"),
+    ({"optimizer__schedule": "wsd_linear", "optimizer__decay_frac": 0.75, "optimizer__warmup_frac": None,
+      "optimizer__warmup_tokens": 2**20}, "the warm-up, 0.5 of the budget, and optimizer.decay_frac, 0.75, exceed it"),
     ({"optimizer__decay_frac": 0.2}, "optimizer.decay_frac is 0.2, which has no effect with optimizer.schedule "
      "cosine; --config.optimizer.decay_frac=None"),
     ({"optimizer__schedule": "constant", "optimizer__final_lr_frac": 0.1},

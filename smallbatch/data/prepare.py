@@ -84,7 +84,8 @@ def dataset_dir(spec: DataSpec) -> Path:
         "validation_max_bytes": spec.validation_max_bytes,
     }
     if tokenizer_kind == "file":
-        identity["tokenizer"] = [_file_sha256(Path(path).expanduser()), spec.eod_token]
+        file = tokenizers.read_file(Path(path).expanduser())
+        identity["tokenizer"] = [hashlib.sha256(file).hexdigest(), spec.eod_token]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     tokenizer = spec.tokenizer if tokenizer_kind != "file" else Path(path).stem
     words = [spec.source] if source_kind == "tokens" else [spec.source, tokenizer]
@@ -186,16 +187,6 @@ def _library_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(
-            f"cannot read the tokenizer {path}: {error.strerror or error}; "
-            "data.tokenizer=file:PATH names a tokenizer.json; a config file that names one says where to get it"
-        ) from error
 
 
 def _sync(directory: Path) -> None:

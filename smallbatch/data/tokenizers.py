@@ -126,17 +126,25 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
     return JsonTokenizer(backend, BPE_EOD_TOKEN)
 
 
-def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
-    """Read a tokenizer.json; its end-of-document token is `eod_token` or else the first usual name it has."""
-    from tokenizers import Tokenizer
-
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a tokenizer.json that a person named."""
     try:
-        backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except OSError as error:
         raise UserError(
             f"cannot read the tokenizer {path}: {error.strerror or error}; "
             "data.tokenizer=file:PATH names a tokenizer.json; a config file that names one says where to get it"
         ) from error
+
+
+def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
+    """Read a tokenizer.json; its end-of-document token is `eod_token` or else the first usual name it has."""
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_str(read_file(path).decode("utf-8"))
+    except UserError:
+        raise
     except Exception as error:  # the library raises bare Exception for anything it cannot parse
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a tokenizer.json of the tokenizers library ({reason})") from error

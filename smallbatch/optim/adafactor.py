@@ -54,8 +54,8 @@ def adafactor_power(
 ) -> optax.GradientTransformation:
     """Return Adafactor as published: update t has 1 - b2 = t^-c, which needs no bias correction.
 
-    Its memory grows with the run: after t updates a squared gradient's weight halves within about (2^(1/c') - 1) t
-    more, so no half-life in tokens describes it. Source: Shazeer & Stern 2018, section 7.2, c = 0.8.
+    Its memory grows with the run: at update t a squared gradient's weight halves within about ln2 t^c more (c < 1), so
+    no half-life in tokens describes it. Source: Shazeer & Stern 2018, section 7.2, c = 0.8.
     """
 
     def decay(count: jax.Array):
