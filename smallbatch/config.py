@@ -74,7 +74,12 @@ def base() -> Config:
     optimizer.nesterov = False  # of momentum, heavy_ball and muon
     optimizer.embed_lr = placeholder(float)  # of muon: peak learning rate of the embeddings and the output, by Adam
     optimizer.decay_exponent = 0.8  # of adafactor_power: 1 - b2 of update t is t^-c
+    optimizer.interpolation = 0.9  # of schedule_free_*: share of the average in the point where gradients are taken
     optimizer.weight_decay = 0.0  # decoupled, times the learning rate
+    optimizer.clip_norm = placeholder(float)  # gradients of a larger norm are scaled down to it; unset: never
+    optimizer.rounding = "nearest"  # nearest | stochastic, of bfloat16 parameters
+    optimizer.weight_average_b = placeholder(float)  # average of the weights, scored beside them: decay per step ...
+    optimizer.weight_average_tokens = placeholder(float)  # ... or half-life in tokens; both unset: none is kept
     optimizer.transfer_rule = placeholder(str)  # half_life | fixed | sqrt | linear: the numbers above were tuned ...
     optimizer.tuned_at_batch_size = placeholder(int)  # ... at this batch size, and are carried over to train.batch_size
     optimizer.lr_exponent = placeholder(float)  # p of half_life and fixed: learning rate x (batch size ratio)^p
@@ -82,11 +87,14 @@ def base() -> Config:
     c.train = train = config_dict.ConfigDict()
     train.batch_size = 16  # sequences per optimizer update, over all devices
     train.microbatch_size = placeholder(int)  # sequences per forward pass; unset: the batch (CPU: one a device)
+    train.batch_size_schedule = placeholder(str)  # TOKENS:SIZE,TOKENS:SIZE: from so many tokens on, so many sequences
+    train.batch_size_lr_rule = placeholder(str)  # none | sqrt | linear: learning rate x (batch size ratio)^0, 1/2, 1
     train.budget_tokens = 2**21  # a multiple of batch_size x context_tokens
     train.seed = 0  # initial weights
     train.steps_per_dispatch = placeholder(int)  # updates per compiled call; unset: chosen by their FLOPs
     train.log_every_tokens = 2**15
     train.validate_every_tokens = placeholder(int)  # unset: at the end only
+    train.diagnostics = False  # record norms and cosines of gradients and updates, and the gradient noise scale
     train.checkpoint_every_secs = 60.0
     train.diverged_above_start_nats = 3.0  # mean loss of a log interval this far above the start ends the run
     train.sample_tokens = 200  # length of the text sampled at the end; 0 for none

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from smallbatch import units
 from smallbatch.errors import UserError, did_you_mean
+from smallbatch.phases import LR_RULES, Phase, phases
 from smallbatch.specs import OPTIMIZER_KEYS, SCHEDULES
 from smallbatch.transfer import FREE_EXPONENT, RULES
 
@@ -26,6 +26,8 @@ CHOICES = {
     "optimizer.name": tuple(OPTIMIZER_KEYS),
     "optimizer.schedule": SCHEDULES,
     "optimizer.transfer_rule": RULES,
+    "optimizer.rounding": ("nearest", "stochastic"),
+    "train.batch_size_lr_rule": tuple(LR_RULES),
     "records.wandb": ("off", "offline", "online"),
 }
 
@@ -46,7 +48,8 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
         lambda x: x > 0,
         (
             *("optimizer.peak_lr", "optimizer.t1_tokens", "optimizer.t2_tokens", "optimizer.eps"),
-            *("optimizer.decay_exponent", "optimizer.embed_lr"),
+            *("optimizer.decay_exponent", "optimizer.embed_lr", "optimizer.clip_norm"),
+            "optimizer.weight_average_tokens",
             "train.diverged_above_start_nats",
         ),
     ),
@@ -63,10 +66,10 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     ),
     "at least 0 and below 1": (
         lambda x: 0 <= x < 1,
-        ("optimizer.b1", "optimizer.b2", "optimizer.b2_min", "optimizer.b2_max"),
+        ("optimizer.b1", "optimizer.b2", "optimizer.b2_min", "optimizer.b2_max", "optimizer.weight_average_b"),
     ),
     "above 0 and below 1": (lambda x: 0 < x < 1, ("data.validation_frac",)),
-    "above 0 and at most 1": (lambda x: 0 < x <= 1, ("optimizer.decay_frac",)),
+    "above 0 and at most 1": (lambda x: 0 < x <= 1, ("optimizer.decay_frac", "optimizer.interpolation")),
     "at least 0 and below 2^32": (lambda x: 0 <= x < 2**32, ("data.shuffle_seed", "train.seed")),
 }
 
@@ -93,8 +96,10 @@ KEYS_OF = {  # what a word of OPTIMIZER_KEYS stands for
     "nesterov": ("optimizer.nesterov",),
     "decay_exponent": ("optimizer.decay_exponent",),
     "embed_lr": ("optimizer.embed_lr",),
+    "interpolation": ("optimizer.interpolation",),
 }
 WARMUP_PAIR = ("optimizer.warmup_frac", "optimizer.warmup_tokens")
+AVERAGE_OF_WEIGHTS = ("optimizer.weight_average_b", "optimizer.weight_average_tokens")
 
 
 def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) -> list[str]:
@@ -116,7 +121,9 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
         _unused_by_optimizer,
         _b2_limits,
         _transfer,
+        _weights,
         _budget,
+        _batch_growth,
         _microbatch,
     ):
         with suppress(KeyError):  # a rule about a key that is already wrong has nothing to add
@@ -274,21 +281,58 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
         yield "optimizer.transfer_rule half_life keeps b1 per step; set optimizer.b1 in the place of t1_tokens"
 
 
+def _weights(flat: Flat, defaults: Flat) -> Iterator[str]:
+    name, schedule, dtype = flat["optimizer.name"], flat["optimizer.schedule"], flat["model.param_dtype"]
+    if flat["optimizer.rounding"] == "stochastic" and dtype == "float32":
+        yield _no_effect("optimizer.rounding", "stochastic", "model.param_dtype float32", "leave it at 'nearest'")
+    a, b = AVERAGE_OF_WEIGHTS
+    if flat[a] is not None and flat[b] is not None:
+        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set one at most: {_unset(a)} or {_unset(b)}"
+    if "interpolation" in OPTIMIZER_KEYS[name]:
+        if dtype != "float32":
+            yield f"model.param_dtype is {dtype}; {name} works its average out from the parameters, in float32 only"
+        if schedule != "constant":
+            yield f"optimizer.schedule is {schedule}; {name} takes the place of one: set it to constant"
+
+
 def _budget(flat: Flat, defaults: Flat) -> Iterator[str]:
     try:
-        units.steps_from_tokens(flat["train.budget_tokens"], flat["train.batch_size"] * flat["model.context_tokens"])
+        _phases(flat)
     except UserError as error:
-        yield f"train.budget_tokens: {error}"
+        key = "budget_tokens" if flat["train.batch_size_schedule"] is None else "batch_size_schedule"
+        yield f"train.{key}: {error}"
+
+
+def _phases(flat: Flat) -> tuple[Phase, ...]:
+    size, schedule = flat["train.batch_size"], flat["train.batch_size_schedule"]
+    return phases(size, schedule, flat["model.context_tokens"], flat["train.budget_tokens"])
+
+
+def _batch_growth(flat: Flat, defaults: Flat) -> Iterator[str]:
+    schedule, rule = flat["train.batch_size_schedule"], flat["train.batch_size_lr_rule"]
+    if schedule is None:
+        if rule is not None:
+            key = "train.batch_size_lr_rule"
+            yield _no_effect(key, rule, "train.batch_size_schedule unset", _unset(key))
+        return
+    if rule is None:
+        yield "train.batch_size_lr_rule is unset; train.batch_size_schedule needs it: none, sqrt or linear"
+    for key in ("optimizer.b2_min", "optimizer.b2_max"):
+        if flat[key] is not None:
+            yield f"{key} is {flat[key]!r}; train.batch_size_schedule keeps all half-lives as they are: {_unset(key)}"
 
 
 def _microbatch(flat: Flat, defaults: Flat) -> Iterator[str]:
-    microbatch_size, batch_size = flat["train.microbatch_size"], flat["train.batch_size"]
-    if microbatch_size is not None and batch_size % microbatch_size:
-        below = max(size for size in range(1, min(microbatch_size, batch_size) + 1) if batch_size % size == 0)
-        yield (
-            f"train.microbatch_size {microbatch_size} does not divide train.batch_size, {batch_size}; "
-            f"the next smaller one is {below}"
-        )
+    microbatch_size = flat["train.microbatch_size"]
+    with suppress(UserError):  # reported by _budget
+        for phase in _phases(flat):
+            if microbatch_size is not None and phase.batch_size % microbatch_size:
+                most = min(microbatch_size, phase.batch_size)
+                below = max(n for n in range(1, most + 1) if phase.batch_size % n == 0)
+                yield (
+                    f"train.microbatch_size {microbatch_size} does not divide train.batch_size, {phase.batch_size}; "
+                    f"the next smaller one is {below}"
+                )
 
 
 def _exactly_one(flat: Flat, pair: tuple[str, str]) -> Iterator[str]:

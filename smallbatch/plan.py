@@ -1,13 +1,16 @@
 """Every number that follows from a config, derived once, in float64, before anything runs; printed and written down."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, replace
+from typing import Any
 
-from smallbatch import flops, units
+from smallbatch import flops, hyperparameters
 from smallbatch.config import Config, fingerprint
 from smallbatch.errors import UserError
-from smallbatch.specs import OPTIMIZER_KEYS, DataSpec, MeshSpec, ModelSpec, OptimizerSpec
-from smallbatch.transfer import Tuned, transfer
+from smallbatch.hyperparameters import RunningAverage
+from smallbatch.phases import phases
+from smallbatch.specs import DataSpec, MeshSpec, ModelSpec, OptimizerSpec
 
 # A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead
 # (on a CPU, memory for the activations that the system hands out page by page) does not count, short enough that
@@ -23,19 +26,12 @@ MAX_CPU_DEVICES = 8
 
 
 @dataclass(frozen=True)
-class RunningAverage:
-    """A decay, in every unit it is spoken of in."""
-
-    name: str  # b1 | b2
-    complement: float  # 1 - b
-    half_life_tokens: float
-    half_life_steps: float
-    half_life_frac: float  # of the run
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a run will do. A run is determined by its plan and its dataset."""
+    """What a run will do. A run is determined by its plan and its dataset.
+
+    Where the batch grows on the way, this is the plan of the first phase, and `later` has those of the others; what
+    depends on the batch size differs between them, all else is the same.
+    """
 
     fingerprint: str
     model: ModelSpec
@@ -43,16 +39,19 @@ class Plan:
     optimizer: OptimizerSpec
     mesh: MeshSpec
     platform: str
-    hypers: dict[str, float]  # the fields of optim.Hypers
+    hypers: dict[str, Any]  # the fields of optim.Hypers
     averages: tuple[RunningAverage, ...]
     transfer: str | None  # where the hyperparameters come from, if from another batch size
     seed: int
     shuffle_seed: int
+    first_step: int  # updates finished before this phase
+    last_step: int  # and after it
+    first_tokens: int
     batch_size: int
     microbatch_size: int
     tokens_per_step: int
     budget_tokens: int
-    optimizer_steps: int
+    optimizer_steps: int  # of the whole run
     warmup_tokens: float
     steps_per_dispatch: int
     log_every_steps: int
@@ -65,6 +64,7 @@ class Plan:
     params: int
     flops_per_token: int
     flops: float
+    later: tuple["Plan", ...] = ()
 
     @property
     def accumulation_steps(self) -> int:
@@ -75,6 +75,14 @@ class Plan:
         """tau = B / (lr wd D) of AdamW in fractions of the run (Bergsma et al. 2025, arXiv 2505.13738), at the peak."""
         rate = self.hypers["peak_lr"] * self.hypers["weight_decay"]
         return 1 / (rate * self.optimizer_steps) if rate else None
+
+    def tokens_at(self, step: int) -> int:
+        """Return the tokens seen after `step` updates, one of this phase."""
+        return self.first_tokens + (step - self.first_step) * self.tokens_per_step
+
+    def phase_at(self, step: int) -> "Plan":
+        """Return the plan of the phase that the update after `step` updates belongs to; of the last one at the end."""
+        return next((phase for phase in (self, *self.later) if step < phase.last_step), (self, *self.later)[-1])
 
     def to_dict(self) -> dict:
         """Return nested plain values, as they are written to plan.json."""
@@ -102,59 +110,67 @@ def make(config: Config, *, vocab_size: int, device_count: int, platform: str) -
     """Return the plan of a validated config on these devices. Raises UserError for what they cannot do."""
     train = config.train
     model = _model(config, vocab_size, platform)
-    mesh = _mesh(config, train.microbatch_size or train.batch_size, device_count, platform)
-    microbatch = train.microbatch_size or _microbatch(mesh, train.batch_size, platform)
-    tokens_per_step = train.batch_size * model.context_tokens
-    steps = units.steps_from_tokens(train.budget_tokens, tokens_per_step)
-    tuned = _hyperparameters(config, tokens_per_step)
-    averages = _averages(tuned, tokens_per_step, train.budget_tokens)
-    complements = {f"{average.name}_complement": average.complement for average in averages}
-    warmup_tokens = _warmup_tokens(config)
-    step_flops = flops.train_flops_per_token(model) * tokens_per_step
+    parts = phases(train.batch_size, train.batch_size_schedule, model.context_tokens, train.budget_tokens)
+    shared = math.gcd(*(phase.batch_size for phase in parts))
+    mesh = _mesh(config, train.microbatch_size or shared, device_count, platform)
+    microbatch = train.microbatch_size or _microbatch(mesh, shared, platform)
     validation_batch_seqs = _validation_batch_seqs(model, mesh)
-    return Plan(
-        fingerprint=fingerprint(config),
-        model=model,
-        data=data_spec(config),
-        optimizer=OptimizerSpec(config.optimizer.name, config.optimizer.schedule, config.optimizer.nesterov),
-        mesh=mesh,
-        platform=platform,
-        hypers={
-            "peak_lr": tuned.peak_lr,
-            "final_lr_frac": config.optimizer.final_lr_frac,
-            "warmup_steps": warmup_tokens / tokens_per_step,
-            "total_steps": float(steps),
-            "decay_steps": (config.optimizer.decay_frac or 0.0) * steps,
-            "b1_complement": complements.get("b1_complement", 1.0),
-            "b2_complement": complements.get("b2_complement", 1.0),
-            "eps": tuned.eps,
-            "weight_decay": config.optimizer.weight_decay,
-            "decay_exponent": config.optimizer.decay_exponent,
-            "embed_lr_ratio": (config.optimizer.embed_lr or 0.0) / config.optimizer.peak_lr,
-        },
-        averages=averages,
-        transfer=_transfer_words(config.optimizer),
-        seed=train.seed,
-        shuffle_seed=config.data.shuffle_seed,
-        batch_size=train.batch_size,
-        microbatch_size=microbatch,
-        tokens_per_step=tokens_per_step,
-        budget_tokens=train.budget_tokens,
-        optimizer_steps=steps,
-        warmup_tokens=warmup_tokens,
-        steps_per_dispatch=train.steps_per_dispatch or _steps_per_dispatch(step_flops, platform),
-        log_every_steps=_every(train.log_every_tokens, tokens_per_step),
-        validate_every_steps=(
-            None if train.validate_every_tokens is None else _every(train.validate_every_tokens, tokens_per_step)
-        ),
-        validation_batch_seqs=validation_batch_seqs,
-        validation_microbatch_seqs=_microbatch(mesh, validation_batch_seqs, platform),
-        diverged_above_start_nats=train.diverged_above_start_nats,
-        non_embedding_params=flops.non_embedding_params(model),
-        active_params=flops.active_params(model),
-        params=flops.total_params(model),
-        flops_per_token=flops.train_flops_per_token(model),
-        flops=float(flops.train_flops_per_token(model)) * train.budget_tokens,
+    has_parts = microbatch < min(phase.batch_size for phase in parts) or mesh.data_groups > 1
+    flops_per_token = flops.train_flops_per_token(model)
+    first, *later = [
+        Plan(
+            fingerprint=fingerprint(config),
+            model=model,
+            data=data_spec(config),
+            optimizer=_optimizer(config, has_parts),
+            mesh=mesh,
+            platform=platform,
+            hypers=hyperparameters.hypers(config, phase),
+            averages=hyperparameters.averages(config, phase),
+            transfer=hyperparameters.transfer_words(config),
+            seed=train.seed,
+            shuffle_seed=config.data.shuffle_seed,
+            first_step=phase.first_step,
+            last_step=phase.last_step,
+            first_tokens=phase.first_tokens,
+            batch_size=phase.batch_size,
+            microbatch_size=train.microbatch_size or _microbatch(mesh, phase.batch_size, platform),
+            tokens_per_step=phase.batch_size * model.context_tokens,
+            budget_tokens=train.budget_tokens,
+            optimizer_steps=parts[-1].last_step,
+            warmup_tokens=hyperparameters.warmup_tokens(config),
+            steps_per_dispatch=train.steps_per_dispatch
+            or _steps_per_dispatch(flops_per_token * phase.batch_size * model.context_tokens, platform),
+            log_every_steps=_every(train.log_every_tokens, phase.batch_size * model.context_tokens),
+            validate_every_steps=(
+                None
+                if train.validate_every_tokens is None
+                else _every(train.validate_every_tokens, phase.batch_size * model.context_tokens)
+            ),
+            validation_batch_seqs=validation_batch_seqs,
+            validation_microbatch_seqs=_microbatch(mesh, validation_batch_seqs, platform),
+            diverged_above_start_nats=train.diverged_above_start_nats,
+            non_embedding_params=flops.non_embedding_params(model),
+            active_params=flops.active_params(model),
+            params=flops.total_params(model),
+            flops_per_token=flops_per_token,
+            flops=float(flops_per_token) * train.budget_tokens,
+        )
+        for phase in parts
+    ]
+    return replace(first, later=tuple(later))
+
+
+def _optimizer(config: Config, has_parts: bool) -> OptimizerSpec:
+    optimizer = config.optimizer
+    return OptimizerSpec(
+        optimizer.name,
+        optimizer.schedule,
+        nesterov=optimizer.nesterov,
+        clip=optimizer.clip_norm is not None,
+        stochastic_rounding=optimizer.rounding == "stochastic",
+        weight_average=(optimizer.weight_average_b, optimizer.weight_average_tokens) != (None, None),
+        diagnostics=("parts" if has_parts else "successive") if config.train.diagnostics else "off",
     )
 
 
@@ -218,67 +234,6 @@ def _idle_cores(config: Config, idle: int) -> int:
     heads = config.model.width // config.model.head_width
     ffn_width = config.model.ffn_width or 4 * config.model.width
     return next(n for n in range(max(idle, 1), 0, -1) if heads % n == 0 and ffn_width % n == 0)
-
-
-def _hyperparameters(config: Config, tokens_per_step: int) -> Tuned:
-    """Return what depends on the batch size: as it is set, or carried over from where it was tuned."""
-    optimizer = config.optimizer
-    tuned_tokens_per_step = (optimizer.tuned_at_batch_size or config.train.batch_size) * config.model.context_tokens
-
-    def complement(name: str, decay: float | None, half_life_tokens: float | None) -> float | None:
-        if name not in OPTIMIZER_KEYS[optimizer.name]:
-            return None
-        if half_life_tokens is not None:
-            return units.complement_from_half_life(half_life_tokens, tuned_tokens_per_step)
-        assert decay is not None
-        return 1.0 - decay
-
-    tuned = Tuned(
-        optimizer.peak_lr,
-        complement("b1", optimizer.b1, optimizer.t1_tokens),
-        complement("b2", optimizer.b2, optimizer.t2_tokens),
-        optimizer.eps,
-    )
-    if optimizer.transfer_rule is not None:
-        ratio = tokens_per_step / tuned_tokens_per_step
-        tuned = transfer(optimizer.transfer_rule, tuned, ratio, optimizer.lr_exponent)
-    if tuned.b2_complement is None:
-        return tuned
-    return replace(tuned, b2_complement=_limited(tuned.b2_complement, optimizer.b2_min, optimizer.b2_max))
-
-
-def _transfer_words(optimizer: Config) -> str | None:
-    if optimizer.transfer_rule is None:
-        return None
-    exponent = "" if optimizer.lr_exponent is None else f", learning rate x ratio^{optimizer.lr_exponent:g}"
-    return (
-        f"by the {optimizer.transfer_rule} rule from batch size {optimizer.tuned_at_batch_size:,}, where the peak "
-        f"learning rate is {optimizer.peak_lr:g}{exponent}"
-    )
-
-
-def _averages(tuned: Tuned, tokens_per_step: int, budget_tokens: int) -> tuple[RunningAverage, ...]:
-    """Return the optimizer's averages of the gradient (b1) and of its square (b2), those that it has."""
-
-    def average(name: str, complement: float) -> RunningAverage:
-        tokens = units.half_life_from_complement(complement, tokens_per_step)
-        return RunningAverage(name, complement, tokens, tokens / tokens_per_step, tokens / budget_tokens)
-
-    complements = {"b1": tuned.b1_complement, "b2": tuned.b2_complement}
-    return tuple(average(name, value) for name, value in complements.items() if value is not None)
-
-
-def _limited(complement: float, b_min: float | None, b_max: float | None) -> float:
-    """Return 1 - b for the b nearest to the given one between a floor and a ceiling."""
-    if b_min is not None:
-        complement = min(complement, 1.0 - b_min)
-    return complement if b_max is None else max(complement, 1.0 - b_max)
-
-
-def _warmup_tokens(config: Config) -> float:
-    if config.optimizer.warmup_tokens is not None:
-        return float(config.optimizer.warmup_tokens)
-    return config.optimizer.warmup_frac * config.train.budget_tokens
 
 
 def _steps_per_dispatch(step_flops: float, platform: str) -> int:

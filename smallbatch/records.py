@@ -29,8 +29,17 @@ FIELDS = {
     "train": ("kind", "step", "tokens", "flops", "loss_nats", "learning_rate", "secs", "tokens_per_sec"),
     "validation": ("kind", "step", "tokens", "flops", "loss_nats", "bits_per_byte", "secs"),
 }
+# Fields that a record may have besides: of averages of the weights, of clipping and of train.diagnostics. Means over
+# the updates since the last train record; null where there is none (a cosine without a predecessor).
+OPTIONAL_FIELDS = {
+    "train": (
+        *("clipped_frac", "grad_norm", "update_norm", "update_rms", "update_cosine", "path_per_token"),
+        *("grad_signal_sq", "grad_noise_sq", "noise_scale_tokens"),
+    ),
+    "validation": ("average_loss_nats",),
+}
 WALL_CLOCK_FIELDS = ("secs", "tokens_per_sec")  # all else is the same in every repetition of a run
-LOSS_FIELDS = ("loss_nats", "bits_per_byte")
+MAYBE_FINITE_FIELDS = {"loss_nats", "bits_per_byte", *OPTIONAL_FIELDS["train"], *OPTIONAL_FIELDS["validation"]}
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -82,10 +91,10 @@ class MetricsWriter:
             raise _cannot("write", self._path, error) from error
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; its keys are exactly those of FIELDS for its kind."""
-        if record.keys() != set(FIELDS[record["kind"]]):
+        """Append one record; its keys are those of FIELDS for its kind, and any of OPTIONAL_FIELDS."""
+        if not _has_fields(record):
             raise ValueError(f"a {record['kind']} record has {sorted(record)}, not {FIELDS[record['kind']]}")
-        finite = {name: _finite(value) if name in LOSS_FIELDS else value for name, value in record.items()}
+        finite = {name: _finite(value) if name in MAYBE_FINITE_FIELDS else value for name, value in record.items()}
         line = (json.dumps(finite, allow_nan=False) + "\n").encode()
         try:
             if self._file.write(line) != len(line):
@@ -127,7 +136,7 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
     for number, line in enumerate(_complete_lines(path), 1):
         try:
             record = json.loads(line, parse_constant=_not_json)
-            if record.keys() != set(FIELDS[record["kind"]]):
+            if not _has_fields(record):
                 raise ValueError(f"its fields are {', '.join(record)}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}:{number} is not a record of a run: {error}") from error
@@ -144,6 +153,7 @@ class Result:
     validation_loss_nats: float | None
     bits_per_byte: float | None
     perplexity: float | None  # exp(validation_loss_nats)
+    average_validation_loss_nats: float | None  # of the average of the weights, if one is kept
     train_loss_nats: float | None
     tokens: int
     flops: float
@@ -223,6 +233,11 @@ def _complete_lines(path: str | Path) -> list[bytes]:
     except OSError as error:
         raise _cannot("read", path, error) from error
     return [line + b"\n" for line in content.split(b"\n")[:-1]]
+
+
+def _has_fields(record: dict[str, Any]) -> bool:
+    kind = record["kind"]
+    return set(FIELDS[kind]) <= record.keys() <= {*FIELDS[kind], *OPTIONAL_FIELDS[kind]}
 
 
 def _finite(value: Any) -> Any:

@@ -57,17 +57,23 @@ OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {
     "muon": ("b1", "b2", "eps", "nesterov", "embed_lr"),
     "adafactor": ("b2",),
     "adafactor_power": ("decay_exponent",),
+    "schedule_free_sgd": ("interpolation",),
+    "schedule_free_adamw": ("b2", "eps", "interpolation"),
 }
 SCHEDULES = ("cosine", "linear", "constant", "wsd_linear", "wsd_sqrt")
 
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """The static half of an optimizer: what is compiled in. Its numbers travel in `Hypers`."""
+    """The static half of an update: what is compiled in. Its numbers travel in `Hypers`."""
 
     name: str  # a key of OPTIMIZER_KEYS
     schedule: str  # one of SCHEDULES
     nesterov: bool = False
+    clip: bool = False  # gradients to a largest norm
+    stochastic_rounding: bool = False  # of bfloat16 parameters
+    weight_average: bool = False
+    diagnostics: str = "off"  # off, or what the noise scale is estimated from: parts of a batch | successive batches
 
 
 @dataclass(frozen=True)
@@ -81,3 +87,9 @@ class MeshSpec:
     @property
     def devices(self) -> int:
         return self.data * self.fsdp * self.tensor
+
+    @property
+    def data_groups(self) -> int:
+        """Groups of devices that work out the gradient of their own share of a batch before shares are averaged."""
+        # XLA's partitioner aborts when it splits over two axes within a third that it does not own (jaxlib 0.10.2).
+        return 1 if self.fsdp > 1 and self.tensor > 1 else self.data

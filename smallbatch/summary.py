@@ -18,13 +18,16 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
          f"{plan.non_embedding_params:,} without embeddings"),
         ("precision", f"parameters {m.param_dtype}, computation {m.compute_dtype}; attention {m.attention}; "
          f"remat {m.remat}"),
-        ("batch", _batch(plan)),
+        *[(f"batch{f' from {p.first_tokens:,}' if p.first_tokens else ''}", _batch(p)) for p in (plan, *plan.later)],
         ("devices", f"{plan.mesh.devices} {plan.platform}: data {plan.mesh.data} x fsdp {plan.mesh.fsdp} x "
          f"tensor {plan.mesh.tensor}"),
         ("budget", f"{plan.budget_tokens:,} tokens = {plan.optimizer_steps:,} steps; {plan.flops:.3g} FLOPs "
          f"({plan.flops_per_token:,} a token)"),
         ("epochs", _epochs(plan, dataset_tokens)),
         ("optimizer", _optimizer(plan)),
+        *[(f"from {p.first_tokens:,}", f"peak learning rate {p.hypers['peak_lr']:g}; half-lives in tokens as before")
+          for p in plan.later],
+        *_extras(plan),
         *([("transferred", plan.transfer)] if plan.transfer else []),
         ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
          f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "
@@ -100,6 +103,20 @@ def _optimizer(plan: Plan) -> str:
     if plan.weight_decay_timescale_frac is not None:
         decay += f", which forgets in 1/(lr wd) steps = {plan.weight_decay_timescale_frac:.2%} of the run at the peak"
     return f"{plan.optimizer.name}{nesterov}, peak learning rate {h['peak_lr']:g}{embed}{eps}, {decay}"
+
+
+def _extras(plan: Plan) -> list[tuple[str, str]]:
+    o, rows = plan.optimizer, []
+    if o.clip:
+        rows += [
+            ("clipping", f"gradients of a norm above {plan.hypers['clip_norm']:g}; a full set of them is kept for it")
+        ]
+    if o.stochastic_rounding:
+        rows += [("rounding", "of parameters: stochastic, unbiased")]
+    if o.diagnostics != "off":
+        source = {"parts": "the parts of each batch", "successive": "successive gradients, of which one set is kept"}
+        rows += [("diagnostics", f"noise scale from {source[o.diagnostics]}; keeps all gradients and the last update")]
+    return rows
 
 
 def _batch(plan: Plan) -> str:

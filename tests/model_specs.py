@@ -57,7 +57,7 @@ def output_and_gradients(f, dy, *inputs):
     return both(dy, *inputs)
 
 
-def hypers(**changes: float) -> optim.Hypers:
+def hypers(seed: int = 0, **changes: float) -> optim.Hypers:
     values = {
         "peak_lr": 0.1,
         "final_lr_frac": 0.0,
@@ -70,5 +70,9 @@ def hypers(**changes: float) -> optim.Hypers:
         "weight_decay": 0.0,
         "decay_exponent": 0.8,
         "embed_lr_ratio": 0.3,
+        "interpolation": 0.9,
+        "clip_norm": 1.0,
+        "weight_average_complement": 0.1,
+        "step_offset": 0.0,
     }
-    return optim.Hypers.from_floats(**(values | changes))
+    return optim.Hypers.from_floats(seed=seed, **(values | changes))

@@ -16,7 +16,7 @@ from smallbatch.units import complement_from_half_life
 STEPS, SHAPE = 200, (12, 8)
 GRADS = normal(STEPS, *SHAPE) * np.geomspace(1e-4, 1e3, SHAPE[1], dtype=np.float32)
 START = normal(*SHAPE, seed=1)
-LR, EPS, WD, C = 0.01, 1e-8, 0.1, 0.8
+LR, EPS, WD, C, A = 0.01, 1e-8, 0.1, 0.8, 0.9
 
 
 def average(old, new, complement):
@@ -25,6 +25,8 @@ def average(old, new, complement):
 
 def reference(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
     """Return the parameters after STEPS updates in float64, each rule written down anew from its source."""
+    if name.startswith("schedule_free"):
+        return schedule_free_reference(name, c2)
     p, b1, b2 = START.astype(np.float64), 1 - c1, 1 - c2
     m, v, row, column = np.zeros(SHAPE), np.zeros(SHAPE), np.zeros(SHAPE[0]), np.zeros(SHAPE[1])
     for t, g in enumerate(GRADS.astype(np.float64), 1):
@@ -65,6 +67,21 @@ def reference(name: str, c1: float, c2: float, nesterov: bool = False) -> np.nda
     return p
 
 
+def schedule_free_reference(name: str, c2: float) -> np.ndarray:
+    """Return y of Defazio et al. 2024, equations 3 to 5, with x and z kept apart; equal weights at a constant rate."""
+    x = z = y = START.astype(np.float64)
+    v = np.zeros(SHAPE)
+    for t, g in enumerate(GRADS.astype(np.float64), 1):
+        u = g
+        if name == "schedule_free_adamw":
+            v = average(v, g * g, c2)
+            u = g / (np.sqrt(v / -np.expm1(t * np.log1p(-c2))) + EPS)
+        z = z - LR * (u + WD * y)
+        x = x + (z - x) / t
+        y = A * x + (1 - A) * z
+    return y
+
+
 def scan(transformation: optax.GradientTransformation) -> jax.Array:
     def body(carry, g):
         delta, state = transformation.update(g, carry[1], carry[0])
@@ -74,7 +91,8 @@ def scan(transformation: optax.GradientTransformation) -> jax.Array:
 
 
 def ours(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
-    numbers = hypers(peak_lr=LR, b1_complement=c1, b2_complement=c2, eps=EPS, weight_decay=WD, decay_exponent=C)
+    numbers = hypers(peak_lr=LR, b1_complement=c1, b2_complement=c2, eps=EPS, weight_decay=WD, decay_exponent=C,
+                     interpolation=A)  # fmt: skip
     spec = OptimizerSpec(name, "constant", nesterov)
     return np.asarray(jax.jit(lambda h: scan(optim.build(spec, h)))(numbers))
 
@@ -134,6 +152,12 @@ THEIRS = {
     "nesterov": lambda: optax.chain(optax.trace(0.9, nesterov=True), optax.add_decayed_weights(WD), optax.scale(-LR)),
     "lion": lambda: optax.lion(LR, b1=0.9, b2=0.99, weight_decay=WD),
     "muon": lambda: optax.contrib.muon(LR, beta=0.9, nesterov=False, weight_decay=WD),
+    "schedule_free_sgd": lambda: optax.contrib.schedule_free(
+        optax.chain(optax.add_decayed_weights(WD), optax.scale(-LR)), LR, b1=A
+    ),
+    "schedule_free_adamw": lambda: optax.contrib.schedule_free(
+        optax.adamw(LR, b1=0.0, b2=0.99, eps=EPS, weight_decay=WD), LR, b1=A
+    ),
     "adafactor_power": lambda: optax.chain(
         optax.scale_by_factored_rms(decay_rate=C, min_dim_size_to_factor=1),
         optax.clip_by_block_rms(1.0),
@@ -193,7 +217,8 @@ def abstract_state(name: str, param_dtype: str = "float32"):
     return state, params
 
 
-STATE_BYTES = {"adam": 8, "sgd": 0, "sign_sgd": 0, "momentum": 4, "heavy_ball": 4, "signum": 4, "lion": 4, "muon": 4}
+STATE_BYTES = {"adam": 8, "sgd": 0, "sign_sgd": 0, "momentum": 4, "heavy_ball": 4, "signum": 4, "lion": 4, "muon": 4,
+               "schedule_free_sgd": 4, "schedule_free_adamw": 8}  # fmt: skip
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
@@ -208,6 +233,7 @@ def test_state_in_bytes(name, param_dtype):
     else:
         expected = STATE_BYTES[name] * sum(int(np.prod(shape)) for shape in shapes)
         expected += 4 * 2 * 32 * 64 * (name == "muon")  # Adam's second moment of the two embeddings
+        expected += 8 * name.startswith("schedule_free")  # sum of weights, largest learning rate
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == expected + 4
     assert state.count.dtype == jnp.int32
     assert {x.dtype.name for x in jax.tree.leaves(state._replace(count=None))} <= {"float32"}
@@ -260,6 +286,49 @@ def test_a_lane_of_vmapped_runs_equals_the_run_alone(name):
                                                ((4, 8, 32), (32, 32))])  # fmt: skip
 def test_adafactor_reads_a_parameter_as_the_matrix_that_it_is(shape, matrix):
     assert matrix_shape(shape) == matrix
+
+
+def test_schedule_free_is_scored_at_the_average_of_its_iterates_weighted_by_the_largest_rate_so_far():
+    rates = np.array([0.0, 0.01, 0.03, 0.02, 0.03])
+    y, z = jnp.asarray(START), START.astype(np.float64)
+    transformation = optim.schedule_free_sgd(lambda count: jnp.asarray(rates, jnp.float32)[count], interpolation=A)
+    state, iterates = transformation.init(y), []
+    for g, rate in zip(GRADS, rates, strict=False):
+        deltas, state = transformation.update(g, state, y)
+        y += deltas
+        z = z - rate * g
+        iterates.append(z)
+    weights = np.maximum.accumulate(rates) ** 2
+    x = np.tensordot(weights, iterates, 1) / weights.sum()
+    np.testing.assert_allclose(optim.evaluated(y, state.z, A), x, rtol=1e-5)
+    assert error(np.asarray(y), x) > 1e-4
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
+def test_an_average_that_goes_on_at_another_batch_size_stays_unbiased(name):
+    """A constant gradient: 8 updates of one sequence, then 2 of four, equal 4 of four sequences from the start."""
+    c1, c2 = 0.02, 0.005
+    stretched = {f"b{i}_complement": -np.expm1(4 * np.log1p(-c)) for i, c in ((1, c1), (2, c2))}
+    g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
+    numbers = hypers(peak_lr=0.0, b1_complement=c1, b2_complement=c2)
+
+    def go_on(state, count, h):
+        update = jax.jit(lambda s: optim.build(OptimizerSpec(name, "constant"), h).update(g, s, p)[1])
+        for _ in range(count):
+            state = update(state)
+        return state
+
+    start = optim.build(OptimizerSpec(name, "constant"), numbers).init(p)
+    changed = go_on(go_on(start, 8, numbers), 2, hypers(peak_lr=0.0, step_offset=8 / 4 - 8, **stretched))
+    alone = go_on(start, 4, hypers(peak_lr=0.0, **stretched))
+    assert changed.count == 10
+    if name == "heavy_ball" or name.endswith("power"):
+        return  # a sum of gradients grows with their number; t^-c is no half-life
+    corrected = lambda state, h: optim.build(OptimizerSpec(name, "constant"), h).update(g, state, p)[0]
+    last = hypers(peak_lr=1.0, step_offset=8 / 4 - 8, **stretched)
+    found = corrected(changed, last)
+    expected = corrected(alone, hypers(peak_lr=1.0, **stretched))
+    assert error(np.asarray(found), np.asarray(expected)) < 1e-5
 
 
 def singular_values(m) -> np.ndarray:

@@ -229,7 +229,8 @@ def test_a_plan_has_the_averages_that_its_optimizer_keeps():
         else:
             off.pop("optimizer__embed_lr", None)
         set_here = {k: v for key in keys for k, v in given.get(key, {}).items()}
-        p = make(optimizer__name=name, **(off | set_here))
+        schedule = "constant" if "interpolation" in keys else "cosine"
+        p = make(optimizer__name=name, optimizer__schedule=schedule, **(off | set_here))
         assert [average.name for average in p.averages] == [key for key in keys if key in given]
 
 

@@ -112,6 +112,60 @@ def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path)
     assert len(stopped_after) >= 5
 
 
+# The batch grows twice, and everything that an update may carry along is there.
+GROWING = {
+    "model.param_dtype": "bfloat16",
+    "optimizer.rounding": "stochastic",
+    "optimizer.clip_norm": 1.0,
+    "optimizer.weight_average_tokens": 300.0,
+    "train.batch_size": 1,
+    "train.batch_size_schedule": "320:2,768:4",  # after 10 updates, after 17; the budget ends with 21
+    "train.batch_size_lr_rule": "sqrt",
+    "train.diagnostics": True,
+    "train.microbatch_size": 1,
+    "train.validate_every_tokens": 320,
+}
+
+
+@pytest.fixture(scope="module")
+def grown(home, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("grown")
+    runs.trained(home, path, GROWING)
+    return path
+
+
+def test_a_batch_grows_on_the_way_and_is_counted_in_tokens(home, grown):
+    train = runs.numbers(grown, "train")
+    assert [(r["step"], r["tokens"]) for r in train] == [
+        *((2 * i, 64 * i) for i in range(1, 6)),
+        *((10 + i, 320 + 64 * i) for i in range(1, 8)),
+        *((17 + i, 768 + 128 * i) for i in range(1, 5)),
+    ]
+    rates = {r["step"]: r["learning_rate"] for r in train}
+    assert rates[11] > 1.2 * rates[10]  # sqrt(2), less the fall of the schedule
+    assert [r["tokens"] for r in runs.numbers(grown, "validation")] == [320, 640, 1024, 1280]
+    assert all(0 < r["clipped_frac"] <= 1 and r["grad_norm"] > 1 for r in train[:3])
+    assert all(r["noise_scale_tokens"] is None or r["grad_noise_sq"] > 0 for r in train)
+    result = runs.result_of(grown)
+    assert (result["tokens"], result["optimizer_steps"]) == (1280, 21)
+    assert result["average_validation_loss_nats"] not in (None, result["validation_loss_nats"])
+
+
+@pytest.mark.parametrize("step", [7, 10, 17])
+def test_a_run_whose_batch_grows_is_resumed_exactly(home, grown, tmp_path, step):
+    config = runs.tiny_config(home, GROWING | {"train.steps_per_dispatch": 1})
+    plan = run.make_plan(config)
+    directory = workdir.Workdir(tmp_path)
+    one = trainer.Trainer(Programs(plan), run.prepare.prepare(plan.data), directory, checkpoint_every_secs=3600.0)
+    one._stop = runs.StopAtLook(step)
+    assert one.run(*one.restore(), lambda tokens: []).step == step
+    run.train(config, tmp_path)
+    assert runs.numbers(tmp_path) == runs.numbers(grown)
+    ours, theirs = (runs.final_state(home, GROWING, path) for path in (tmp_path, grown))
+    for name, array in ours.items():
+        assert np.array_equal(array, theirs[name]), name
+
+
 def test_run_whose_result_was_not_written_finds_it_again_from_the_last_checkpoint(home, reference, tmp_path):
     path = tmp_path / "run"
     runs.unfinished(reference, path)

@@ -34,7 +34,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def adafactor(
-    learning_rate: LearningRate, *, b2_complement: Scalar, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate, *, b2_complement: Scalar, weight_decay: Scalar = 0.0, step_offset: Scalar = 0.0
 ) -> optax.GradientTransformation:
     """Return Adafactor whose second moment forgets with a constant decay, bias-corrected, and without momentum.
 
@@ -43,14 +43,18 @@ def adafactor(
     Source: Shazeer & Stern 2018, arXiv 1804.04235, algorithms 4 and 5, with a constant b2.
     """
 
-    def decay(count: jax.Array):
-        return b2_complement, bias_correction(count, b2_complement)
+    def decay(age: jax.Array):
+        return b2_complement, bias_correction(age, b2_complement)
 
-    return _factored(learning_rate, decay, weight_decay)
+    return _factored(learning_rate, decay, weight_decay, step_offset)
 
 
 def adafactor_power(
-    learning_rate: LearningRate, *, decay_exponent: Scalar = 0.8, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate,
+    *,
+    decay_exponent: Scalar = 0.8,
+    weight_decay: Scalar = 0.0,
+    step_offset: Scalar = 0.0,
 ) -> optax.GradientTransformation:
     """Return Adafactor as published: update t has 1 - b2 = t^-c, which needs no bias correction.
 
@@ -58,22 +62,25 @@ def adafactor_power(
     no half-life in tokens describes it. Source: Shazeer & Stern 2018, section 7.2, c = 0.8.
     """
 
-    def decay(count: jax.Array):
-        return count.astype(jnp.float32) ** -jnp.asarray(decay_exponent, jnp.float32), jnp.float32(1)
+    def decay(age: jax.Array):
+        return age ** -jnp.asarray(decay_exponent, jnp.float32), jnp.float32(1)
 
-    return _factored(learning_rate, decay, weight_decay)
+    return _factored(learning_rate, decay, weight_decay, step_offset)
 
 
 def _factored(
-    learning_rate: LearningRate, decay: Callable[[jax.Array], tuple[Scalar, jax.Array]], weight_decay: Scalar
+    learning_rate: LearningRate,
+    decay: Callable[[jax.Array], tuple[Scalar, jax.Array]],
+    weight_decay: Scalar,
+    step_offset: Scalar,
 ) -> optax.GradientTransformation:
     def init(params: optax.Params) -> AdafactorState:
         row = jax.tree.map(lambda p: jnp.zeros(matrix_shape(p.shape)[0], jnp.float32), params)
         column = jax.tree.map(lambda p: jnp.zeros(matrix_shape(p.shape)[1], jnp.float32), params)
         return AdafactorState(no_updates(), row, column)
 
-    def direction(grads: optax.Updates, state: AdafactorState, params: optax.Params):
-        complement, correction = decay(state.count)
+    def direction(grads: optax.Updates, state: AdafactorState, params: optax.Params, age: jax.Array):
+        complement, correction = decay(age)
 
         def moments(g, row_R, column_C):
             squares_RxC = jnp.square(g).reshape(len(row_R), len(column_C)) + SQUARE_EPS
@@ -93,7 +100,7 @@ def _factored(
         row, column = (jax.tree.map(lambda _, pair, i=i: pair[i], grads, pairs) for i in range(2))
         return jax.tree.map(step, grads, row, column, params), AdafactorState(state.count, row, column)
 
-    return descent(init, direction, learning_rate, weight_decay)
+    return descent(init, direction, learning_rate, weight_decay, step_offset)
 
 
 def _rms(x: jax.Array) -> jax.Array:

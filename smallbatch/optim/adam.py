@@ -24,6 +24,7 @@ def adam(
     b2_complement: Scalar,
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
+    step_offset: Scalar = 0.0,
 ) -> optax.GradientTransformation:
     """Return AdamW (Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101).
 
@@ -35,15 +36,17 @@ def adam(
         learning_rate: maps the number of finished updates to the learning rate.
         b1_complement, b2_complement: 1 - b, in (0, 1].
         weight_decay: decoupled, times the learning rate.
+        step_offset: see `smallbatch.optim.descent`.
     """
 
-    def direction(grads: optax.Updates, state: AdamState, params: optax.Params):
+    def direction(grads: optax.Updates, state: AdamState, params: optax.Params, age: jax.Array):
         del params
         mu = average(state.mu, grads, b1_complement)
         nu = average(state.nu, jax.tree.map(jnp.square, grads), b2_complement)
-        mu_scale = 1 / bias_correction(state.count, b1_complement)
-        nu_scale = 1 / bias_correction(state.count, b2_complement)
+        mu_scale = 1 / bias_correction(age, b1_complement)
+        nu_scale = 1 / bias_correction(age, b2_complement)
         scaled = lambda m, n: m * mu_scale / (jnp.sqrt(n * nu_scale) + eps)
         return jax.tree.map(scaled, mu, nu), AdamState(state.count, mu, nu)
 
-    return descent(lambda p: AdamState(no_updates(), zeros(p), zeros(p)), direction, learning_rate, weight_decay)
+    init = lambda p: AdamState(no_updates(), zeros(p), zeros(p))
+    return descent(init, direction, learning_rate, weight_decay, step_offset)

@@ -7,6 +7,7 @@ from smallbatch.optim.adam import adam
 from smallbatch.optim.hypers import Hypers
 from smallbatch.optim.momentum import heavy_ball, lion, momentum, signum
 from smallbatch.optim.muon import muon
+from smallbatch.optim.schedule_free import schedule_free_adamw, schedule_free_sgd
 from smallbatch.optim.schedules import learning_rate
 from smallbatch.optim.sgd import sgd, sign_sgd
 from smallbatch.specs import OPTIMIZER_KEYS, OptimizerSpec
@@ -22,7 +23,11 @@ OPTIMIZERS = {
     "muon": muon,
     "adafactor": adafactor,
     "adafactor_power": adafactor_power,
+    "schedule_free_sgd": schedule_free_sgd,
+    "schedule_free_adamw": schedule_free_adamw,
 }
+# Those that correct a bias, and so need to know how old their averages are.
+AGED = ("adam", "momentum", "muon", "adafactor", "adafactor_power", "schedule_free_adamw")
 
 
 def build(spec: OptimizerSpec, hypers: Hypers) -> optax.GradientTransformation:
@@ -39,7 +44,10 @@ def build(spec: OptimizerSpec, hypers: Hypers) -> optax.GradientTransformation:
         "nesterov": {"nesterov": spec.nesterov},
         "decay_exponent": {"decay_exponent": hypers.decay_exponent},
         "embed_lr": {"embed_lr_ratio": hypers.embed_lr_ratio},
+        "interpolation": {"interpolation": hypers.interpolation},
     }
     given = {name: value for key in OPTIMIZER_KEYS[spec.name] for name, value in arguments[key].items()}
+    if spec.name in AGED:
+        given["step_offset"] = hypers.step_offset
     schedule = lambda count: learning_rate(spec.schedule, hypers, count)
     return OPTIMIZERS[spec.name](schedule, weight_decay=hypers.weight_decay, **given)

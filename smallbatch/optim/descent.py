@@ -13,36 +13,39 @@ import optax
 
 LearningRate: TypeAlias = Callable[[jax.Array], jax.Array | float]  # from the number of finished updates
 Scalar: TypeAlias = jax.Array | float
+Tree: TypeAlias = Any  # a pytree of arrays
 
 
-def zeros(params: optax.Params) -> optax.Updates:
+def zeros(params: Tree) -> Tree:
     """Return the start of an average of each parameter's gradients."""
     return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
 
-def average(old: optax.Updates, new: optax.Updates, complement: Scalar) -> optax.Updates:
+def average(old: Tree, new: Tree, complement: Scalar) -> Tree:
     """Return old + complement (new - old)."""
     return jax.tree.map(lambda a, x: a + complement * (x - a), old, new)
 
 
-def bias_correction(count: jax.Array, complement: Scalar) -> jax.Array:
-    """Return 1 - b^count for b = 1 - complement, without forming b: -expm1(count log1p(-complement))."""
-    return -jnp.expm1(count.astype(jnp.float32) * jnp.log1p(-jnp.asarray(complement, jnp.float32)))
+def bias_correction(age: Scalar, complement: Scalar) -> jax.Array:
+    """Return 1 - b^age for b = 1 - complement, without forming b: -expm1(age log1p(-complement)). age: in updates."""
+    return -jnp.expm1(jnp.asarray(age, jnp.float32) * jnp.log1p(-jnp.asarray(complement, jnp.float32)))
 
 
 def descent(
     init: Callable[[optax.Params], Any],
-    direction: Callable[[optax.Updates, Any, optax.Params], tuple[optax.Updates, Any]],
+    direction: Callable[[optax.Updates, Any, optax.Params, jax.Array], tuple[optax.Updates, Any]],
     learning_rate: LearningRate,
     weight_decay: Scalar,
+    step_offset: Scalar = 0.0,
 ) -> optax.GradientTransformation:
     """Return the transformation p -= lr (u + wd p), where u comes from `direction`.
 
     Args:
         init: from the parameters to a NamedTuple that has a field `count`, the number of finished updates.
-        direction: from float32 gradients, the state with its count already raised, and the parameters to u and the
-            new state.
+        direction: from float32 gradients, the state with its count already raised, the parameters and the age to u
+            and the new state. The age is what biases are corrected for: the updates so far, in updates of this size.
         weight_decay: decoupled (Loshchilov & Hutter 2019, arXiv 1711.05101), times the learning rate.
+        step_offset: age - count; not 0 where the tokens of earlier updates came in batches of another size.
     """
 
     def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
@@ -51,7 +54,8 @@ def descent(
         lr = learning_rate(state.count)  # pyright: ignore[reportAttributeAccessIssue]
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
         counted = state._replace(count=state.count + 1)  # pyright: ignore[reportAttributeAccessIssue]
-        directions, state = direction(grads, counted, params)
+        age = counted.count.astype(jnp.float32) + step_offset
+        directions, state = direction(grads, counted, params, age)
         return jax.tree.map(lambda u, p: -lr * (u + weight_decay * p.astype(jnp.float32)), directions, params), state
 
     return optax.GradientTransformation(lambda params: init(params), update)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Hypers(NamedTuple):
-    """What may differ between runs that share a compiled program; float32 scalars, or vectors of R lanes under vmap.
+    """What may differ between runs that share a compiled program; scalars, or vectors of R lanes under vmap.
 
     Decays are complements, 1 - b: b itself is too close to 1 for float32 (see `smallbatch.units`).
     """
@@ -23,8 +23,13 @@ class Hypers(NamedTuple):
     weight_decay: jax.Array
     decay_exponent: jax.Array  # c of adafactor_power
     embed_lr_ratio: jax.Array  # of muon: peak learning rate of what Adam moves / peak_lr
+    interpolation: jax.Array  # a of schedule-free optimizers
+    clip_norm: jax.Array  # largest norm of a gradient that is left as it is
+    weight_average_complement: jax.Array
+    step_offset: jax.Array  # see `smallbatch.optim.descent`; 0 unless the batch size changes during the run
+    seed: jax.Array  # uint32, of the weights and of stochastic rounding
 
     @classmethod
-    def from_floats(cls, **values: float) -> "Hypers":
+    def from_floats(cls, *, seed: int, **values: float) -> "Hypers":
         """Round float64 values to float32, once, here."""
-        return cls(**{name: jnp.float32(value) for name, value in values.items()})
+        return cls(seed=jnp.uint32(seed), **{name: jnp.float32(value) for name, value in values.items()})

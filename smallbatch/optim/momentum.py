@@ -25,7 +25,12 @@ def _init(params: optax.Params) -> MomentumState:
 
 
 def momentum(
-    learning_rate: LearningRate, *, b1_complement: Scalar, nesterov: bool = False, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate,
+    *,
+    b1_complement: Scalar,
+    nesterov: bool = False,
+    weight_decay: Scalar = 0.0,
+    step_offset: Scalar = 0.0,
 ) -> optax.GradientTransformation:
     """Return SGD along the bias-corrected average of the gradients.
 
@@ -33,23 +38,23 @@ def momentum(
     of mu/(1-b^t) (Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2).
     """
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params):
+    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
         del params
         mu = average(state.mu, grads, b1_complement)
-        unbiased = unbiased_momentum(mu, grads, state.count, b1_complement, nesterov)
+        unbiased = unbiased_momentum(mu, grads, age, b1_complement, nesterov)
         return unbiased, MomentumState(state.count, mu)
 
-    return descent(_init, direction, learning_rate, weight_decay)
+    return descent(_init, direction, learning_rate, weight_decay, step_offset)
 
 
 def unbiased_momentum(
-    mu: optax.Updates, grads: optax.Updates, count: jax.Array, b1_complement: Scalar, nesterov: bool
+    mu: optax.Updates, grads: optax.Updates, age: jax.Array, b1_complement: Scalar, nesterov: bool
 ) -> optax.Updates:
-    """Return the bias-corrected average after update `count`, or with `nesterov` a look ahead by one more update."""
-    now = bias_correction(count, b1_complement)
+    """Return the bias-corrected average after `age` updates, or with `nesterov` a look ahead by one more update."""
+    now = bias_correction(age, b1_complement)
     if not nesterov:
         return jax.tree.map(lambda m: m / now, mu)
-    ahead = (1 - b1_complement) / bias_correction(count + 1, b1_complement)
+    ahead = (1 - b1_complement) / bias_correction(age + 1, b1_complement)
     return jax.tree.map(lambda m, g: m * ahead + g * (b1_complement / now), mu, grads)
 
 
@@ -61,8 +66,8 @@ def heavy_ball(
     mu <- b mu + g; p -= lr (mu + wd p); with `nesterov` g + b mu in the place of mu (Sutskever et al. 2013).
     """
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params):
-        del params
+    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
+        del params, age
         mu = jax.tree.map(lambda m, g: m - b1_complement * m + g, state.mu, grads)
         ahead = jax.tree.map(lambda m, g: g + m - b1_complement * m, mu, grads) if nesterov else mu
         return ahead, MomentumState(state.count, mu)
@@ -78,8 +83,8 @@ def signum(
     Source: Bernstein et al. 2018, arXiv 1802.04434, algorithm 2. A bias correction would not change a sign.
     """
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params):
-        del params
+    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
+        del params, age
         mu = average(state.mu, grads, b1_complement)
         return jax.tree.map(jnp.sign, mu), MomentumState(state.count, mu)
 
@@ -95,8 +100,8 @@ def lion(
     memory of its own; the average forgets with b2.
     """
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params):
-        del params
+    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
+        del params, age
         signs = jax.tree.map(jnp.sign, average(state.mu, grads, b1_complement))
         return signs, MomentumState(state.count, average(state.mu, grads, b2_complement))
 

@@ -44,6 +44,7 @@ def muon(
     eps: Scalar = 1e-8,
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
+    step_offset: Scalar = 0.0,
     layout: Layout = gpt_layout,
 ) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks).
@@ -58,12 +59,12 @@ def muon(
         by_adam = [(_name(path), p) for path, p in by_path if layout(_name(path), p.shape) is None]
         return MuonState(no_updates(), zeros(params), {name: jnp.zeros(p.shape, jnp.float32) for name, p in by_adam})
 
-    def direction(grads: optax.Updates, state: MuonState, params: optax.Params):
+    def direction(grads: optax.Updates, state: MuonState, params: optax.Params, age: jax.Array):
         mu = average(state.mu, grads, b1_complement)
         by_path = {_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
         nu = {name: n + b2_complement * (jnp.square(by_path[name]) - n) for name, n in state.nu.items()}
-        momentum = unbiased_momentum(mu, grads, state.count, b1_complement, nesterov)
-        nu_scale = 1 / bias_correction(state.count, b2_complement)
+        momentum = unbiased_momentum(mu, grads, age, b1_complement, nesterov)
+        nu_scale = 1 / bias_correction(age, b2_complement)
 
         def move(path, m, p):
             name, decay = _name(path), weight_decay * p.astype(jnp.float32)
@@ -75,7 +76,7 @@ def muon(
         moves = jax.tree_util.tree_map_with_path(move, momentum, params)
         return moves, MuonState(state.count, mu, nu)
 
-    return descent(init, direction, learning_rate, 0.0)
+    return descent(init, direction, learning_rate, 0.0, step_offset)
 
 
 def newton_schulz(x_KxIxO: jax.Array) -> jax.Array:

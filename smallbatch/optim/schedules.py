@@ -19,7 +19,7 @@ def learning_rate(schedule: str, hypers: Hypers, count: jax.Array) -> jax.Array:
     `decay_steps` that lies behind: wsd_linear p (1 - (1-c) y) (warm-up, stable, decay: Hu et al. 2024, arXiv
     2404.06395), wsd_sqrt p (1 - (1-c) sqrt(y)) (Haegele et al. 2024, arXiv 2405.18392).
     """
-    step = count.astype(jnp.float32)
+    step = count.astype(jnp.float32) + hypers.step_offset
     warm = step / jnp.maximum(hypers.warmup_steps, 1e-9)
     x = jnp.clip((step - hypers.warmup_steps) / jnp.maximum(hypers.total_steps - hypers.warmup_steps, 1e-9), 0, 1)
     if schedule == "cosine":

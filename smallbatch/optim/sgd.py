@@ -17,14 +17,14 @@ class SgdState(NamedTuple):
 
 def sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0) -> optax.GradientTransformation:
     """Return stochastic gradient descent without momentum: p -= lr (g + wd p)."""
-    return descent(lambda _: SgdState(no_updates()), lambda g, state, _: (g, state), learning_rate, weight_decay)
+    return descent(lambda _: SgdState(no_updates()), lambda g, state, *_: (g, state), learning_rate, weight_decay)
 
 
 def sign_sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0) -> optax.GradientTransformation:
     """Return sign descent: p -= lr (sign(g) + wd p) (Bernstein et al. 2018, arXiv 1802.04434)."""
 
-    def direction(grads: optax.Updates, state: SgdState, params: optax.Params):
-        del params
+    def direction(grads: optax.Updates, state: SgdState, params: optax.Params, age: jax.Array):
+        del params, age
         return jax.tree.map(jnp.sign, grads), state
 
     return descent(lambda _: SgdState(no_updates()), direction, learning_rate, weight_decay)

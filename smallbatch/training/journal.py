@@ -8,15 +8,16 @@ import numpy as np
 from smallbatch import records
 from smallbatch.plan import Plan
 from smallbatch.trackers import Tracker
+from smallbatch.training.validation import Score
 
 
 class Journal:
     """Turns losses of updates into records. What it must remember across a crash is in `progress()`."""
 
     def __init__(self, plan: Plan, writer: records.MetricsWriter, trackers: list[Tracker], saved: dict | None = None):
-        saved = saved or {"loss_sum": 0.0, "loss_steps": 0, "last_loss_nats": None, "secs": 0.0, "train_secs": 0.0}
-        self._plan, self._writer, self._trackers = plan, writer, trackers
-        self._loss_sum, self._loss_steps = saved["loss_sum"], saved["loss_steps"]
+        saved = saved or {"sums": {}, "last_loss_nats": None, "secs": 0.0, "train_secs": 0.0}
+        self.plan, self._writer, self._trackers = plan, writer, trackers  # the plan of the phase
+        self._sums = {name: tuple(pair) for name, pair in saved["sums"].items()}  # (sum, number of values)
         self._secs_before, self._started = saved["secs"], time.monotonic()
         self._train_secs_before, self._pauses = saved["train_secs"], 0.0
         self._last_record = (0, 0.0)  # (step, train_secs) of the last train record of this session
@@ -36,38 +37,41 @@ class Journal:
         """Return a context whose time does not count as training."""
         return _Pause(self)
 
-    def add(self, step: int, losses: np.ndarray, learning_rate) -> int | None:
-        """Take in the losses of the updates that end at `step`; write a record where one is due.
+    def add(self, step: int, metrics_K: dict[str, np.ndarray], learning_rate) -> int | None:
+        """Take in the metrics of the K updates that end at `step`; write a record where one is due.
 
         Returns the update after which the run counts as diverged (a loss that is not finite, or the mean of a log
         interval far above the loss of an untrained model), or None.
         """
+        losses = metrics_K["loss"]
         if not np.isfinite(losses).all():
             first_bad = step - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
-            self._loss_sum = math.nan
+            self._sums["loss"] = (math.nan, 1)
             self._train_record(first_bad, learning_rate)
             return first_bad
-        self._loss_sum += float(np.sum(losses, dtype=np.float64))
-        self._loss_steps += len(losses)
-        if step % self._plan.log_every_steps and step != self._plan.optimizer_steps:
+        for name, values_K in metrics_K.items():
+            there = values_K[~np.isnan(values_K)]
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + float(np.sum(there, dtype=np.float64)), count + len(there))
+        if (step - self.plan.first_step) % self.plan.log_every_steps and step != self.plan.last_step:
             return None
         mean_nats = self._train_record(step, learning_rate)
         # An untrained model has logits of unit variance, whose expected loss is log V + 1/2.
-        start_nats = math.log(self._plan.model.vocab_size) + 0.5
-        far = mean_nats > start_nats + self._plan.diverged_above_start_nats
+        start_nats = math.log(self.plan.model.vocab_size) + 0.5
+        far = mean_nats > start_nats + self.plan.diverged_above_start_nats
         return step if far else None
 
-    def validation(self, step: int, loss_nats: float, bits_per_byte: float | None) -> None:
+    def validation(self, step: int, score: Score) -> None:
         """Write a validation record."""
-        self._write("validation", step, loss_nats=loss_nats, bits_per_byte=bits_per_byte)
+        fields = {} if score.average_loss_nats is None else {"average_loss_nats": score.average_loss_nats}
+        self._write("validation", step, loss_nats=score.loss_nats, bits_per_byte=score.bits_per_byte, **fields)
 
     def progress(self) -> dict:
         """Return what a resumed run needs, after making sure that all records are on the disk."""
         self._writer.sync()
         return {
             "records": self._writer.count,
-            "loss_sum": self._loss_sum,
-            "loss_steps": self._loss_steps,
+            "sums": {name: list(pair) for name, pair in self._sums.items()},
             "last_loss_nats": self.last_loss_nats,
             "secs": self.secs,
             "train_secs": self.train_secs,
@@ -80,7 +84,8 @@ class Journal:
             tracker.close()
 
     def _train_record(self, step: int, learning_rate) -> float:
-        mean_nats = self._loss_sum / max(self._loss_steps, 1)
+        means = {name: total / max(count, 1) if count else math.nan for name, (total, count) in self._sums.items()}
+        mean_nats = means.pop("loss")
         now = self.train_secs
         steps, secs = step - self._last_record[0], now - self._last_record[1]
         self._write(
@@ -88,19 +93,33 @@ class Journal:
             step,
             loss_nats=mean_nats,
             learning_rate=learning_rate(step - 1),
-            tokens_per_sec=steps * self._plan.tokens_per_step / secs if secs > 0 else None,
+            tokens_per_sec=steps * self.plan.tokens_per_step / secs if secs > 0 else None,
+            **self._optional_fields(means),
         )
         self._last_record = (step, now)
-        self._loss_sum, self._loss_steps, self.last_loss_nats = 0.0, 0, mean_nats
+        self._sums, self.last_loss_nats = {}, mean_nats
         return mean_nats
+
+    def _optional_fields(self, means: dict[str, float]) -> dict[str, float]:
+        """Return the fields that clipping and diagnostics add to a train record."""
+        fields = {"clipped_frac": means["clipped"]} if "clipped" in means else {}
+        if "grad_norm" not in means:
+            return fields
+        signal, noise = means["grad_signal_sq"], means["grad_noise_sq"]
+        context_tokens = self.plan.model.context_tokens
+        return fields | {
+            **{name: value for name, value in means.items() if name != "clipped"},
+            "path_per_token": means["update_norm"] / self.plan.tokens_per_step,
+            "noise_scale_tokens": context_tokens * noise / signal if signal > 0 else math.nan,
+        }
 
     def mark(self, step: int) -> None:
         """Start measuring the speed of the next record at this step."""
         self._last_record = (step, self.train_secs)
 
     def _write(self, kind: str, step: int, **fields) -> None:
-        tokens = step * self._plan.tokens_per_step
-        record = {"kind": kind, "step": step, "tokens": tokens, "flops": tokens * self._plan.flops_per_token}
+        tokens = self.plan.tokens_at(step)
+        record = {"kind": kind, "step": step, "tokens": tokens, "flops": tokens * self.plan.flops_per_token}
         record |= fields | {"secs": self.secs}
         self._writer.write(record)
         for tracker in self._trackers:

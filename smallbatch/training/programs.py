@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from platform import machine
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from smallbatch import optim
+from smallbatch.model import gpt
 from smallbatch.plan import Plan, fits_cpu_cache
 from smallbatch.specs import ModelSpec
 from smallbatch.training import sharding, steps
@@ -86,12 +88,15 @@ class Programs:
                 steps.update_chunk,
                 plan.model,
                 plan.optimizer,
-                average=partial(sharding.average_over_data, self.mesh),
+                average=partial(sharding.average_over_data, self.mesh, plan.mesh.data_groups),
+                data_groups=plan.mesh.data_groups,
             ),
             donate_argnums=0,
             out_shardings=(self.state_shardings, self._replicated),
         )
         self._score = jit(partial(steps.scored, plan.model), out_shardings=self._replicated)
+        self._evaluation_params = jit(partial(steps.evaluation_params, plan.optimizer))
+        self._averaged_params = jit(steps.averaged_params)
         rate = partial(optim.learning_rate, plan.optimizer.schedule)
         self._learning_rate = jax.jit(jax.vmap(rate, in_axes=(None, 0)))
         self._learning_rates: tuple[int, np.ndarray] = -1, np.zeros(0)
@@ -125,16 +130,24 @@ class Programs:
         return jax.device_put(full.reshape(shape), self._tokens_sharding)
 
     def update(self, state: steps.TrainState, tokens: jax.Array, updates: int):
-        """Return the state after `updates` updates on staged tokens, and their losses; `state` is used up."""
+        """Return the state after `updates` updates on staged tokens, and their metrics; `state` is used up."""
         count = jax.device_put(np.int32(updates), self._replicated)
         return self.compiled_chunk(state, self.hypers, tokens, count)
 
-    def score(self, state: steps.TrainState, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
+    def evaluation_params(self, state: steps.TrainState) -> gpt.Params:
+        """Return the parameters that a run is scored with."""
+        return self._evaluation_params(self.hypers, state)
+
+    def averaged_params(self, state: steps.TrainState) -> gpt.Params | None:
+        """Return the average of the weights, if one is kept."""
+        return None if state.weight_average is None else self._averaged_params(self.hypers, state)
+
+    def score(self, params: gpt.Params, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
         """Return the weighted sum of losses in nats over one validation batch."""
         split = sharding.batch_sharding(self.mesh, 1)
         parts = lambda x_BxT: x_BxT.reshape(-1, self.plan.validation_microbatch_seqs, x_BxT.shape[1])
         staged = (jax.device_put(parts(x), split) for x in (tokens_BxT1, weights_BxT))
-        return self._score(state.params, *staged)
+        return self._score(params, *staged)
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of an update, 0 first."""
@@ -162,11 +175,13 @@ class Programs:
         return p.steps_per_dispatch, p.accumulation_steps, p.microbatch_size, p.model.context_tokens + 1
 
     def _state_shardings(self) -> steps.TrainState:
-        optimizer = optim.build(self.plan.optimizer, self.hypers)
-        return steps.TrainState(
-            sharding.param_shardings(self.mesh, self.plan.model),  # pyright: ignore[reportArgumentType]
-            sharding.opt_state_shardings(self.mesh, self.plan.model, optimizer),
-        )
+        spec = self.plan.optimizer
+        params: Any = sharding.param_shardings(self.mesh, self.plan.model)
+        state = sharding.opt_state_shardings(self.mesh, self.plan.model, optim.build(spec, self.hypers))
+        previous = None
+        if spec.diagnostics != "off":
+            previous = steps.Previous(params, params if spec.diagnostics == "successive" else None)
+        return steps.TrainState(params, state, params if spec.weight_average else None, previous)
 
 
 def _bytes_per_device(tree) -> int:

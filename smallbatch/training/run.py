@@ -65,7 +65,8 @@ def dry_run(config: configs.Config) -> tuple[plans.Plan, Memory, int | None]:
     """Return the plan, the memory of its compiled update, and the training tokens if the dataset is prepared."""
     plan = make_plan(config)
     dataset = prepare.lookup(plan.data)
-    return plan, Programs(plan).memory(), None if dataset is None else len(dataset.train)
+    memory = max((Programs(phase).memory() for phase in (plan, *plan.later)), key=lambda m: m.total_bytes)
+    return plan, memory, None if dataset is None else len(dataset.train)
 
 
 def make_plan(config: configs.Config) -> plans.Plan:
@@ -100,7 +101,7 @@ def _keep(tokenizer, directory: Path) -> None:
 def _continuation(plan: plans.Plan, outcome: Outcome, tokenizer, prompt_ids: list[int], new_tokens: int) -> str:
     from smallbatch.model.decode import generate
 
-    params = jax.device_put(outcome.state.params, jax.devices()[0])
+    params = jax.device_put(outcome.params, jax.devices()[0])
     ids = generate(
         plan.model,
         params,
@@ -116,12 +117,13 @@ def _continuation(plan: plans.Plan, outcome: Outcome, tokenizer, prompt_ids: lis
 
 def _result(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str) -> records.Result:
     device, score = jax.devices()[0], outcome.score
-    tokens = outcome.step * plan.tokens_per_step
+    tokens = plan.phase_at(outcome.step).tokens_at(outcome.step)
     return records.Result(
         status=outcome.status,
         validation_loss_nats=score.loss_nats if score else None,
         bits_per_byte=score.bits_per_byte if score else None,
         perplexity=_perplexity(score.loss_nats) if score else None,
+        average_validation_loss_nats=score.average_loss_nats if score else None,
         train_loss_nats=outcome.train_loss_nats,
         tokens=tokens,
         flops=float(tokens * plan.flops_per_token),

@@ -16,8 +16,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from smallbatch.model import gpt
 from smallbatch.specs import MeshSpec, ModelSpec
 
-# (params, tokens_AxMxT1) -> (mean loss, its gradients)
-LossAndGrads = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+# (params, tokens_AxMxT1) -> means over the batch, as `steps.mean_loss_and_grads` returns them
+LossAndGrads = Callable[[Any, jax.Array], Any]
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -40,15 +40,13 @@ def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
-def average_over_data(mesh: Mesh, loss_and_grads: LossAndGrads) -> LossAndGrads:
+def average_over_data(mesh: Mesh, groups: int, loss_and_grads: LossAndGrads) -> LossAndGrads:
     """Return a function that has every group of devices along `data` work on its share, and averages once at the end.
 
     Left to itself, the partitioner adds the gradients up over all devices after each micro-batch. `fsdp` and `tensor`
-    stay with the partitioner.
+    stay with the partitioner. groups: see `MeshSpec.data_groups`.
     """
-    groups = mesh.shape["data"]
-    # XLA's partitioner aborts when it splits over two axes within a third that it does not own (jaxlib 0.10.2).
-    if groups == 1 or (mesh.shape["fsdp"] > 1 and mesh.shape["tensor"] > 1):
+    if groups == 1:
         return loss_and_grads
 
     def averaged(params, tokens_AxMxT1):

@@ -14,9 +14,17 @@ import jax.numpy as jnp
 from smallbatch import optim
 from smallbatch.model import gpt
 from smallbatch.model.loss import loss_sum
-from smallbatch.specs import ModelSpec, OptimizerSpec
+from smallbatch.specs import OPTIMIZER_KEYS, ModelSpec, OptimizerSpec
 
 Average = Callable[[Callable], Callable]
+Metrics = dict[str, Any]  # float32, a number an update; NaN where there is none
+
+
+class Previous(NamedTuple):
+    """What diagnostics compare an update with."""
+
+    update: gpt.Params
+    grads: gpt.Params | None  # kept where the noise scale has to come from successive gradients
 
 
 class TrainState(NamedTuple):
@@ -24,12 +32,33 @@ class TrainState(NamedTuple):
 
     params: gpt.Params
     opt_state: Any  # of the optimizer; has a `count`
+    weight_average: gpt.Params | None = None  # float32, not yet bias-corrected
+    previous: Previous | None = None
 
 
 def init_state(model: ModelSpec, optimizer: OptimizerSpec, hypers: optim.Hypers, key: jax.Array) -> TrainState:
     """Return the state before the first update."""
     params = gpt.init_params(model, key)
-    return TrainState(params, optim.build(optimizer, hypers).init(params))
+    previous = None
+    if optimizer.diagnostics != "off":
+        grads = optim.zeros(params) if optimizer.diagnostics == "successive" else None
+        previous = Previous(optim.zeros(params), grads)
+    weight_average = optim.zeros(params) if optimizer.weight_average else None
+    return TrainState(params, optim.build(optimizer, hypers).init(params), weight_average, previous)
+
+
+def evaluation_params(optimizer: OptimizerSpec, hypers: optim.Hypers, state: TrainState) -> gpt.Params:
+    """Return what a run is scored with: its parameters, or the average that schedule-free optimizers stand for."""
+    if "interpolation" in OPTIMIZER_KEYS[optimizer.name]:
+        return optim.evaluated(state.params, state.opt_state.z, hypers.interpolation)
+    return state.params
+
+
+def averaged_params(hypers: optim.Hypers, state: TrainState) -> gpt.Params:
+    """Return the bias-corrected average of the weights, in the dtype of the weights."""
+    age = state.opt_state.count.astype(jnp.float32) + hypers.step_offset
+    averages = optim.averaged_weights(state.weight_average, age, hypers.weight_average_complement)
+    return jax.tree.map(lambda a, p: a.astype(p.dtype), averages, state.params)
 
 
 def summed_nats(model: ModelSpec, params: gpt.Params, tokens_BxT1: jax.Array, weights_BxT: jax.Array) -> jax.Array:
@@ -45,25 +74,31 @@ def scored(model: ModelSpec, params: gpt.Params, tokens_AxMxT1: jax.Array, weigh
     return jax.lax.scan(add, jnp.float32(0), (tokens_AxMxT1, weights_AxMxT))[0]
 
 
-def mean_loss_and_grads(model: ModelSpec, params: gpt.Params, tokens_AxMxT1: jax.Array):
-    """Return the mean loss over A x M x T targets and its gradients.
+def mean_loss_and_grads(model: ModelSpec, measured: bool, params: gpt.Params, tokens_AxMxT1: jax.Array):
+    """Return ((mean loss over A x M x T targets, mean squared norm of its parts' gradients), gradients).
 
     With A = 1 each gradient can be used up as soon as it is there. With A > 1 a float32 sum of all gradients is kept.
+
+    Args:
+        measured: whether the squared norm is wanted; else it is 0.
     """
     accumulation, sequences, length = tokens_AxMxT1.shape
-    targets = accumulation * sequences * (length - 1)
     ones_MxT = jnp.ones((sequences, length - 1), jnp.float32)
-    mean_loss = lambda params, tokens_MxT1: summed_nats(model, params, tokens_MxT1, ones_MxT) / targets
+    mean_loss = lambda params, tokens_MxT1: summed_nats(model, params, tokens_MxT1, ones_MxT) / ones_MxT.size
+
+    def part(tokens_MxT1):
+        loss, grads = jax.value_and_grad(mean_loss)(params, tokens_MxT1)
+        return (loss, optim.squared_norm(grads) if measured else jnp.float32(0)), grads
+
     if accumulation == 1:
-        return jax.value_and_grad(mean_loss)(params, tokens_AxMxT1[0])
+        return part(tokens_AxMxT1[0])
 
     def add(sums, tokens_MxT1):
-        loss, grads = jax.value_and_grad(mean_loss)(params, tokens_MxT1)
-        return (sums[0] + loss, jax.tree.map(lambda s, g: s + g.astype(jnp.float32), sums[1], grads)), None
+        return jax.tree.map(lambda s, x: s + x.astype(jnp.float32), sums, part(tokens_MxT1)), None
 
-    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    sums, _ = jax.lax.scan(add, (jnp.float32(0), zeros), tokens_AxMxT1)
-    return sums
+    zeros = (jnp.float32(0), jnp.float32(0)), optim.zeros(params)
+    sums, _ = jax.lax.scan(add, zeros, tokens_AxMxT1)
+    return jax.tree.map(lambda s: s / accumulation, sums)
 
 
 def update(
@@ -73,15 +108,64 @@ def update(
     hypers: optim.Hypers,
     tokens_AxMxT1: jax.Array,
     average: Average = lambda loss_and_grads: loss_and_grads,
-) -> tuple[TrainState, jax.Array]:
-    """Return the state after one optimizer update and the mean loss before it.
+    data_groups: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """Return the state after one update, and what is to be known of it: the loss, and more where it is asked for.
 
-    `average` turns a function of a share of the batch into one of the batch (see `sharding.average_over_data`).
+    `average` turns the function of a share of the batch into one of the batch (see `sharding.average_over_data`), and
+    `data_groups` is how many shares there are. A part, whose gradient is there by itself, is a micro-batch's share.
     """
-    loss, grads = average(partial(mean_loss_and_grads, model))(state.params, tokens_AxMxT1)
-    deltas, opt_state = optim.build(optimizer, hypers).update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, d: (p.astype(jnp.float32) + d).astype(p.dtype), state.params, deltas)
-    return TrainState(params, opt_state), loss
+    diagnosed = optimizer.diagnostics != "off"
+    measure = partial(mean_loss_and_grads, model, diagnosed)
+    (loss, part_square), grads = average(measure)(state.params, tokens_AxMxT1)
+    metrics = {"loss": loss}
+    if optimizer.clip or diagnosed:
+        square = optim.squared_norm(grads)
+    if diagnosed:
+        accumulation, microbatch_seqs, _ = tokens_AxMxT1.shape
+        parts, batch_seqs = accumulation * data_groups, accumulation * microbatch_seqs
+        metrics |= _gradient_metrics(grads, square, part_square, parts, batch_seqs, state)
+    directed = grads
+    if optimizer.clip:
+        norm = jnp.sqrt(square)
+        metrics["clipped"] = (norm > hypers.clip_norm).astype(jnp.float32)
+        scale = jnp.minimum(1.0, hypers.clip_norm / jnp.maximum(norm, hypers.clip_norm))
+        directed = jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads)
+    deltas: Any
+    opt_state: Any
+    deltas, opt_state = optim.build(optimizer, hypers).update(directed, state.opt_state, state.params)
+    key = jax.random.fold_in(jax.random.key(hypers.seed), opt_state.count) if optimizer.stochastic_rounding else None
+    params = optim.rounded(state.params, deltas, key)
+    weight_average, previous = state.weight_average, state.previous
+    if weight_average is not None:
+        weights = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+        weight_average = optim.average(weight_average, weights, hypers.weight_average_complement)
+    if previous is not None:
+        metrics |= _update_metrics(deltas, previous.update)
+        as_float32 = None if previous.grads is None else jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        previous = Previous(deltas, as_float32)
+    return TrainState(params, opt_state, weight_average, previous), metrics
+
+
+def _gradient_metrics(grads, square, part_square, parts: int, batch_seqs: int, state: TrainState) -> Metrics:
+    assert state.previous is not None
+    if state.previous.grads is None:
+        signal, noise = optim.noise_from_parts(part_square, square, batch_seqs / parts, batch_seqs)
+    else:
+        first = state.opt_state.count == 0  # there is no predecessor
+        inner = jnp.where(first, jnp.nan, optim.dot(grads, state.previous.grads))
+        signal, noise = optim.noise_from_successive(square, inner, batch_seqs)
+    return {"grad_norm": jnp.sqrt(square), "grad_signal_sq": signal, "grad_noise_sq": noise}
+
+
+def _update_metrics(deltas, previous_deltas) -> Metrics:
+    norm = jnp.sqrt(optim.squared_norm(deltas))
+    size = sum(d.size for d in jax.tree.leaves(deltas))
+    return {
+        "update_norm": norm,
+        "update_rms": norm / size**0.5,
+        "update_cosine": optim.cosine(deltas, previous_deltas),
+    }
 
 
 def update_chunk(
@@ -92,14 +176,17 @@ def update_chunk(
     tokens_KxAxMxT1: jax.Array,
     updates: jax.Array,
     average: Average = lambda loss_and_grads: loss_and_grads,
-) -> tuple[TrainState, jax.Array]:
-    """Return the state after the first `updates` of K updates and their losses, float32 K (0 where not run)."""
+    data_groups: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """Return the state after the first `updates` of K updates and their metrics, each float32 K (0 where not run)."""
+    one = partial(update, model, optimizer, average=average, data_groups=data_groups)
+    at = lambda k: jax.lax.dynamic_index_in_dim(tokens_KxAxMxT1, k, keepdims=False)
 
     def body(k, carry):
-        state, losses_K = carry
-        tokens_AxMxT1 = jax.lax.dynamic_index_in_dim(tokens_KxAxMxT1, k, keepdims=False)
-        state, loss = update(model, optimizer, state, hypers, tokens_AxMxT1, average)
-        return state, losses_K.at[k].set(loss)
+        state, metrics_K = carry
+        state, metrics = one(state, hypers, at(k))
+        return state, jax.tree.map(lambda values_K, value: values_K.at[k].set(value), metrics_K, metrics)
 
-    losses_K = jnp.zeros((tokens_KxAxMxT1.shape[0],), jnp.float32)
-    return jax.lax.fori_loop(0, updates, body, (state, losses_K))
+    _, metrics = jax.eval_shape(one, state, hypers, tokens_KxAxMxT1[0])
+    metrics_K = jax.tree.map(lambda _: jnp.zeros(tokens_KxAxMxT1.shape[:1], jnp.float32), metrics)
+    return jax.lax.fori_loop(0, updates, body, (state, metrics_K))

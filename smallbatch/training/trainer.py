@@ -1,6 +1,6 @@
 """The loop on the host: stage tokens, dispatch chunks of updates, write records, save, stop.
 
-The next chunk is dispatched before the losses of the last one are fetched, so that devices do not wait for the host.
+The next chunk is dispatched before the metrics of the last one are fetched, so that devices do not wait for the host.
 At the edges where the state itself is needed (validation, checkpoint, stop) the loop first takes in what is under
 way.
 """
@@ -19,13 +19,14 @@ from smallbatch import peaks, records
 from smallbatch.data.shards import Dataset
 from smallbatch.data.stream import TrainStream
 from smallbatch.errors import UserError
+from smallbatch.model import gpt
 from smallbatch.plan import Plan
 from smallbatch.progress import Progress
 from smallbatch.trackers import Tracker
 from smallbatch.training.checkpoint import Checkpoints
 from smallbatch.training.journal import Journal
 from smallbatch.training.programs import Programs
-from smallbatch.training.steps import TrainState
+from smallbatch.training.steps import Metrics, TrainState
 from smallbatch.training.validation import Score, validate
 from smallbatch.training.workdir import Workdir
 
@@ -36,7 +37,7 @@ class Outcome:
 
     status: str  # done | diverged | preempted
     step: int
-    state: TrainState
+    params: gpt.Params  # that the score is of
     score: Score | None
     train_loss_nats: float | None
     diverged_at_step: int | None
@@ -48,9 +49,9 @@ class Trainer:
     """One run in one process: restores itself, goes on to the end or until it is told to stop."""
 
     def __init__(self, programs: Programs, dataset: Dataset, workdir: Workdir, checkpoint_every_secs: float):
-        self._programs, self._dataset, self._workdir = programs, dataset, workdir
-        self._plan: Plan = programs.plan
-        self._stream = TrainStream(dataset, self._plan.model.context_tokens, self._plan.shuffle_seed)
+        self._programs, self._dataset, self._workdir = programs, dataset, workdir  # programs of the phase it is in
+        self._run = plan = programs.plan
+        self._stream = TrainStream(dataset, plan.model.context_tokens, plan.shuffle_seed)
         self._checkpoints = Checkpoints(workdir.checkpoints)
         self._checkpoint_every_secs = checkpoint_every_secs
         self._stop = Stop()
@@ -59,35 +60,34 @@ class Trainer:
         """Train on from what `restore` returned; `open_trackers(resumed_tokens)` returns the mirrors of the metrics."""
         step = int(state.opt_state.count)
         records.rewind(self._workdir.metrics, saved["records"] if saved else 0)
-        trackers: list[Tracker] = open_trackers(step * self._plan.tokens_per_step)
+        trackers: list[Tracker] = open_trackers(self._plan.tokens_at(step))
         journal = Journal(self._plan, records.MetricsWriter(self._workdir.metrics), trackers, saved)
         try:
             with journal.pause():
                 say(f"compiling {self._plan.model.layers} layers ...")
-                self._programs.compiled_chunk  # noqa: B018 (compiles on first access)
-                self._programs.learning_rate(step)  # likewise
+                self._compile(step)
             with self._stop, Progress("train", self._plan.budget_tokens) as progress:
                 journal.mark(step)
-                progress.update(step * self._plan.tokens_per_step)
+                progress.update(self._plan.tokens_at(step))
                 return self._loop(state, step, journal, progress)
         finally:
             journal.close()
             self._checkpoints.close()
 
     def _loop(self, state: TrainState, step: int, journal: Journal, progress: Progress) -> Outcome:
-        plan = self._plan
-        pending: tuple[int, int, jax.Array] | None = None  # (step after it, updates, losses) of the chunk under way
+        pending: tuple[int, int, Metrics] | None = None  # (step after it, updates, metrics) of the chunk under way
         saved_at, score, diverged_at = time.monotonic(), None, None
         while diverged_at is None:
+            plan = self._plan
             at_end = step == plan.optimizer_steps
             validation_due = at_end or self._validation_due(step)
             stopping = self._stop.requested  # read once: a signal between two looks would stop without saving
             save_due = at_end or stopping or time.monotonic() - saved_at >= self._checkpoint_every_secs
-            if pending and (validation_due or save_due):
+            if pending and (validation_due or save_due or step == plan.last_step):
                 diverged_at, pending = self._take_in(pending, journal, progress), None
                 if diverged_at is None and validation_due:
                     score = self._validate(state, journal, progress)
-                    journal.validation(step, score.loss_nats, score.bits_per_byte)
+                    journal.validation(step, score)
                     diverged_at = None if math.isfinite(score.loss_nats) else step
                 if diverged_at is not None:
                     break
@@ -96,46 +96,65 @@ class Trainer:
                     saved_at = time.monotonic()
             if at_end or stopping:
                 break
+            if step == plan.last_step:
+                plan = self._enter_phase(step, journal, progress)
             updates = self._chunk_length(step)
-            tokens = self._stream.batch(step * plan.batch_size, updates * plan.batch_size)
-            state, losses = self._programs.update(state, self._programs.stage(tokens), updates)
+            tokens = self._stream.batch(plan.tokens_at(step) // plan.model.context_tokens, updates * plan.batch_size)
+            state, metrics = self._programs.update(state, self._programs.stage(tokens), updates)
             step += updates
             if pending:
                 diverged_at = self._take_in(pending, journal, progress)
-            pending = (step, updates, losses)
+            pending = (step, updates, metrics)
         self._checkpoints.wait()
         if diverged_at is not None:
             return self._outcome("diverged", diverged_at, state, None, journal, diverged_at)
-        if step < plan.optimizer_steps:
+        if step < self._run.optimizer_steps:
             return self._outcome("preempted", step, state, None, journal, None)
         if score is None:  # restored from the last checkpoint: everything but the result was there
             score = self._validate(state, journal, progress)
         return self._outcome("done", step, state, score, journal, None)
 
-    def _take_in(self, pending: tuple[int, int, jax.Array], journal: Journal, progress: Progress) -> int | None:
+    def _take_in(self, pending: tuple[int, int, Metrics], journal: Journal, progress: Progress) -> int | None:
         """Wait for a chunk, write its records, show them. Returns the update at which it diverged, or None."""
-        step, updates, losses = pending
-        losses_K = np.asarray(losses)[:updates]
-        diverged_at = journal.add(step, losses_K, self._programs.learning_rate)
-        fields = {"loss": f"{losses_K.mean():.3f}"}
+        step, updates, metrics = pending
+        metrics_K = {name: np.asarray(values)[:updates] for name, values in metrics.items()}
+        diverged_at = journal.add(step, metrics_K, self._programs.learning_rate)
+        fields = {"loss": f"{metrics_K['loss'].mean():.3f}"}
         if peak := peaks.device_peak_flops(jax.devices()[0]):
-            rate = step * self._plan.tokens_per_step * self._plan.flops_per_token / journal.train_secs
+            rate = self._plan.tokens_at(step) * self._plan.flops_per_token / journal.train_secs
             fields["mfu"] = f"{rate / (peak * self._plan.mesh.devices):.0%}"
-        progress.update(step * self._plan.tokens_per_step, **fields)
+        progress.update(self._plan.tokens_at(step), **fields)
         return diverged_at
+
+    @property
+    def _plan(self) -> Plan:
+        return self._programs.plan
+
+    def _compile(self, step: int) -> None:
+        self._programs.compiled_chunk  # noqa: B018 (compiles on first access)
+        self._programs.learning_rate(step)  # likewise
+
+    def _enter_phase(self, step: int, journal: Journal, progress: Progress) -> Plan:
+        """Go on with the next batch size; return its plan."""
+        with journal.pause():
+            self._programs = Programs(self._run.phase_at(step))
+            progress.say(f"the batch is now {self._plan.batch_size:,} sequences; compiling ...")
+            journal.plan = self._plan
+            self._compile(step)
+        journal.mark(step)
+        return self._plan
 
     def _chunk_length(self, step: int) -> int:
         """Return how many updates go into the next dispatch: never beyond a record, a validation or the end."""
-        plan = self._plan
-        edges = [plan.steps_per_dispatch, plan.optimizer_steps - step]
-        edges += [plan.log_every_steps - step % plan.log_every_steps]
+        plan, done = self._plan, step - self._plan.first_step
+        edges = [plan.steps_per_dispatch, plan.last_step - step, plan.log_every_steps - done % plan.log_every_steps]
         if plan.validate_every_steps:
-            edges += [plan.validate_every_steps - step % plan.validate_every_steps]
+            edges += [plan.validate_every_steps - done % plan.validate_every_steps]
         return min(edges)
 
     def _validation_due(self, step: int) -> bool:
         every = self._plan.validate_every_steps
-        return every is not None and step > 0 and step % every == 0
+        return every is not None and step > self._plan.first_step and (step - self._plan.first_step) % every == 0
 
     def _validate(self, state: TrainState, journal: Journal, progress: Progress) -> Score:
         with journal.pause():
@@ -156,6 +175,9 @@ class Trainer:
         if restored is None:
             return self._programs.init(), None
         state, saved = restored
+        phase = self._run.phase_at(int(state.opt_state.count))
+        if phase is not self._plan:
+            self._programs = Programs(phase)
         ours = {"fingerprint": self._plan.fingerprint, "dataset_sha256": self._dataset.meta.sha256}
         for key, value in ours.items():
             if saved[key] != value:
@@ -170,7 +192,14 @@ class Trainer:
         self, status: str, step: int, state: TrainState, score: Score | None, journal: Journal, diverged_at
     ) -> Outcome:
         return Outcome(
-            status, step, state, score, journal.last_loss_nats, diverged_at, journal.secs, journal.train_secs
+            status,
+            step,
+            self._programs.evaluation_params(state),
+            score,
+            journal.last_loss_nats,
+            diverged_at,
+            journal.secs,
+            journal.train_secs,
         )
 
 
