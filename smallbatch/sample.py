@@ -6,7 +6,7 @@ from pathlib import Path
 from smallbatch import cli, records
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
-from smallbatch.specs import ModelSpec
+from smallbatch.specs import OPTIMIZER_KEYS, ModelSpec
 from smallbatch.training.workdir import Workdir
 
 
@@ -31,31 +31,37 @@ def main(flags) -> None:
     if tokenizer is None:
         raise UserError(f"{workdir.path} was trained on token ids and has no tokenizer to write text with")
     prompt_ids = tokenizer.encode_batch([flags.prompt])[0].tolist()
-    spec = ModelSpec(**records.read_json(workdir.plan)["model"])
-    ids = _continue(workdir, spec, prompt_ids, tokenizer.eod_id, flags)
+    plan = records.read_json(workdir.plan)
+    spec = ModelSpec(**plan["model"])
+    ids = _continue(workdir, plan, spec, prompt_ids, tokenizer.eod_id, flags)
     print(tokenizer.decode(prompt_ids + ids))
     if len(prompt_ids) + len(ids) == spec.context_tokens and len(ids) < flags.tokens:
         print(f"(the context of {spec.context_tokens} tokens is full)", file=sys.stderr)
 
 
-def _continue(workdir: Workdir, spec: ModelSpec, prompt_ids: list[int], end_id: int, flags) -> list[int]:
+def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[int], end_id: int, flags) -> list[int]:
     import jax
 
+    from smallbatch import optim
     from smallbatch.model import gpt
     from smallbatch.model.decode import generate
     from smallbatch.training.checkpoint import Checkpoints
 
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-    restored = Checkpoints(workdir.checkpoints).restore(
-        {"params": jax.tree.map(place, gpt.abstract_params(spec))},
-        say=lambda line: print(line, file=sys.stderr),
-    )
+    wanted = {"params": jax.tree.map(place, gpt.abstract_params(spec))}
+    averages = "interpolation" in OPTIMIZER_KEYS[plan["optimizer"]["name"]]
+    if averages:
+        wanted |= {"opt_state": {"z": wanted["params"]}}
+    restored = Checkpoints(workdir.checkpoints).restore(wanted, say=lambda line: print(line, file=sys.stderr))
     if restored is None:
         raise UserError(f"{workdir.path} has no checkpoint yet; train first, or wait for its first one")
+    params = restored[0]["params"]
+    if averages:
+        params = optim.evaluated(params, restored[0]["opt_state"]["z"], plan["hypers"]["interpolation"])
     return generate(
         spec,
-        restored[0]["params"],
+        params,
         prompt_ids,
         flags.tokens,
         temperature=flags.temperature,

@@ -18,7 +18,9 @@ SPEC = tiny(layers=1, vocab_size=256)
 def run_dir(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     BytesTokenizer().save(tmp_path / "tokenizer")
-    (tmp_path / "plan.json").write_text(json.dumps({"model": dataclasses.asdict(SPEC), "seed": 0}))
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"model": dataclasses.asdict(SPEC), "optimizer": {"name": "adam"}, "seed": 0})
+    )
     return tmp_path
 
 
@@ -68,3 +70,18 @@ def test_a_run_on_token_ids_has_no_tokenizer_to_write_text_with(run_dir, monkeyp
     (run_dir / "tokenizer" / "tokenizer_config.json").unlink()
     code, _, err = command(monkeypatch, capfd, f"--run={run_dir}")
     assert code == 2 and "has no tokenizer" in err
+
+
+def test_a_schedule_free_run_is_sampled_at_its_average(run_dir, monkeypatch, capfd):
+    y, z = params_of(SPEC, seed=1), params_of(SPEC, seed=2)
+    average = {name: (y[name] - 0.25 * z[name]) / 0.75 for name in y}
+    words = (f"--run={run_dir}", "--prompt=a", "--tokens=12", "--temperature=1.5")
+    sampled = []
+    for step, (name, state) in enumerate([("schedule_free_sgd", y), ("adam", average), ("adam", y)], 1):
+        plan = {"model": dataclasses.asdict(SPEC), "optimizer": {"name": name}, "hypers": {"interpolation": 0.75}}
+        (run_dir / "plan.json").write_text(json.dumps(plan))
+        checkpoints = Checkpoints(run_dir / "checkpoints")
+        checkpoints.save(step, {"params": state, "opt_state": {"z": z}}, {})
+        checkpoints.close()
+        sampled.append(command(monkeypatch, capfd, *words)[1])
+    assert sampled[0] == sampled[1] != sampled[2]

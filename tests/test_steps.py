@@ -232,10 +232,10 @@ def test_sgd_at_batch_size_1_never_holds_all_gradients():
 
 @on_cpu
 def test_adafactor_holds_one_parameters_gradient_and_clipping_all_of_them():
-    spec = tiny(width=512, layers=8, head_width=64, ffn_width=2048, context_tokens=64, vocab_size=256)
+    spec = tiny(width=512, layers=4, head_width=64, ffn_width=2048, context_tokens=64, vocab_size=256)
     alone, params_bytes = memory(ADAFACTOR, spec)
     clipped, _ = memory(dataclasses.replace(ADAFACTOR, clip=True), spec)
-    assert alone.temp_size_in_bytes < 0.5 * params_bytes
+    assert alone.temp_size_in_bytes < 0.6 * params_bytes
     assert clipped.temp_size_in_bytes > 0.9 * params_bytes
 
 
