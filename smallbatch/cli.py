@@ -53,6 +53,12 @@ def run(
         sys.exit(130)
 
 
+def overridden_keys(argv: list[str]) -> set[str]:
+    """Return the config keys that a command line sets."""
+    words = [word.lstrip("-").partition("=")[0] for word in argv[1:] if word.startswith("-")]
+    return {word.removeprefix("config.") for word in words if word.startswith("config.")}
+
+
 def _settings(argv: list[str], own: flags.FlagValues, config: bool) -> list[tuple[str, str]]:
     """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out."""
     switches = {name for name in own if own[name].boolean}

@@ -39,6 +39,16 @@ def load(path_and_argument: str) -> Config:
     return loaded
 
 
+def load_grid(path_and_argument: str) -> Any:
+    """Return get_grid() of FILE.py, with the ARGUMENT of FILE.py:ARGUMENT where one is given. Raises UserError."""
+    path, colon, argument = path_and_argument.partition(":")
+    get_grid = run_file(path).get("get_grid")
+    if not callable(get_grid):
+        raise UserError(f"config file {path} has no get_grid(); configs/quickstart_grid.py shows one")
+    with _errors_of(path):
+        return get_grid(*[argument] if colon else [])
+
+
 def run_file(path: str) -> dict[str, Any]:
     """Run a config file and return its names. Raises UserError that says which line failed."""
     if not Path(path).is_file():

@@ -10,7 +10,7 @@ from smallbatch.config import Config, fingerprint
 from smallbatch.errors import UserError
 from smallbatch.hyperparameters import RunningAverage
 from smallbatch.phases import phases
-from smallbatch.specs import DataSpec, MeshSpec, ModelSpec, OptimizerSpec
+from smallbatch.specs import DataSpec, MeshSpec, ModelSpec, OptimizerSpec, ProgramSpec
 
 # A dispatch holds some seconds of work on a CPU and a tenth of one on an accelerator: long enough that its overhead
 # (on a CPU, memory for the activations that the system hands out page by page) does not count, short enough that
@@ -80,9 +80,31 @@ class Plan:
         """Return the tokens seen after `step` updates, one of this phase."""
         return self.first_tokens + (step - self.first_step) * self.tokens_per_step
 
+    def step_at(self, tokens: int) -> int:
+        """Return the first number of updates of the run after which so many tokens have been seen."""
+        for phase in (self, *self.later):
+            step = phase.first_step + -(-(tokens - phase.first_tokens) // phase.tokens_per_step)
+            if step <= phase.last_step:
+                return max(step, phase.first_step)
+        return self.optimizer_steps
+
     def phase_at(self, step: int) -> "Plan":
         """Return the plan of the phase that the update after `step` updates belongs to; of the last one at the end."""
         return next((phase for phase in (self, *self.later) if step < phase.last_step), (self, *self.later)[-1])
+
+    @property
+    def program(self) -> ProgramSpec:
+        """What is compiled for it."""
+        return ProgramSpec(
+            self.model,
+            self.optimizer,
+            self.mesh,
+            self.platform,
+            self.steps_per_dispatch,
+            self.accumulation_steps,
+            self.microbatch_size,
+            self.validation_microbatch_seqs,
+        )
 
     def to_dict(self) -> dict:
         """Return nested plain values, as they are written to plan.json."""

@@ -93,3 +93,17 @@ class MeshSpec:
         """Groups of devices that work out the gradient of their own share of a batch before shares are averaged."""
         # XLA's partitioner aborts when it splits over two axes within a third that it does not own (jaxlib 0.10.2).
         return 1 if self.fsdp > 1 and self.tensor > 1 else self.data
+
+
+@dataclass(frozen=True)
+class ProgramSpec:
+    """All that compiled programs depend on: runs that agree in it share them, whatever their hyperparameters."""
+
+    model: ModelSpec
+    optimizer: OptimizerSpec
+    mesh: MeshSpec
+    platform: str
+    steps_per_dispatch: int  # K
+    accumulation_steps: int  # A
+    microbatch_size: int  # M
+    validation_microbatch_seqs: int

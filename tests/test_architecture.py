@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "smallbatch"
 FILES = sorted(PACKAGE.rglob("*.py"))
-COMMANDS = {"train", "prepare", "sample", "benchmark"}
+COMMANDS = {"train", "sweep", "prepare", "sample", "benchmark"}
 GROUND = {"errors", "units", "specs", "peaks"}
 
 # Module or package -> the modules and packages of smallbatch that it may import; itself always.
@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "phases": {"errors", "units"},
     "records": {"__init__", "errors"},
     "progress": set(),
+    "stopping": set(),
     "trackers": {"errors"},
     "config_checks": {"errors", "phases", "specs", "transfer"},
     "config": {"config_checks", "errors"},
@@ -37,8 +38,10 @@ MAY_IMPORT = {
     "optim": GROUND,
     "training": {
         *("config", "data", "flops", "model", "optim", "plan", "progress", "records", "summary", "trackers"),
+        *("stopping",),
         *GROUND,
     },
+    "grid": {"config", "data", "plan", "progress", "records", "stopping", "training", *GROUND},
 }
 MAY_IMPORT |= {name: set(MAY_IMPORT) | {"cli"} for name in COMMANDS}
 # Below `plan` nobody sees a ConfigDict: these two are handed one, to make the plan and to know whose directory it is.

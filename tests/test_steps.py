@@ -87,8 +87,7 @@ def test_a_chunk_equals_its_updates_one_by_one_and_may_stop_early(optimizer):
 def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec):
     """Return the state and losses after a chunk on a mesh, everything placed as training places it."""
     mesh = make_mesh(mesh_spec)
-    build = optim.build(optimizer, HYPERS)
-    shardings = steps.TrainState(param_shardings(mesh, SPEC), opt_state_shardings(mesh, SPEC, build))
+    shardings = steps.TrainState(param_shardings(mesh, SPEC), opt_state_shardings(mesh, SPEC, optimizer))
     chunk = jax.jit(
         partial(steps.update_chunk, SPEC, optimizer, average=partial(average_over_data, mesh, mesh_spec.data_groups)),
         donate_argnums=0,

@@ -30,6 +30,12 @@ class Hypers(NamedTuple):
     seed: jax.Array  # uint32, of the weights and of stochastic rounding
 
     @classmethod
+    def abstract(cls, sharding: jax.sharding.Sharding | None = None) -> "Hypers":
+        """Return shapes and dtypes."""
+        fields = {name: jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding) for name in cls._fields}
+        return cls(**fields | {"seed": jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding)})  # pyright: ignore[reportArgumentType]
+
+    @classmethod
     def from_floats(cls, *, seed: int, **values: float) -> "Hypers":
         """Round float64 values to float32, once, here."""
         return cls(seed=jnp.uint32(seed), **{name: jnp.float32(value) for name, value in values.items()})

@@ -17,7 +17,7 @@ import numpy as np
 from smallbatch import optim
 from smallbatch.model import gpt
 from smallbatch.plan import Plan, fits_cpu_cache
-from smallbatch.specs import ModelSpec
+from smallbatch.specs import ModelSpec, ProgramSpec
 from smallbatch.training import sharding, steps
 
 
@@ -72,89 +72,129 @@ class Memory:
         return self.params_bytes + self.optimizer_state_bytes + self.temporary_bytes + self.batch_bytes
 
 
-class Programs:
-    """What runs on the devices, compiled on first use; hyperparameters are arguments, so that it happens once."""
+class Compiled:
+    """The programs of a `ProgramSpec`, each compiled on first use; hyperparameters are arguments."""
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.mesh = sharding.make_mesh(plan.mesh)
-        self._replicated = sharding.replicated(self.mesh)
-        self.hypers = jax.device_put(optim.Hypers.from_floats(**plan.hypers), self._replicated)
+    def __init__(self, spec: ProgramSpec):
+        self.spec = spec
+        self.mesh = sharding.make_mesh(spec.mesh)
+        self.replicated = sharding.replicated(self.mesh)
         self.state_shardings = self._state_shardings()
-        jit = partial(jax.jit, compiler_options=compiler_options(plan.platform, plan.model))
-        self._init = jit(partial(steps.init_state, plan.model, plan.optimizer), out_shardings=self.state_shardings)
+        jit = partial(jax.jit, compiler_options=compiler_options(spec.platform, spec.model))
+        self.init = jit(partial(steps.init_state, spec.model, spec.optimizer), out_shardings=self.state_shardings)
         self._chunk = jit(
             partial(
                 steps.update_chunk,
-                plan.model,
-                plan.optimizer,
-                average=partial(sharding.average_over_data, self.mesh, plan.mesh.data_groups),
-                data_groups=plan.mesh.data_groups,
+                spec.model,
+                spec.optimizer,
+                average=partial(sharding.average_over_data, self.mesh, spec.mesh.data_groups),
+                data_groups=spec.mesh.data_groups,
             ),
             donate_argnums=0,
-            out_shardings=(self.state_shardings, self._replicated),
+            out_shardings=(self.state_shardings, self.replicated),
         )
-        self._score = jit(partial(steps.scored, plan.model), out_shardings=self._replicated)
-        self._evaluation_params = jit(partial(steps.evaluation_params, plan.optimizer))
-        self._averaged_params = jit(steps.averaged_params)
-        rate = partial(optim.learning_rate, plan.optimizer.schedule)
-        self._learning_rate = jax.jit(jax.vmap(rate, in_axes=(None, 0)))
-        self._learning_rates: tuple[int, np.ndarray] = -1, np.zeros(0)
+        self.score = jit(partial(steps.scored, spec.model), out_shardings=self.replicated)
+        self.evaluation_params = jit(partial(steps.evaluation_params, spec.optimizer))
+        self.averaged_params = jit(steps.averaged_params)
+        rate = partial(optim.learning_rate, spec.optimizer.schedule)
+        self.learning_rate = jax.jit(jax.vmap(rate, in_axes=(None, 0)))
+
+    @property
+    def tokens_shape(self) -> tuple[int, int, int, int]:
+        """K x A x M x (T + 1)."""
+        s = self.spec
+        return s.steps_per_dispatch, s.accumulation_steps, s.microbatch_size, s.model.context_tokens + 1
+
+    @property
+    def tokens_sharding(self):
+        return sharding.batch_sharding(self.mesh, 2)
 
     @functools.cached_property
     def abstract_state(self) -> steps.TrainState:
         """Shapes, dtypes and shardings of the state, for restoring it."""
-        shapes = jax.eval_shape(
-            partial(steps.init_state, self.plan.model, self.plan.optimizer), self.hypers, jax.random.key(0)
-        )
+        init = partial(steps.init_state, self.spec.model, self.spec.optimizer)
+        shapes = jax.eval_shape(init, optim.Hypers.abstract(), jax.random.key(0))
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.state_shardings
         )
 
     @functools.cached_property
-    def compiled_chunk(self):
+    def chunk(self):
         """The program of a chunk of updates, compiled ahead of its first run."""
-        tokens = jax.ShapeDtypeStruct(self._tokens_shape(), jnp.int32, sharding=self._tokens_sharding)
-        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self._replicated)
-        return self._chunk.lower(self.abstract_state, self.hypers, tokens, count).compile()
+        tokens = jax.ShapeDtypeStruct(self.tokens_shape, jnp.int32, sharding=self.tokens_sharding)
+        count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.replicated)
+        hypers = optim.Hypers.abstract(self.replicated)
+        return self._chunk.lower(self.abstract_state, hypers, tokens, count).compile()
+
+    def _state_shardings(self) -> steps.TrainState:
+        spec = self.spec.optimizer
+        params: Any = sharding.param_shardings(self.mesh, self.spec.model)
+        state = sharding.opt_state_shardings(self.mesh, self.spec.model, spec)
+        previous = None
+        if spec.diagnostics != "off":
+            previous = steps.Previous(params, params if spec.diagnostics == "successive" else None)
+        return steps.TrainState(params, state, params if spec.weight_average else None, previous)
+
+
+# A process that trains many runs compiles what they share once, and forgets what it has not used for long.
+compiled = functools.lru_cache(maxsize=16)(Compiled)
+
+
+class Programs:
+    """The programs of a plan, with its hyperparameters filled in."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.compiled: Compiled = compiled(plan.program)
+        self.mesh = self.compiled.mesh
+        self.hypers = jax.device_put(optim.Hypers.from_floats(**plan.hypers), self.compiled.replicated)
+        self._learning_rates: tuple[int, np.ndarray] = -1, np.zeros(0)
+
+    @property
+    def abstract_state(self) -> steps.TrainState:
+        return self.compiled.abstract_state
+
+    @property
+    def compiled_chunk(self):
+        return self.compiled.chunk
 
     def init(self) -> steps.TrainState:
         """Return the state before the first update."""
-        return self._init(self.hypers, jax.device_put(jax.random.key(self.plan.seed), self._replicated))
+        return self.compiled.init(self.hypers, jax.device_put(jax.random.key(self.plan.seed), self.compiled.replicated))
 
     def stage(self, tokens_NxB_T1: np.ndarray) -> jax.Array:
         """Put up to K batches, int32 [N x B, T + 1], on the devices as K x A x M x (T + 1)."""
-        shape = self._tokens_shape()
+        shape = self.compiled.tokens_shape
         full = np.zeros((shape[0] * shape[1] * shape[2], shape[3]), np.int32)
         full[: len(tokens_NxB_T1)] = tokens_NxB_T1
-        return jax.device_put(full.reshape(shape), self._tokens_sharding)
+        return jax.device_put(full.reshape(shape), self.compiled.tokens_sharding)
 
     def update(self, state: steps.TrainState, tokens: jax.Array, updates: int):
         """Return the state after `updates` updates on staged tokens, and their metrics; `state` is used up."""
-        count = jax.device_put(np.int32(updates), self._replicated)
+        count = jax.device_put(np.int32(updates), self.compiled.replicated)
         return self.compiled_chunk(state, self.hypers, tokens, count)
 
     def evaluation_params(self, state: steps.TrainState) -> gpt.Params:
         """Return the parameters that a run is scored with."""
-        return self._evaluation_params(self.hypers, state)
+        return self.compiled.evaluation_params(self.hypers, state)
 
     def averaged_params(self, state: steps.TrainState) -> gpt.Params | None:
         """Return the average of the weights, if one is kept."""
-        return None if state.weight_average is None else self._averaged_params(self.hypers, state)
+        return None if state.weight_average is None else self.compiled.averaged_params(self.hypers, state)
 
     def score(self, params: gpt.Params, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
         """Return the weighted sum of losses in nats over one validation batch."""
         split = sharding.batch_sharding(self.mesh, 1)
         parts = lambda x_BxT: x_BxT.reshape(-1, self.plan.validation_microbatch_seqs, x_BxT.shape[1])
         staged = (jax.device_put(parts(x), split) for x in (tokens_BxT1, weights_BxT))
-        return self._score(params, *staged)
+        return self.compiled.score(params, *staged)
 
     def learning_rate(self, update: int) -> float:
         """Return the learning rate of an update, 0 first."""
         block, place = divmod(update, LEARNING_RATES)
         if self._learning_rates[0] != block:
             counts = jnp.arange(block * LEARNING_RATES, (block + 1) * LEARNING_RATES, dtype=jnp.int32)
-            self._learning_rates = block, np.asarray(self._learning_rate(self.hypers, counts))
+            self._learning_rates = block, np.asarray(self.compiled.learning_rate(self.hypers, counts))
         return float(self._learning_rates[1][place])
 
     def memory(self) -> Memory:
@@ -165,23 +205,6 @@ class Programs:
         state = _bytes_per_device(self.abstract_state)
         batch = max(0, analysis.argument_size_in_bytes - state)
         return Memory(params, state - params, analysis.temp_size_in_bytes, batch)
-
-    @property
-    def _tokens_sharding(self):
-        return sharding.batch_sharding(self.mesh, 2)
-
-    def _tokens_shape(self) -> tuple[int, int, int, int]:
-        p = self.plan
-        return p.steps_per_dispatch, p.accumulation_steps, p.microbatch_size, p.model.context_tokens + 1
-
-    def _state_shardings(self) -> steps.TrainState:
-        spec = self.plan.optimizer
-        params: Any = sharding.param_shardings(self.mesh, self.plan.model)
-        state = sharding.opt_state_shardings(self.mesh, self.plan.model, optim.build(spec, self.hypers))
-        previous = None
-        if spec.diagnostics != "off":
-            previous = steps.Previous(params, params if spec.diagnostics == "successive" else None)
-        return steps.TrainState(params, state, params if spec.weight_average else None, previous)
 
 
 def _bytes_per_device(tree) -> int:

@@ -19,8 +19,10 @@ from smallbatch.training.programs import Memory, Programs, cpu_cores, start_jax
 from smallbatch.training.trainer import Outcome, Trainer, say
 
 
-def train(config: configs.Config, path: str | Path) -> records.Result:
-    """Train a validated config in a run directory, or go on where it stopped; return the finished result.
+def train(config: configs.Config, path: str | Path, until_tokens: int | None = None) -> records.Result:
+    """Train a validated config in a run directory, or go on where it stopped; return the result.
+
+    until_tokens: stop there as if told to, but with a validation: the same call without it goes on.
 
     Raises:
         UserError: the data, the devices or the directory do not allow it.
@@ -51,7 +53,8 @@ def train(config: configs.Config, path: str | Path) -> records.Result:
                 resumed_tokens=resumed_tokens,
             )
 
-        outcome = trainer.run(state, saved, open_trackers)
+        until_step = plan.optimizer_steps if until_tokens is None else plan.step_at(until_tokens)
+        outcome = trainer.run(state, saved, open_trackers, until_step)
         sample = None
         if outcome.status == "done" and prompt_ids:
             sample = config.train.sample_prompt

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from smallbatch import optim
 from smallbatch.model import gpt
-from smallbatch.specs import MeshSpec, ModelSpec
+from smallbatch.specs import MeshSpec, ModelSpec, OptimizerSpec
 
 # (params, tokens_AxMxT1) -> means over the batch, as `steps.mean_loss_and_grads` returns them
 LossAndGrads = Callable[[Any, jax.Array], Any]
@@ -76,7 +76,7 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
     return {name: sharding(name, axes) for name, axes in gpt.param_axes(spec).items()}
 
 
-def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: optax.GradientTransformation) -> Any:
+def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: OptimizerSpec) -> Any:
     """Return a sharding for everything an optimizer keeps: an average lies as its parameter does, all else is copied.
 
     What is copied is small: counters, and Adafactor's rows and columns.
@@ -88,4 +88,5 @@ def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: optax.GradientTr
         is_average = name in params and leaf.shape == params[name].shape
         return shardings[name] if is_average else replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(optimizer.init, params))
+    init = lambda hypers, params: optim.build(optimizer, hypers).init(params)
+    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(init, optim.Hypers.abstract(), params))

@@ -5,9 +5,7 @@ At the edges where the state itself is needed (validation, checkpoint, stop) the
 way.
 """
 
-import contextlib
 import math
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from smallbatch.errors import UserError
 from smallbatch.model import gpt
 from smallbatch.plan import Plan
 from smallbatch.progress import Progress
+from smallbatch.stopping import Stop
 from smallbatch.trackers import Tracker
 from smallbatch.training.checkpoint import Checkpoints
 from smallbatch.training.journal import Journal
@@ -56,8 +55,12 @@ class Trainer:
         self._checkpoint_every_secs = checkpoint_every_secs
         self._stop = Stop()
 
-    def run(self, state: TrainState, saved: dict | None, open_trackers) -> Outcome:
-        """Train on from what `restore` returned; `open_trackers(resumed_tokens)` returns the mirrors of the metrics."""
+    def run(self, state: TrainState, saved: dict | None, open_trackers, until_step: int | None = None) -> Outcome:
+        """Train on from what `restore` returned; `open_trackers(resumed_tokens)` returns the mirrors of the metrics.
+
+        until_step: validate, save and stop after this update.
+        """
+        self._until_step = self._run.optimizer_steps if until_step is None else until_step
         step = int(state.opt_state.count)
         records.rewind(self._workdir.metrics, saved["records"] if saved else 0)
         trackers: list[Tracker] = open_trackers(self._plan.tokens_at(step))
@@ -79,10 +82,10 @@ class Trainer:
         saved_at, score, diverged_at = time.monotonic(), None, None
         while diverged_at is None:
             plan = self._plan
-            at_end = step == plan.optimizer_steps
-            validation_due = at_end or self._validation_due(step)
-            stopping = self._stop.requested  # read once: a signal between two looks would stop without saving
-            save_due = at_end or stopping or time.monotonic() - saved_at >= self._checkpoint_every_secs
+            paused = step >= self._until_step
+            validation_due = paused or self._validation_due(step)
+            stopping = paused or self._stop.requested  # read once: a signal between two looks would stop without saving
+            save_due = stopping or time.monotonic() - saved_at >= self._checkpoint_every_secs
             if pending and (validation_due or save_due or step == plan.last_step):
                 diverged_at, pending = self._take_in(pending, journal, progress), None
                 if diverged_at is None and validation_due:
@@ -94,7 +97,7 @@ class Trainer:
                 if save_due:
                     self._save(step, state, journal)
                     saved_at = time.monotonic()
-            if at_end or stopping:
+            if stopping:
                 break
             if step == plan.last_step:
                 plan = self._enter_phase(step, journal, progress)
@@ -109,7 +112,7 @@ class Trainer:
         if diverged_at is not None:
             return self._outcome("diverged", diverged_at, state, None, journal, diverged_at)
         if step < self._run.optimizer_steps:
-            return self._outcome("preempted", step, state, None, journal, None)
+            return self._outcome("preempted", step, state, score if step == self._until_step else None, journal, None)
         if score is None:  # restored from the last checkpoint: everything but the result was there
             score = self._validate(state, journal, progress)
         return self._outcome("done", step, state, score, journal, None)
@@ -147,7 +150,12 @@ class Trainer:
     def _chunk_length(self, step: int) -> int:
         """Return how many updates go into the next dispatch: never beyond a record, a validation or the end."""
         plan, done = self._plan, step - self._plan.first_step
-        edges = [plan.steps_per_dispatch, plan.last_step - step, plan.log_every_steps - done % plan.log_every_steps]
+        edges = [
+            plan.steps_per_dispatch,
+            plan.last_step - step,
+            self._until_step - step,
+            plan.log_every_steps - done % plan.log_every_steps,
+        ]
         if plan.validate_every_steps:
             edges += [plan.validate_every_steps - done % plan.validate_every_steps]
         return min(edges)
@@ -201,30 +209,6 @@ class Trainer:
             journal.secs,
             journal.train_secs,
         )
-
-
-class Stop:
-    """SIGTERM and Ctrl-C ask for a stop at the next edge; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> "Stop":
-        self._before = {}
-        for name in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread: a notebook or a test handles signals itself
-                self._before[name] = signal.signal(name, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        del frame
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 def say(text: str) -> None:

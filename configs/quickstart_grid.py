@@ -1,0 +1,45 @@
+"""Batch sizes 1 to 256 of a small decoder on your Python's standard library: Adam by two rules, and plain SGD.
+
+Question: at equal tokens, which batch size and optimizer learn most, and how far may the learning rate be off?
+Run:      python -m smallbatch.sweep --config=configs/quickstart_grid.py
+Cost:     75 runs of 524,288 tokens: 3 arms x 5 batch sizes x 5 learning rates, a factor of 2 apart; 131k
+          parameters, context 64; 3.1e13 FLOPs; 10 compiled programs; under 15 minutes on 2 cores.
+Expect:   losses grow with the batch size, most for SGD; with b2 = 0.95 a step Adam loses at batch size 1 what it
+          keeps with a half-life of 1M tokens, and wants smaller learning rates; at 256 the two rules are one.
+"""
+
+from smallbatch import config
+from smallbatch.grid import Grid, axis, by_batch_size, chain, multiplied, point, product
+
+BATCH_SIZES = (1, 4, 16, 64, 256)
+ADAM = {"optimizer.name": "adam", "optimizer.b1": 0.9}
+# What each arm sets, and the middle of its learning rates by batch size.
+ARMS = (
+    (ADAM | {"optimizer.t2_tokens": 1e6, "optimizer.b2": None}, (2**-8, 2**-7, 2**-6, 2**-6, 2**-6)),
+    (ADAM | {"optimizer.t2_tokens": None, "optimizer.b2": 0.95}, (2**-10, 2**-8, 2**-7, 2**-6, 2**-6)),
+    (
+        {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None, "optimizer.b2": None},
+        (2**-2, 2**-1, 2**-1, 2**-1, 2**-1),
+    ),
+)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+
+
+def get_config() -> config.Config:
+    c = config.quickstart()
+    c.model.width = 64
+    c.model.layers = 2
+    c.model.context_tokens = 64
+    c.train.budget_tokens = 2**19
+    c.train.sample_tokens = 0
+    c.data.validation_max_bytes = 65_536
+    return c
+
+
+def get_grid() -> Grid:
+    return chain(*(_arm(values, dict(zip(BATCH_SIZES, rates, strict=True))) for values, rates in ARMS))
+
+
+def _arm(values: dict, rates: dict[int, float]) -> Grid:
+    centres = by_batch_size(product(point(values), axis("train.batch_size", BATCH_SIZES)), "optimizer.peak_lr", rates)
+    return multiplied(centres, "optimizer.peak_lr", FACTORS)

@@ -1,0 +1,103 @@
+"""How a sweep stands, for people: a table by batch size, redrawn on a terminal, a line now and then elsewhere."""
+
+import math
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import TextIO
+
+from smallbatch.grid.axes import BATCH_SIZE
+from smallbatch.grid.cells import Cell, shown
+from smallbatch.grid.directory import State
+from smallbatch.progress import format_secs
+
+COLUMNS = ("done", "running", "diverged", "failed", "cut", "skipped", "missing")
+LINE_EVERY_SECS = 30.0
+
+
+def rows(cells: list[Cell], states: dict[str, State], running: set[str]) -> list[list[str]]:
+    """Return a row for each batch size: how many cells are in which state, the best loss so far and where it is."""
+    table = []
+    for size in dict.fromkeys(cell.config.train.batch_size for cell in cells):
+        of_size = [cell for cell in cells if cell.config.train.batch_size == size]
+        counts = Counter("running" if cell.id in running else states[cell.id].status for cell in of_size)
+        best = min(of_size, key=lambda cell: _loss(states[cell.id]))
+        loss = _loss(states[best.id])
+        found = math.isfinite(loss)
+        place = " ".join(
+            f"{key.rpartition('.')[2]}={shown(value)}"
+            for key, value in best.values.items()
+            if key != BATCH_SIZE and value is not None
+        )
+        table.append(
+            [f"{size:,}", *(str(counts[name] or "") for name in COLUMNS), f"{loss:.4f}" if found else "",
+             place if found else ""]
+        )  # fmt: skip
+    return table
+
+
+def text(cells: list[Cell], states: dict[str, State], running: set[str]) -> str:
+    """Return the table as plain text."""
+    head = ["batch", *COLUMNS, "best loss", "at"]
+    table = rows(cells, states, running)
+    used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in table)]
+    lines = [[row[i] for i in used] for row in [head, *table]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(used))]
+    align = lambda word, width, i: word.ljust(width) if used[i] == len(head) - 1 else word.rjust(width)
+    return "\n".join("  ".join(align(w, widths[i], i) for i, w in enumerate(line)).rstrip() for line in lines)
+
+
+class Board:
+    """Shows a sweep while it runs."""
+
+    def __init__(self, cells: list[Cell], stream: TextIO | None = None):
+        self._cells = cells
+        self._stream = sys.stderr if stream is None else stream
+        self._started = time.monotonic()
+        self._first: float | None = None  # tokens that were there when it started
+        self._shown = 0.0
+        self._live = None
+
+    def __enter__(self) -> "Board":
+        with suppress(OSError, ValueError, AttributeError):
+            if self._stream.isatty():
+                from rich.console import Console
+                from rich.live import Live
+
+                self._live = Live(console=Console(file=self._stream), auto_refresh=False, transient=True)
+                self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            with suppress(OSError, ValueError):
+                self._live.stop()
+
+    def show(self, states: dict[str, State], running: set[str], done_tokens: float, total_tokens: float) -> None:
+        """Show it again, if it is time to."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done_tokens
+        if now - self._shown < (0.9 if self._live else LINE_EVERY_SECS):
+            return
+        self._shown = now
+        left = ""
+        if done_tokens > self._first:
+            rate = (done_tokens - self._first) / (now - self._started)
+            left = f"  {rate:,.0f} tokens/s  {format_secs((total_tokens - done_tokens) / rate)} left"
+        ended = sum(state.status != "missing" for state in states.values())
+        share = done_tokens / max(total_tokens, 1)
+        line = f"sweep  {ended:,} of {len(self._cells):,} cells, {share:.0%} of the tokens{left}"
+        with suppress(OSError, ValueError):
+            if self._live:
+                from rich.text import Text
+
+                self._live.update(Text(f"{text(self._cells, states, running)}\n{line}"), refresh=True)
+            else:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+
+
+def _loss(state: State) -> float:
+    return state.validation_loss_nats if state.status == "done" and state.validation_loss_nats is not None else math.inf

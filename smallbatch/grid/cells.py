@@ -1,0 +1,99 @@
+"""From a grid to cells: each a whole, validated config with a name that stays, known before anything runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from smallbatch import config as configs
+from smallbatch.errors import UserError, did_you_mean
+from smallbatch.grid.axes import Grid, Values
+
+ID_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of a grid."""
+
+    id: str  # the first characters of the config's fingerprint
+    values: Values  # of every swept key
+    config: configs.Config
+
+    @property
+    def name(self) -> str:
+        """Return the swept values that are set, the sections left out: batch_size=4 peak_lr=0.001."""
+        there = {key: value for key, value in self.values.items() if value is not None}
+        return " ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in there.items())
+
+
+def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
+    """Return the cells of a grid over a base config. Raises one UserError that lists every cell that is not valid."""
+    keys = swept_keys(grid)
+    problems: list[str] = []
+    cells: dict[str, Cell] = {}
+    for number, values in enumerate(grid, 1):
+        config = base.copy_and_resolve_references()
+        try:
+            for key, value in values.items():
+                _set(config, key, value)
+            configs.validate(config)
+        except UserError as error:
+            text = " ".join(f"{key}={shown(value)}" for key, value in values.items())
+            problems.append(f"cell {number} ({text}): {error}")
+            continue
+        flat = configs.flatten(config.to_dict())
+        cell = Cell(configs.fingerprint(config)[:ID_LENGTH], {key: flat[key] for key in keys}, config)
+        if cell.id in cells:
+            problems.append(f"cell {number} ({cell.name}) is the same run as another cell; leave one out")
+        cells[cell.id] = cell
+    if problems:
+        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise UserError(f"the grid has {len(problems)} bad cells:\n  " + "\n  ".join(problems[:8]) + more)
+    if not cells:
+        raise UserError("the grid has no cells")
+    return list(cells.values())
+
+
+def swept_keys(grid: Grid) -> list[str]:
+    """Return the keys that any cell sets, in the order in which they appear."""
+    return list(dict.fromkeys(key for values in grid for key in values))
+
+
+def selected(cells: list[Cell], only: Iterable[str]) -> list[Cell]:
+    """Return the cells that agree with every KEY=VALUE; a key may be given by its last part. Raises UserError."""
+    for setting in only:
+        name, equals, text = setting.partition("=")
+        keys = list(cells[0].values) if cells else []
+        matching = [key for key in keys if name in (key, key.rpartition(".")[2])]
+        if not equals or len(matching) != 1:
+            meant = did_you_mean(name, keys) or f"; this grid sweeps {', '.join(keys)}"
+            raise UserError(f"--only={setting}: write KEY=VALUE with a swept key{meant}")
+        values = dict.fromkeys(shown(cell.values[matching[0]]) for cell in cells)
+        cells = [cell for cell in cells if _same(cell.values[matching[0]], text)]
+        if not cells:
+            raise UserError(f"--only={setting}: no cell has that value; there are {', '.join(values)}")
+    return cells
+
+
+def shown(value: Any) -> str:
+    """Return a value as people read it."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _same(value: Any, text: str) -> bool:
+    if text in (str(value), shown(value)):
+        return True
+    try:
+        return isinstance(value, int | float) and float(text) == value
+    except ValueError:
+        return False
+
+
+def _set(config: configs.Config, key: str, value: Any) -> None:
+    section, _, name = key.partition(".")
+    if key not in configs.key_types():
+        raise UserError(configs.unknown_key(key))
+    try:
+        config[section][name] = value
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key} cannot be {value!r}: {error}") from error

@@ -1,0 +1,68 @@
+"""What the sweep command says and does, once its flags have become cells."""
+
+import sys
+
+from smallbatch.config import Config
+from smallbatch.data import prepare
+from smallbatch.grid import board, cost
+from smallbatch.grid.cells import Cell
+from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.local import LocalEngine, core_groups
+from smallbatch.grid.run import Sweep, plan_cells, prepare_corpora, run
+
+SHOWN_CELLS = 40
+
+
+def status_text(directory: SweepDirectory, cells: list[Cell]) -> str:
+    """Return how a sweep stands; reads its directory and nothing else."""
+    directory.read_grid()
+    states = {cell.id: directory.state(cell.id) for cell in cells}
+    return board.text(cells, states, directory.claims.holders())
+
+
+def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell]) -> str:
+    """Return the cells, by id and swept values, and what is left to run of them. Writes nothing."""
+    states = {cell.id: directory.state(cell.id) for cell in cells}
+    found = plan_cells(chosen)
+    lines = [f"{cell.id}  {states[cell.id].status:<8}  {cell.name}" for cell in chosen[:SHOWN_CELLS]]
+    if len(chosen) > SHOWN_CELLS:
+        lines.append(f"... and {len(chosen) - SHOWN_CELLS:,} more")
+    corpora = {spec: prepare.lookup(spec) for spec in {plan.data for plan in found.values()}}
+    known = {spec: len(dataset.train) for spec, dataset in corpora.items() if dataset is not None}
+    if len(known) == len(corpora):
+        lines += cost.beyond_corpus(chosen, found, known)
+    else:
+        lines.append("the corpus is not prepared yet: whether budgets repeat it is said at the start")
+    workers = len(core_groups(cores_of(chosen)))
+    return "\n".join([*lines, cost.cost_text(cost.cost(chosen, found, states, workers))])
+
+
+def cores_of(cells: list[Cell]) -> int:
+    """Return how many cores a worker gets: one, or what the largest mesh of the grid asks for."""
+    meshes = [cell.config.mesh for cell in cells]
+    return max(mesh.cpu_devices or (mesh.data or 1) * mesh.fsdp * (mesh.tensor or 1) for mesh in meshes)
+
+
+def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
+    """Run the chosen cells; return the exit code: 1 if any failed."""
+    found = plan_cells(cells)
+    left = directory.write_grid(name, config, cells)
+    if left:
+        say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
+    corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
+    states = {cell.id: directory.state(cell.id) for cell in chosen}
+    engine = LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
+    for line in cost.beyond_corpus(chosen, found, corpus_tokens):
+        say(line)
+    say(cost.cost_text(cost.cost(chosen, found, states, engine.size)))
+    states = run(Sweep(directory, cells, chosen, found, flags.stop_diverged), engine, print)
+    print(f"results: {directory.results_csv}")
+    chosen_states = [states[cell.id].status for cell in chosen]
+    if "missing" in chosen_states:
+        say(f"stopped with {chosen_states.count('missing'):,} cells to run; the same command goes on")
+    return 1 if "failed" in chosen_states else 0
+
+
+def say(text: str) -> None:
+    """Print what goes on where it does not mix with results."""
+    print(text, file=sys.stderr, flush=True)

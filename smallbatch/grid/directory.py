@@ -1,0 +1,139 @@
+"""The sweep directory, the only truth about a sweep: what was asked for, what has come out, what is under way.
+
+grid.json      what was asked for: base config, swept keys, cells         cells/ID/    a run directory each, and log.txt
+results.csv    one row a cell, written anew as cells end                  claims/ID    who is at work on it
+"""
+
+import csv
+import dataclasses
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from smallbatch import config as configs
+from smallbatch import records
+from smallbatch.errors import UserError
+from smallbatch.grid.axes import Grid
+from smallbatch.grid.cells import Cell, enumerate_cells
+from smallbatch.grid.claims import Claims
+from smallbatch.training.workdir import Workdir
+
+FORMAT = 1
+# done and diverged are results; failed, cut (by early stopping) and skipped are none; missing: not run, or under way.
+STATUSES = ("done", "diverged", "failed", "cut", "skipped", "missing")
+ENDED = ("done", "diverged", "cut", "skipped")
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How far a cell is."""
+
+    status: str  # one of STATUSES
+    validation_loss_nats: float | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    secs: float | None = None
+    error: str | None = None  # of a failed cell
+
+
+class SweepDirectory:
+    """Paths, states and the table of a sweep."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.grid_json = path / "grid.json"
+        self.results_csv = path / "results.csv"
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(self.path / "claims")
+
+    def cell(self, cell_id: str) -> Workdir:
+        """Return the run directory of a cell."""
+        return Workdir(self.path / "cells" / cell_id)
+
+    def log(self, cell_id: str) -> Path:
+        """Return the file that has what a cell's run said."""
+        return self.cell(cell_id).path / "log.txt"
+
+    def write_grid(self, name: str, base: configs.Config, cells: list[Cell]) -> int:
+        """Write down what is asked for; return how many cells of an earlier grid here are not part of it any more.
+
+        Raises UserError if the directory cannot be written or holds something else.
+        """
+        asked = {cell.id for cell in cells}
+        left = len([cell for cell in self.read_grid() if cell.id not in asked]) if self.grid_json.exists() else 0
+        if not self.grid_json.exists() and self.path.exists() and any(self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
+        try:
+            (self.path / "cells").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another --workdir") from error
+        described = {
+            "format": FORMAT,
+            "name": name,
+            "swept": list(cells[0].values),
+            "config": base.to_dict(),
+            "cells": [{"id": cell.id, "values": cell.values} for cell in cells],
+        }
+        records.write_json(self.grid_json, described)
+        return left
+
+    def read_grid(self) -> list[Cell]:
+        """Return the cells that were asked for. Raises UserError where there is no sweep, or one of another version."""
+        if not self.grid_json.exists():
+            raise UserError(f"{self.path} is not a sweep directory: it has no grid.json")
+        asked = records.read_json(self.grid_json)
+        if not isinstance(asked, dict) or asked.get("format") != FORMAT:
+            raise UserError(f"{self.grid_json} was not written by this version of smallbatch")
+        base = configs.base()
+        for section, values in asked["config"].items():
+            base[section].update(config_dict.ConfigDict(values))
+        grid: Grid = tuple(cell["values"] for cell in asked["cells"])
+        cells = enumerate_cells(base, grid)
+        if [cell.id for cell in cells] != [cell["id"] for cell in asked["cells"]]:
+            raise UserError(f"{self.grid_json} names cells by other configs than this version of smallbatch makes")
+        return cells
+
+    def state(self, cell_id: str) -> State:
+        """Return how far a cell is, as its files tell."""
+        workdir = self.cell(cell_id)
+        if workdir.result.exists():
+            result = records.read_result(workdir.result)
+            if result.status in ("done", "diverged"):
+                fields = {field.name for field in dataclasses.fields(State)} & vars(result).keys()
+                return State(**{name: getattr(result, name) for name in fields})
+        for status in ("cut", "skipped", "failed"):
+            if (path := workdir.path / f"{status}.json").exists():
+                return State(**({"status": status} | records.read_json(path)))
+        return State("missing")
+
+    def mark(self, cell_id: str, status: str, about: dict[str, Any]) -> None:
+        """Write down that a cell ended without a result."""
+        self.cell(cell_id).path.mkdir(parents=True, exist_ok=True)
+        records.write_json(self.cell(cell_id).path / f"{status}.json", about)
+
+    def unmark(self, cell_id: str, *statuses: str) -> None:
+        """Forget such marks, so that the cell is missing again."""
+        for status in statuses:
+            (self.cell(cell_id).path / f"{status}.json").unlink(missing_ok=True)
+
+    def drop_checkpoints(self, cell_id: str) -> None:
+        """Free the space that only a cell that goes on needs."""
+        shutil.rmtree(self.cell(cell_id).checkpoints, ignore_errors=True)
+
+    def write_results(self, cells: list[Cell]) -> dict[str, State]:
+        """Write results.csv; return the states in it."""
+        states = {cell.id: self.state(cell.id) for cell in cells}
+        columns = ["validation_loss_nats", "tokens", "flops", "secs"]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", *cells[0].values, "status", *columns])
+        for cell in cells:
+            state = states[cell.id]
+            writer.writerow([cell.id, *cell.values.values(), state.status, *(getattr(state, name) for name in columns)])
+        records.write_bytes(self.results_csv, text.getvalue().encode())
+        return states

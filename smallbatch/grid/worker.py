@@ -1,0 +1,111 @@
+"""A process that trains one cell after another: JAX starts once, and what cells share is compiled once.
+
+It reads {"id": CELL, "until_tokens": N or null} a line from stdin and answers {"id": CELL, "status": ...} on stdout.
+When stdin closes, because the sweep ended or died, it saves what it is at and goes.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from smallbatch.errors import UserError
+from smallbatch.grid.cells import Cell
+from smallbatch.grid.directory import SweepDirectory
+
+
+def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, keep_checkpoints: bool) -> str:
+    """Train a cell, or go on with it, and return its status; "busy" where another process is at it."""
+    from smallbatch.training import run
+
+    with directory.claims.held(cell.id) as mine:
+        if not mine:
+            return "busy"
+        state = directory.state(cell.id)
+        if state.status in ("done", "diverged"):
+            return state.status
+        directory.unmark(cell.id, "failed", "skipped", "cut")
+        result = run.train(cell.config, directory.cell(cell.id).path, until_tokens)
+        if result.status != "preempted" and not keep_checkpoints:
+            directory.drop_checkpoints(cell.id)
+        return result.status
+
+
+def main(path: str, cores: str, keep_checkpoints: bool) -> None:
+    if cores:
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    directory = SweepDirectory(Path(path))
+    cells = {cell.id: cell for cell in directory.read_grid()}
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever prints
+    orders = _Orders()
+    for order in orders:
+        cell = cells[order["id"]]
+        answer = {"id": cell.id}
+        with _logged(directory.log(cell.id)):
+            try:
+                answer["status"] = run_cell(directory, cell, order["until_tokens"], keep_checkpoints)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                answer |= {"status": "failed", "error": str(error), "again": False}
+            except Exception as error:
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                answer |= {"status": "failed", "error": reason, "again": True}
+        print(json.dumps(answer), file=answers)
+
+
+class _Orders:
+    """The lines of stdin, read by a thread, so that its end is noticed in the middle of a cell."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __iter__(self) -> Iterator[dict]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._lines or self._ended)
+                if not self._lines:
+                    return
+                line = self._lines.pop(0)
+            yield json.loads(line)
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            with self._changed:
+                self._lines.append(line)
+                self._changed.notify()
+        with self._changed:
+            self._ended, self._lines = True, []
+            self._changed.notify()
+        os.kill(os.getpid(), signal.SIGTERM)  # the trainer saves; between cells there is nothing to save
+
+
+@contextlib.contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send what is printed to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = os.dup(2)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.dup2(log, 2)
+        os.dup2(log, 1)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.dup2(before, 1)
+        os.close(log)
+        os.close(before)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3] == "keep")

@@ -1,0 +1,28 @@
+"""A stop that is asked for from outside, by SIGTERM or Ctrl-C, and granted where nothing is lost."""
+
+import contextlib
+import signal
+
+
+class Stop:
+    """SIGTERM and Ctrl-C ask for a stop at the next edge; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> "Stop":
+        self._before = {}
+        for name in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not the main thread: a notebook or a test handles signals itself
+                self._before[name] = signal.signal(name, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        del frame
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,51 @@
+"""Run a grid of training runs, or go on with one: compiled once per batch size, spread over cores, safe to stop.
+
+The config file has a get_grid() beside its get_config(). Writes grid.json, a run directory a cell, and results.csv.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from smallbatch import cli
+from smallbatch.errors import UserError
+
+
+def define_flags(flags) -> None:
+    absl_flags.DEFINE_string("workdir", None, "sweep directory; unset: sweeps/CONFIG", flag_values=flags)
+    absl_flags.DEFINE_boolean("dry_run", False, "print the cells and what they cost, then stop", flag_values=flags)
+    absl_flags.DEFINE_boolean("status", False, "print how the sweep stands, from its files", flag_values=flags)
+    absl_flags.DEFINE_list("only", [], "run cells with KEY=VALUE[,KEY=VALUE] only", flag_values=flags)
+    absl_flags.DEFINE_boolean(
+        "stop_diverged", False, "skip learning rates above one that diverged, all else equal", flag_values=flags
+    )
+    absl_flags.DEFINE_boolean("keep_checkpoints", False, "of cells that are done", flag_values=flags)
+
+
+def main(config, flags) -> int:
+    from smallbatch import config_files
+    from smallbatch.grid import cells as grid_cells
+    from smallbatch.grid import command
+    from smallbatch.grid.directory import SweepDirectory
+
+    if flags.config is None:
+        raise UserError("which grid? write --config=configs/quickstart_grid.py, or another file with a get_grid()")
+    grid = config_files.load_grid(flags.config)
+    name = flags.config.rpartition("/")[2].replace(".py", "").replace(":", "-")
+    directory = SweepDirectory(Path(flags.workdir) if flags.workdir else Path("sweeps") / name)
+    if swept := cli.overridden_keys(sys.argv) & set(grid_cells.swept_keys(grid)):
+        raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; choose among its values with --only=KEY=VALUE")
+    cells = grid_cells.enumerate_cells(config, grid)
+    chosen = grid_cells.selected(cells, flags.only)
+    if flags.status:
+        print(command.status_text(directory, cells))
+        return 0
+    if flags.dry_run:
+        print(command.dry_run_text(directory, cells, chosen))
+        return 0
+    return command.start(directory, name, config, cells, chosen, flags)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

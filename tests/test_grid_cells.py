@@ -1,0 +1,75 @@
+"""Cells are whole, valid, named by what they are, and chosen by what people type."""
+
+import pytest
+
+from smallbatch import config as configs
+from smallbatch.errors import UserError
+from smallbatch.grid import axis, product
+from smallbatch.grid.cells import enumerate_cells, selected
+
+GRID = product(axis("train.batch_size", [1, 4, 16]), axis("optimizer.peak_lr", [0.001, 0.002]))
+
+
+def cells(grid=GRID):
+    return enumerate_cells(configs.quickstart(), grid)
+
+
+def test_a_cell_is_named_by_its_config_and_not_by_its_place():
+    found = cells()
+    assert len({cell.id for cell in found}) == 6
+    assert {cell.id for cell in cells(GRID[::-1])} == {cell.id for cell in found}
+    changed = configs.quickstart()
+    changed.model.layers = 3
+    assert not {cell.id for cell in enumerate_cells(changed, GRID)} & {cell.id for cell in found}
+    moved = configs.quickstart()
+    moved.data.cache_dir = "/elsewhere"
+    assert {cell.id for cell in enumerate_cells(moved, GRID)} == {cell.id for cell in found}
+
+
+def test_a_cell_has_its_values_and_all_else_from_the_base():
+    cell = cells()[3]
+    assert cell.values == {"train.batch_size": 4, "optimizer.peak_lr": 0.002}
+    assert (cell.config.train.batch_size, cell.config.optimizer.peak_lr, cell.config.model.layers) == (4, 0.002, 4)
+    assert cell.name == "batch_size=4 peak_lr=0.002"
+
+
+def test_a_cell_that_leaves_a_key_alone_has_the_value_of_the_base():
+    grid = ({"train.batch_size": 1}, {"optimizer.peak_lr": 0.5})
+    assert [cell.values for cell in cells(grid)] == [
+        {"train.batch_size": 1, "optimizer.peak_lr": 0.003},
+        {"train.batch_size": 4, "optimizer.peak_lr": 0.5},
+    ]
+
+
+def test_every_bad_cell_is_named_before_anything_runs():
+    grid = product(axis("train.batch_size", [1, 3, 0]), axis("optimizer.peak_lr", [0.001]))
+    with pytest.raises(UserError) as info:
+        cells(grid)
+    first, second, third = str(info.value).splitlines()
+    assert first == "the grid has 2 bad cells:"
+    assert second.startswith("  cell 2 (train.batch_size=3 optimizer.peak_lr=0.001): train.budget_tokens")
+    assert "train.batch_size is 0; it must be at least 1" in third
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (({"train.batchsize": 1},), "did you mean train.batch_size"),
+        (({"train.batch_size": "four"},), "train.batch_size"),
+        (({"train.batch_size": 4}, {"train.batch_size": 1}, {"train.batch_size": 4}), "cell 3.*same run as another"),
+        ((), "no cells"),
+    ],
+)
+def test_an_impossible_grid_is_refused(grid, words):
+    with pytest.raises(UserError, match=words):
+        cells(grid)
+
+
+def test_cells_are_chosen_by_swept_values():
+    assert [c.values["train.batch_size"] for c in selected(cells(), ["batch_size=4"])] == [4, 4]
+    assert len(selected(cells(), ["train.batch_size=16", "peak_lr=1e-3"])) == 1
+    with pytest.raises(UserError, match="there are 1, 4, 16"):
+        selected(cells(), ["batch_size=2"])
+    for words in ("batchsize=4", "layers=4", "batch_size"):
+        with pytest.raises(UserError, match="write KEY=VALUE with a swept key"):
+            selected(cells(), [words])
