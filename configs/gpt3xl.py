@@ -2,7 +2,9 @@
 
 Question: does what holds at 124M hold at 1.3B, with learning rates carried over rather than tuned?
 Run:      python -m smallbatch.train --config=configs/gpt3xl.py:adam1
-          or adamw512, sgd1, adam1_b2_fixed
+          or adamw512, sgd1, adam1_b2_fixed, adafactor1
+          python -m smallbatch.sweep --config=configs/gpt3xl.py:headline
+          these, SGD and Adafactor at 4 learning rates a factor of 2 apart: 11 runs
 Data:     FineWeb with the GPT-2 vocabulary. Twenty files of its 100BT sample are enough (14B tokens, 43 GB):
             hf download HuggingFaceFW/fineweb --include 'sample/100BT/000_000[01]?.parquet' \\
                 --repo-type dataset --local-dir data/fineweb
@@ -12,11 +14,12 @@ Cost:     10.0B tokens, 9,536 steps at batch size 512 and 4,882,432 at 1, 9e19 F
           run in the paper (4,400 for 11 runs). Weights and Adam's averages are 17 GB in float32;
           --config.mesh.fsdp=N or --config.mesh.tensor=N divides them among N devices.
 Expect:   2.82 nats (adam1), 2.96 (adamw512), 2.99 (sgd1, with spikes before 3B tokens), 3.48
-          (adam1_b2_fixed), read off Figure 6 to 0.02, where it shows the mean training loss at the end.
-          adamw512 is GPT-3's own learning rate, untuned, without its clipping: a weak baseline.
+          (adam1_b2_fixed), 2.81 (adafactor1), read off Figure 6 to 0.02, where it shows the mean training loss
+          at the end. adamw512 is GPT-3's own learning rate, untuned, without its clipping: a weak baseline.
 """
 
 from smallbatch import config
+from smallbatch.grid import Grid, chain, multiplied, point
 
 VARIANTS = {
     "adam1": {"batch_size": 1, "name": "adam", "peak_lr": 6.7e-5, "b1": 0.9, "b2": 0.9999},
@@ -25,13 +28,14 @@ VARIANTS = {
         "batch_size": 512, "name": "adam", "peak_lr": 2e-4, "b1": 0.9, "b2": 0.95, "weight_decay": 0.1
     },
     "sgd1": {"batch_size": 1, "name": "sgd", "peak_lr": 0.15},
+    "adafactor1": {"batch_size": 1, "name": "adafactor", "peak_lr": 0.0032, "t2_tokens": 10e6},
 }  # fmt: skip
 LARGEST_STEP_TOKENS = 512 * 2048
 
 
 def get_config(name: str = "adam1") -> config.Config:
     c = config.base()
-    optimizer = dict(config.variant(name, VARIANTS))
+    optimizer = dict(config.variant(name, VARIANTS | {"headline": VARIANTS["adam1"]}))
     c.train.batch_size = batch_size = optimizer.pop("batch_size")
     c.optimizer.update(optimizer)
     c.optimizer.warmup_frac = 0.05
@@ -52,3 +56,21 @@ def get_config(name: str = "adam1") -> config.Config:
     c.train.log_every_tokens = 2**21
     c.train.sample_prompt = "The most important thing about"
     return c
+
+
+def get_grid(name: str = "headline") -> Grid:
+    config.variant(name, {"headline": None})
+    tried = {"sgd1": 4, "adafactor1": 4}
+    return chain(
+        *(
+            multiplied(_arm(arm), "optimizer.peak_lr", [2.0**i for i in range(-1, 3)] if variant in tried else [1.0])
+            for variant, arm in VARIANTS.items()
+        )
+    )
+
+
+def _arm(arm: dict) -> Grid:
+    unset = dict.fromkeys(("optimizer.b1", "optimizer.b2", "optimizer.t2_tokens"))
+    named = {f"optimizer.{key}": value for key, value in arm.items() if key != "batch_size"}
+    sizes = {"train.batch_size": arm["batch_size"], "train.microbatch_size": min(arm["batch_size"], 16)}
+    return point(unset | {"optimizer.weight_decay": 0.0} | named | sizes)

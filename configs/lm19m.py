@@ -4,6 +4,8 @@ Question: does a small batch lose because it is small, or because 0.95 per step 
 Run:      python -m smallbatch.train --config=configs/lm19m.py:16
           16 is the batch size: 16, 32, 64, 128, 256, 512 or 1024; the arm with a decay per step is the same
           with --config.optimizer.t2_tokens=None --config.optimizer.b2=0.95
+          python -m smallbatch.sweep --config=configs/lm19m.py:arms
+          both arms, all batch sizes, 18 learning rates that grow like batch size^0.25, 5 seeds: 1,260 runs
 Data:     C4 with the T5 vocabulary. Six files of its English part are enough (0.9B tokens, 2 GB):
             hf download allenai/c4 --include 'en/c4-train.0000[0-5]-of-01024.json.gz' --repo-type dataset \\
                 --local-dir data/c4
@@ -19,14 +21,16 @@ Expect:   3.52 nats (16), 3.49 (128), 3.67 (1024) with t2 = 10M tokens; 3.69, 3.
 """
 
 from smallbatch import config
+from smallbatch.grid import Grid, axis, by_batch_size, chain, multiplied, point, product, seeds
 
 PEAK_LR = {"16": 0.001, "32": 0.0017, "64": 0.003, "128": 0.005, "256": 0.005, "512": 0.005, "1024": 0.005}
 LARGEST_STEP_TOKENS = 1024 * 512
 
 
-def get_config(batch_size: str = "16") -> config.Config:
+def get_config(variant: str = "16") -> config.Config:
+    batch_size = "16" if variant == "arms" else variant
     c = config.base()
-    c.optimizer.peak_lr = config.variant(batch_size, PEAK_LR)
+    c.optimizer.peak_lr = config.variant(batch_size, PEAK_LR | {"arms": 0.0})
     c.optimizer.b1 = 0.9
     c.optimizer.t2_tokens = 10e6
     c.optimizer.weight_decay = 0.1
@@ -48,3 +52,17 @@ def get_config(batch_size: str = "16") -> config.Config:
     c.train.log_every_tokens = 2**19
     c.train.sample_prompt = "The most important thing about"
     return c
+
+
+def get_grid(name: str = "arms") -> Grid:
+    config.variant(name, {"arms": None})
+    batch_sizes = tuple(map(int, PEAK_LR))
+    sizes = axis("train.batch_size", batch_sizes)
+    sizes = by_batch_size(sizes, "train.microbatch_size", {size: min(size, 64) for size in batch_sizes})
+    centres = by_batch_size(sizes, "optimizer.peak_lr", {size: 0.0005 * size**0.25 for size in batch_sizes})
+    rates = multiplied(centres, "optimizer.peak_lr", [2 ** (i / 2 - 5) for i in range(18)])  # 1/32 to 11 x the centre
+    arms = chain(
+        point({"optimizer.t2_tokens": 10e6, "optimizer.b2": None}),
+        point({"optimizer.t2_tokens": None, "optimizer.b2": 0.95}),
+    )
+    return product(arms, rates, seeds(5))

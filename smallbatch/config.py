@@ -5,6 +5,7 @@ are typed placeholders: None until set. Nothing here starts JAX.
 """
 
 import difflib
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -131,6 +132,7 @@ def variant(argument: str, variants: Mapping[str, T]) -> T:
     return variants[argument]
 
 
+@functools.cache
 def key_types() -> dict[str, tuple[type, bool]]:
     """Return {dotted key: (its type, whether it may be unset)}."""
     c = base()
@@ -170,9 +172,20 @@ def unknown_key(name: str, prefix: str = "") -> str:
     return f"there is no key {prefix}{name}; the sections are {', '.join(keys)}"
 
 
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Return {dotted key: its default}."""
+    return flatten(base().to_dict())
+
+
 def validate(config: Config) -> None:
     """Raise one UserError that lists every problem of a config, one a line."""
-    problems = config_checks.problems(flatten(config.to_dict()), flatten(base().to_dict()), key_types())
+    validate_flat(flatten(config.to_dict()))
+
+
+def validate_flat(flat: dict[str, Any]) -> None:
+    """Do so for {dotted key: value}."""
+    problems = config_checks.problems(flat, defaults(), key_types())
     if problems:
         raise UserError("\n  ".join(problems if len(problems) == 1 else ["in the config:", *problems]))
 
@@ -193,13 +206,18 @@ WITHOUT_EFFECT_ON_NUMBERS = (
 
 def fingerprint(config: Config) -> str:
     """Return the SHA-256, in hexadecimal, of everything in a config that changes a number."""
-    canonical = json.dumps(_numbers(config.to_dict()), sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return fingerprint_flat(flatten(config.to_dict()))
+
+
+def fingerprint_flat(flat: dict[str, Any]) -> str:
+    """Return the same for {dotted key: value}."""
+    canonical = json.dumps(_numbers(flat), sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def differences(a: dict, b: dict) -> list[str]:
     """Return 'key: value in a | value in b' for keys that change a number and differ. a, b: nested dicts."""
-    a, b = _numbers(a), _numbers(b)
+    a, b = _numbers(flatten(a)), _numbers(flatten(b))
     keys = [key for key in {**a, **b} if (key in a, a.get(key)) != (key in b, b.get(key))]
     return [f"{key}: {_shown(a, key)} | {_shown(b, key)}" for key in keys]
 
@@ -212,8 +230,8 @@ def flatten(config: dict) -> dict[str, Any]:
     return flat
 
 
-def _numbers(config: dict) -> dict[str, Any]:
-    return {key: value for key, value in flatten(config).items() if key not in WITHOUT_EFFECT_ON_NUMBERS}
+def _numbers(flat: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT_ON_NUMBERS}
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

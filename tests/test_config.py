@@ -264,10 +264,12 @@ def test_importing_config_starts_no_jax():
 
 ARGUMENTS = {
     "quickstart": [None],
-    "lm30m": [None, "1", "4", "16", "64", "256", "1024", "4096"],
-    "lm19m": [None, "16", "32", "64", "128", "256", "512", "1024"],
-    "gpt2s": [None, "adam1", "adam1_b2_fixed", "adamw512", "sgd1"],
-    "gpt3xl": [None, "adam1", "adam1_b2_fixed", "adamw512", "sgd1"],
+    "quickstart_grid": [None],
+    "critical_batch": [None, "85M", "151M", "302M", "604M", "1.2B"],
+    "lm30m": [None, "1", "4", "16", "64", "256", "1024", "4096", "adam", "sensitivity"],
+    "lm19m": [None, "16", "32", "64", "128", "256", "512", "1024", "arms"],
+    "gpt2s": [None, "adam1", "adam1_b2_fixed", "adamw512", "sgd1", "adafactor1", "optimizers"],
+    "gpt3xl": [None, "adam1", "adam1_b2_fixed", "adamw512", "sgd1", "adafactor1", "headline"],
 }
 FILES = [(name, argument) for name, arguments in ARGUMENTS.items() for argument in arguments]
 

@@ -1,5 +1,6 @@
 """From a grid to cells: each a whole, validated config with a name that stays, known before anything runs."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,16 @@ class Cell:
 
     id: str  # the first characters of the config's fingerprint
     values: Values  # of every swept key
-    config: configs.Config
+    flat: dict[str, Any]  # {dotted key: value} of every key
+
+    @functools.cached_property
+    def config(self) -> configs.Config:
+        """The whole config."""
+        config = configs.base()
+        for key, value in self.flat.items():
+            section, _, name = key.partition(".")
+            config[section][name] = value
+        return config
 
     @property
     def name(self) -> str:
@@ -28,21 +38,18 @@ class Cell:
 
 def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
     """Return the cells of a grid over a base config. Raises one UserError that lists every cell that is not valid."""
-    keys = swept_keys(grid)
+    keys, start = swept_keys(grid), configs.flatten(base.to_dict())
     problems: list[str] = []
     cells: dict[str, Cell] = {}
     for number, values in enumerate(grid, 1):
-        config = base.copy_and_resolve_references()
         try:
-            for key, value in values.items():
-                _set(config, key, value)
-            configs.validate(config)
+            flat = start | {key: _typed(key, value) for key, value in values.items()}
+            configs.validate_flat(flat)
         except UserError as error:
             text = " ".join(f"{key}={shown(value)}" for key, value in values.items())
             problems.append(f"cell {number} ({text}): {error}")
             continue
-        flat = configs.flatten(config.to_dict())
-        cell = Cell(configs.fingerprint(config)[:ID_LENGTH], {key: flat[key] for key in keys}, config)
+        cell = Cell(configs.fingerprint_flat(flat)[:ID_LENGTH], {key: flat[key] for key in keys}, flat)
         if cell.id in cells:
             problems.append(f"cell {number} ({cell.name}) is the same run as another cell; leave one out")
         cells[cell.id] = cell
@@ -89,11 +96,9 @@ def _same(value: Any, text: str) -> bool:
         return False
 
 
-def _set(config: configs.Config, key: str, value: Any) -> None:
-    section, _, name = key.partition(".")
+def _typed(key: str, value: Any) -> Any:
+    """Return a value as its key holds it. Raises UserError for a key that does not exist."""
     if key not in configs.key_types():
         raise UserError(configs.unknown_key(key))
-    try:
-        config[section][name] = value
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{key} cannot be {value!r}: {error}") from error
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and configs.key_types()[key][0] is float else value
