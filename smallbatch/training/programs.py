@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from smallbatch import optim
+from smallbatch.errors import UserError
 from smallbatch.model import gpt
 from smallbatch.plan import Plan, fits_cpu_cache
+from smallbatch.progress import format_bytes
 from smallbatch.specs import ModelSpec, ProgramSpec
 from smallbatch.training import sharding, steps
 
@@ -197,6 +199,18 @@ class Programs:
             self._learning_rates = block, np.asarray(self.compiled.learning_rate(self.hypers, counts))
         return float(self._learning_rates[1][place])
 
+    def check_memory(self) -> None:
+        """Raise UserError if the state alone cannot fit: XLA's CPU backend waits for ever where it gets no memory."""
+        limit = device_memory_bytes(self.mesh.devices.flat[0])
+        needed = _bytes_per_device(self.abstract_state)
+        if self.plan.platform == "cpu":
+            needed *= self.plan.mesh.devices  # they share the machine's memory
+        if limit is not None and needed > limit:
+            raise UserError(
+                f"the weights and the optimizer's state take {format_bytes(needed)}, and there are "
+                f"{format_bytes(limit)}; choose a smaller model, an optimizer with less state, or more devices"
+            )
+
     def memory(self) -> Memory:
         """Return the bytes that one device needs, from the compiled chunk's own analysis."""
         analysis = self.compiled_chunk.memory_analysis()
@@ -205,6 +219,13 @@ class Programs:
         state = _bytes_per_device(self.abstract_state)
         batch = max(0, analysis.argument_size_in_bytes - state)
         return Memory(params, state - params, analysis.temp_size_in_bytes, batch)
+
+
+def device_memory_bytes(device: jax.Device) -> int | None:
+    """Return the memory of a device, or of the machine where the CPU is the device; None if it does not say."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _bytes_per_device(tree) -> int:

@@ -37,7 +37,9 @@ def train(config: configs.Config, path: str | Path, until_tokens: int | None = N
         dataset = prepare.prepare(plan.data)
         tokenizer = tokenizers.load(dataset.dir)
         prompt_ids = _prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
-        trainer = Trainer(Programs(plan), dataset, workdir, config.train.checkpoint_every_secs)
+        programs = Programs(plan)
+        programs.check_memory()
+        trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs)
         state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
         records.write_json(workdir.plan, plan.to_dict())
         if tokenizer is not None:

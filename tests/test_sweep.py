@@ -1,0 +1,234 @@
+"""A grid that is killed, shared, refused or partly impossible ends in the table that an undisturbed one leaves."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import runs
+
+from smallbatch import records
+from smallbatch.grid.claims import Claims
+from smallbatch.grid.directory import SweepDirectory
+
+home = runs.home
+
+GRID = """
+from smallbatch import config
+from smallbatch.grid import axis, chain, point, product
+
+def get_config():
+    c = config.quickstart()
+    for key, value in {settings}.items():
+        section, _, name = key.partition(".")
+        c[section][name] = value
+    return c
+
+def get_grid():
+    return {grid}
+"""
+SIX = 'product(axis("train.batch_size", [1, 4]), axis("optimizer.peak_lr", [0.001, 0.01, 1e5]))'
+SHORT = {"mesh.data": None, "mesh.tensor": None, "train.steps_per_dispatch": None}
+
+
+def grid_file(home: Path, path: Path, grid: str = SIX, **changes) -> Path:
+    settings = runs.settings(home, SHORT | {key.replace("__", "."): value for key, value in changes.items()})
+    path.write_text(GRID.replace("{settings}", repr(settings)).replace("{grid}", grid))
+    return path
+
+
+def start(config: Path, workdir: Path, *more: str) -> subprocess.Popen:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(runs.ROOT)}
+    words = [sys.executable, "-m", "smallbatch.sweep", f"--config={config}", f"--workdir={workdir}", *more]
+    return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def sweep(config: Path, workdir: Path, *more: str) -> subprocess.CompletedProcess:
+    process = start(config, workdir, *more)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def table(workdir: Path) -> list[dict[str, str]]:
+    """Return results.csv without what the clock says."""
+    with open(workdir / "results.csv") as file:
+        return [{key: value for key, value in row.items() if key != "secs"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home, tmp_path_factory) -> Path:
+    """A sweep directory of SIX that nothing happened to."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    done = sweep(grid_file(home, directory / "grid.py"), directory / "sweep")
+    assert done.returncode == 0, done.stderr
+    return directory / "sweep"
+
+
+def test_a_sweep_leaves_a_row_a_cell_and_a_run_directory_each(undisturbed):
+    rows = table(undisturbed)
+    assert list(rows[0]) == ["id", "train.batch_size", "optimizer.peak_lr", "status", "validation_loss_nats",
+                             "tokens", "flops"]  # fmt: skip
+    assert [(r["train.batch_size"], r["optimizer.peak_lr"], r["status"]) for r in rows] == [
+        (size, rate, status)
+        for size in ("1", "4")
+        for rate, status in (("0.001", "done"), ("0.01", "done"), ("100000.0", "diverged"))
+    ]
+    losses = [float(r["validation_loss_nats"]) for r in rows if r["status"] == "done"]
+    assert len(set(losses)) == 4
+    for row in rows:
+        cell = undisturbed / "cells" / row["id"]
+        assert records.read_result(cell / "result.json").status == row["status"]
+        assert (cell / "log.txt").read_text() and not (cell / "checkpoints").exists()
+    assert not SweepDirectory(undisturbed).claims.holders()
+
+
+def test_a_cell_is_the_run_that_the_train_command_makes_of_its_config(home, undisturbed, tmp_path):
+    row = table(undisturbed)[4]
+    changes = SHORT | {"train.batch_size": 4, "optimizer.peak_lr": 0.01, "mesh.cpu_devices": 1}
+    runs.command(home, changes, tmp_path / "alone")
+    alone = records.read_result(tmp_path / "alone" / "result.json")
+    assert alone.fingerprint.startswith(row["id"])
+    assert float(row["validation_loss_nats"]) == pytest.approx(alone.validation_loss_nats, rel=1e-6)
+    assert runs.numbers(tmp_path / "alone", "train")[-1]["loss_nats"] > 0
+
+
+def test_a_finished_sweep_runs_nothing_again(home, undisturbed, tmp_path):
+    logs = {path: path.stat().st_mtime_ns for path in undisturbed.glob("cells/*/log.txt")}
+    done = sweep(grid_file(home, tmp_path / "grid.py"), undisturbed)
+    assert done.returncode == 0 and "0 cells to run" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("cells/*/log.txt")} == logs
+
+
+def workers(workdir: Path) -> list[int]:
+    """Return the worker processes of a sweep."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdecimal() else []
+        except OSError:
+            continue
+        if b"smallbatch.grid.worker" in words and str(workdir).encode() in words:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds workers in /proc")
+def test_driver_and_workers_killed_at_random_moments_change_no_number(home, undisturbed, tmp_path):
+    config, workdir = grid_file(home, tmp_path / "grid.py", train__checkpoint_every_secs=0.0), tmp_path / "sweep"
+    chance = random.Random(0)
+    for _ in range(3):
+        process = start(config, workdir)
+        time.sleep(chance.uniform(2, 7))
+        for pid in chance.sample(workers(workdir), k=min(1, len(workers(workdir)))):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(chance.uniform(0, 4))
+        process.kill()
+        process.communicate()
+    done = sweep(config, workdir)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = ([{k: v for k, v in row.items() if k != "id"} for row in table(w)] for w in (workdir, undisturbed))
+    assert ours == theirs
+    assert not workers(workdir)
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(home, undisturbed, tmp_path):
+    config, workdir = grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep"
+    process = start(config, workdir)
+    deadline = time.monotonic() + 120
+    while not list(workdir.glob("cells/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err
+    assert "the same command goes on" in err and len(table(workdir)) == 6
+    assert sweep(config, workdir).returncode == 0
+    assert table(workdir) == table(undisturbed)
+
+
+def test_two_sweeps_on_one_directory_share_its_cells_and_run_none_twice(home, undisturbed, tmp_path):
+    config, workdir = grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep"
+    both = [start(config, workdir) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+    assert table(workdir) == table(undisturbed)
+    for log in workdir.glob("cells/*/log.txt"):
+        assert log.read_text().count("compiling") == 1
+
+
+def test_a_cell_that_cannot_run_is_reported_with_its_log_and_the_rest_goes_on(home, tmp_path):
+    # The second cell wants terabytes.
+    grid = 'chain(point({"model.width": 32}), point({"model.width": 2**17}), point({"model.width": 64}))'
+    config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
+    done = sweep(config, workdir)
+    assert done.returncode == 1, done.stderr
+    assert [row["status"] for row in table(workdir)] == ["done", "failed", "done"]
+    failed = next(line for line in done.stdout.splitlines() if line.startswith("failed: width=131072"))
+    log = Path(failed.rpartition("its log: ")[2])
+    assert "the weights and the optimizer's state take" in failed and "error: the weights" in log.read_text()
+
+
+def test_an_impossible_cell_is_refused_before_anything_starts(home, tmp_path):
+    grid = 'axis("train.batch_size", [1, 3])'
+    done = sweep(grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep")
+    assert done.returncode == 2 and "cell 2 (train.batch_size=3)" in done.stderr
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_learning_rates_above_one_that_diverged_are_skipped_when_asked(home, tmp_path):
+    grid = 'axis("optimizer.peak_lr", [1e5, 1e6, 1e7])'
+    config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
+    assert sweep(config, workdir, "--only=peak_lr=100000").returncode == 0
+    assert [row["status"] for row in table(workdir)] == ["diverged", "missing", "missing"]
+    assert sweep(config, workdir, "--stop_diverged").returncode == 0
+    assert [row["status"] for row in table(workdir)] == ["diverged", "skipped", "skipped"]
+    status = sweep(config, workdir, "--status")
+    assert status.stdout.splitlines()[0].split() == ["batch", "diverged", "skipped"]
+
+
+def test_dry_run_says_what_a_grid_costs_and_writes_nothing(home, tmp_path):
+    done = sweep(grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep", "--dry_run")
+    assert done.returncode == 0 and not (tmp_path / "sweep").exists()
+    assert len(done.stdout.splitlines()) == 7
+    assert "6 cells to run, 2 compiled programs, 7.68k tokens" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--only=batch_size=7"], "no cell has that value; there are 1, 4"),
+        (["--config.optimizer.peak_lr=0.1"], "the grid sweeps optimizer.peak_lr; choose among its values"),
+        (["--status"], "is not a sweep directory"),
+    ],
+)
+def test_a_mistake_is_one_line(home, tmp_path, more, words):
+    done = sweep(grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep", *more)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_claim_is_held_by_one_and_taken_over_from_the_dead(tmp_path):
+    ours, theirs = Claims(tmp_path), Claims(tmp_path)
+    with ours.held("a") as mine:
+        with theirs.held("a") as second:
+            assert mine and not second
+        with theirs.held("b") as other:
+            assert other and ours.holders() == {"a", "b"}
+    with theirs.held("a") as free:
+        assert free
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "a").write_text(f'{{"host": "{os.uname().nodename}", "pid": {gone.pid}}}')
+    assert not ours.holders()
+    with ours.held("a") as taken:
+        assert taken
+    (tmp_path / "c").write_text('{"host": "elsewhere", "pid": 1}')
+    assert ours.holders() == {"c"}
+    os.utime(tmp_path / "c", (0, time.time() - 1000))
+    assert not ours.holders()
+    (tmp_path / "d").write_text("")
+    assert ours.holders() == {"d"}  # being written
