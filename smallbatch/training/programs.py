@@ -201,7 +201,7 @@ class Programs:
 
     def check_memory(self) -> None:
         """Raise UserError if the state alone cannot fit: XLA's CPU backend waits for ever where it gets no memory."""
-        limit = device_memory_bytes(self.mesh.devices.flat[0])
+        limit = device_memory_bytes(jax.local_devices()[0])
         needed = _bytes_per_device(self.abstract_state)
         if self.plan.platform == "cpu":
             needed *= self.plan.mesh.devices  # they share the machine's memory
