@@ -4,9 +4,11 @@ import sys
 
 from smallbatch.config import Config
 from smallbatch.data import prepare
+from smallbatch.errors import UserError
 from smallbatch.grid import board, cost
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.lanes import LaneEngine
 from smallbatch.grid.local import LocalEngine, core_groups
 from smallbatch.grid.run import Sweep, plan_cells, prepare_corpora, run
 
@@ -45,22 +47,40 @@ def cores_of(cells: list[Cell]) -> int:
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
     """Run the chosen cells; return the exit code: 1 if any failed."""
-    found = plan_cells(cells)
+    engine_name, devices, platform = _engine(flags.engine, cells)
+    found = plan_cells(cells, devices, platform)
     left = directory.write_grid(name, config, cells)
     if left:
         say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
     corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
     states = {cell.id: directory.state(cell.id) for cell in chosen}
-    engine = LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
+    if engine_name == "lanes":
+        if flags.halving:
+            raise UserError("--halving stops cells one by one, and lanes run together; use --engine=local")
+        engine = LaneEngine(directory, cells, found, flags.lanes, flags.keep_checkpoints)
+    else:
+        engine = LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
     for line in cost.beyond_corpus(chosen, found, corpus_tokens):
         say(line)
     say(cost.cost_text(cost.cost(chosen, found, states, engine.size)))
-    states = run(Sweep(directory, cells, chosen, found, flags.stop_diverged), engine, print)
+    states = run(Sweep(directory, cells, chosen, found, flags.stop_diverged, flags.halving), engine, print)
     print(f"results: {directory.results_csv}")
     chosen_states = [states[cell.id].status for cell in chosen]
     if "missing" in chosen_states:
         say(f"stopped with {chosen_states.count('missing'):,} cells to run; the same command goes on")
     return 1 if "failed" in chosen_states else 0
+
+
+def _engine(name: str, cells: list[Cell]) -> tuple[str, int, str]:
+    """Return the engine, and the devices and the platform that a cell gets; auto takes lanes on an accelerator."""
+    if name == "local":
+        return "local", 1, "cpu"
+    from smallbatch.training.programs import cpu_cores, start_jax
+
+    _, platform = start_jax(cpu_cores() if name == "lanes" else 1, cells[0].config.data.cache_dir)
+    if name == "auto" and platform == "cpu":
+        return "local", 1, "cpu"
+    return "lanes", 1, platform
 
 
 def say(text: str) -> None:

@@ -24,7 +24,7 @@ from smallbatch.training.workdir import Workdir
 FORMAT = 1
 # done and diverged are results; failed, cut (by early stopping) and skipped are none; missing: not run, or under way.
 STATUSES = ("done", "diverged", "failed", "cut", "skipped", "missing")
-ENDED = ("done", "diverged", "cut", "skipped")
+RESULTS = ("done", "diverged")
 
 
 @dataclasses.dataclass(frozen=True)

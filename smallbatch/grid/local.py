@@ -66,6 +66,7 @@ class LocalEngine:
         on_change: called now and then, and after each end, with the ids of the cells under way.
         """
         waiting = collections.deque(tasks)
+        self._events = queue.Queue()  # not to hear of the workers of a run before
         attempts: collections.Counter[str] = collections.Counter()
         try:
             for cores in self._cores[: len(tasks)]:
@@ -101,13 +102,7 @@ class LocalEngine:
         )
         worker = _Worker(process, cores)
         self._workers.append(worker)
-        threading.Thread(target=self._listen, args=(worker,), daemon=True).start()
-
-    def _listen(self, worker: _Worker) -> None:
-        assert worker.process.stdout is not None
-        for line in worker.process.stdout:
-            self._events.put((worker, json.loads(line)))
-        self._events.put((worker, None))
+        threading.Thread(target=_listen, args=(worker, self._events), daemon=True).start()
 
     def _choose(self, worker: _Worker, waiting: collections.deque[Task]) -> Task:
         """Take a task whose program this worker has; else of one that no other has; else the program with most left."""
@@ -156,6 +151,13 @@ class LocalEngine:
             except subprocess.TimeoutExpired:
                 os.killpg(worker.process.pid, signal.SIGKILL)
         self._workers.clear()
+
+
+def _listen(worker: _Worker, events: queue.Queue) -> None:
+    assert worker.process.stdout is not None
+    for line in worker.process.stdout:
+        events.put((worker, json.loads(line)))
+    events.put((worker, None))
 
 
 def _death(code: int) -> str:

@@ -8,9 +8,11 @@ from smallbatch import plan as plans
 from smallbatch import records
 from smallbatch.data import prepare
 from smallbatch.grid import cost as costs
+from smallbatch.grid import halving
 from smallbatch.grid.board import Board, text
 from smallbatch.grid.cells import Cell
-from smallbatch.grid.directory import ENDED, State, SweepDirectory
+from smallbatch.grid.directory import RESULTS, State, SweepDirectory
+from smallbatch.grid.lanes import LaneEngine
 from smallbatch.grid.local import LocalEngine, Task
 from smallbatch.stopping import Stop
 
@@ -27,10 +29,12 @@ class Sweep:
     chosen: list[Cell]  # of these, the ones to run
     plans: dict[str, plans.Plan]
     stop_diverged: bool = False
+    halving: int | None = None  # factor of successive halving
 
     def open_cells(self) -> list[Cell]:
-        """Return the chosen cells that have not ended."""
-        return [cell for cell in self.chosen if self.directory.state(cell.id).status not in ENDED]
+        """Return the chosen cells that have not ended; what was cut or skipped goes on where that is not asked for."""
+        asked = [name for name, on in (("skipped", self.stop_diverged), ("cut", self.halving)) if on]
+        return [cell for cell in self.chosen if self.directory.state(cell.id).status not in (*RESULTS, *asked)]
 
 
 def plan_cells(cells: list[Cell], devices: int = 1, platform: str = "cpu") -> dict[str, plans.Plan]:
@@ -50,13 +54,15 @@ def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
     return {spec: len(prepare.prepare(spec).train) for spec in {plan.data for plan in cell_plans}}
 
 
-def run(sweep: Sweep, engine: LocalEngine, say: Callable[[str], None]) -> dict[str, State]:
+def run(sweep: Sweep, engine: LocalEngine | LaneEngine, say: Callable[[str], None]) -> dict[str, State]:
     """Run what is missing until nothing is, or a stop is asked for; write results.csv as cells end."""
     watch = _Watch(sweep)
     for cell in sweep.chosen:
         sweep.directory.unmark(cell.id, "failed")  # a new command tries again
     with Stop() as stop, Board(sweep.cells) as board:
         stopping = lambda: stop.requested
+        if sweep.halving:
+            _halve(sweep, sweep.halving, engine, watch, board, stopping)
         while not stop.requested:
             if sweep.stop_diverged:
                 skip_above_diverged(sweep)
@@ -78,6 +84,15 @@ def run(sweep: Sweep, engine: LocalEngine, say: Callable[[str], None]) -> dict[s
         if states[cell.id].status == "failed":
             say(f"failed: {cell.name}: {states[cell.id].error}; its log: {sweep.directory.log(cell.id)}")
     return states
+
+
+def _halve(sweep: Sweep, factor: int, engine, watch: "_Watch", board: Board, stopping: Callable[[], bool]) -> None:
+    def run_until(due: list[tuple[Cell, int]]) -> bool:
+        tasks = [Task(cell, repr(sweep.plans[cell.id].program), tokens) for cell, tokens in due]
+        engine.run(tasks, lambda running: watch.look(board, running), stopping)
+        return not stopping()
+
+    halving.climb(sweep.directory, sweep.chosen, sweep.plans, factor, run_until)
 
 
 def skip_above_diverged(sweep: Sweep) -> None:

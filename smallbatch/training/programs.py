@@ -221,7 +221,7 @@ class Programs:
         return Memory(params, state - params, analysis.temp_size_in_bytes, batch)
 
 
-def device_memory_bytes(device: jax.Device) -> int | None:
+def device_memory_bytes(device) -> int | None:
     """Return the memory of a device, or of the machine where the CPU is the device; None if it does not say."""
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

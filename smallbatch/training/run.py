@@ -31,7 +31,7 @@ def train(config: configs.Config, path: str | Path, until_tokens: int | None = N
     workdirs.check_owner(workdir, config)
     if (result := workdirs.finished(workdir)) is not None:
         return result
-    started = _now()
+    started = now()
     with workdirs.claimed(workdir, config):
         plan = make_plan(config)  # before the data: what the devices forbid is said before any long work
         dataset = prepare.prepare(plan.data)
@@ -61,7 +61,7 @@ def train(config: configs.Config, path: str | Path, until_tokens: int | None = N
         if outcome.status == "done" and prompt_ids:
             sample = config.train.sample_prompt
             sample += _continuation(plan, outcome, tokenizer, prompt_ids, config.train.sample_tokens)
-        result = _result(plan, dataset, outcome, sample, started)
+        result = result_of(plan, dataset, outcome, sample, started)
         records.write_result(workdir.result, result)
     return result
 
@@ -120,7 +120,8 @@ def _continuation(plan: plans.Plan, outcome: Outcome, tokenizer, prompt_ids: lis
     return tokenizer.decode(ids)
 
 
-def _result(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str) -> records.Result:
+def result_of(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str) -> records.Result:
+    """Return what is written to result.json."""
     device, score = jax.devices()[0], outcome.score
     tokens = plan.phase_at(outcome.step).tokens_at(outcome.step)
     return records.Result(
@@ -145,7 +146,7 @@ def _result(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | 
         batch_size=plan.batch_size,
         device={"platform": device.platform, "kind": device.device_kind, "count": plan.mesh.devices},
         started=started,
-        finished=_now(),
+        finished=now(),
         **records.environment(),
     )
 
@@ -166,5 +167,6 @@ def _peak_memory_bytes(device) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as results have it: ISO 8601, UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

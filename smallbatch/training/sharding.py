@@ -56,6 +56,27 @@ def average_over_data(mesh: Mesh, groups: int, loss_and_grads: LossAndGrads) -> 
     return jax.shard_map(averaged, mesh=mesh, axis_names={"data"}, check_vma=False, **specs)
 
 
+def lanes_mesh(devices: int) -> Mesh:
+    """Return a mesh whose one axis counts lanes: runs that share a program and nothing else."""
+    return Mesh(np.array(jax.devices()[:devices]), ("lanes",), axis_types=(AxisType.Auto,))
+
+
+def lanes_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of what has a lane on its first axis."""
+    return NamedSharding(mesh, PartitionSpec("lanes"))
+
+
+def over_lanes(mesh: Mesh, f: Callable, shared: int) -> Callable:
+    """Return f(state, hypers, *shared) for R lanes of state and hypers, those of a device on that device alone.
+
+    shared: how many arguments after these two are the same for all lanes.
+    """
+    vmapped = jax.vmap(f, in_axes=(0, 0, *[None] * shared))
+    lanes, same = PartitionSpec("lanes"), PartitionSpec()
+    in_specs = (lanes, lanes, *[same] * shared)
+    return jax.shard_map(vmapped, mesh=mesh, in_specs=in_specs, out_specs=lanes, check_vma=False)
+
+
 def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
     """Return a sharding for every parameter; an axis that its mesh axis does not divide stays whole."""
     shapes = gpt.abstract_params(spec)

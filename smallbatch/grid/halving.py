@@ -1,0 +1,90 @@
+"""Successive halving over learning rates: all start, and at each rung only the best go on. Off unless asked for.
+
+Cells that differ in the learning rate alone compete. With a factor f and a budget of T tokens, each is validated at
+T/f^2 and T/f tokens, and the best 1/f of them, rounded up, go on from where they are (Jamieson & Talwalkar 2016, arXiv
+1502.07943). What is cut has seen a part of its schedule only: its loss says where it stood then, not what it would be.
+"""
+
+import math
+from collections.abc import Callable
+
+from smallbatch import records
+from smallbatch.grid.cells import Cell
+from smallbatch.grid.directory import SweepDirectory
+from smallbatch.plan import Plan
+
+RUNGS = 2
+LEARNING_RATE = "optimizer.peak_lr"
+
+
+def rungs(plan: Plan, factor: int) -> list[int]:
+    """Return the token counts at which cells are compared: whole updates, before the end."""
+    counts = [plan.budget_tokens // factor**power for power in range(RUNGS, 0, -1)]
+    whole = [plan.phase_at(plan.step_at(tokens)).tokens_at(plan.step_at(tokens)) for tokens in counts]
+    return [tokens for tokens in dict.fromkeys(whole) if tokens < plan.budget_tokens]
+
+
+def rivals(cells: list[Cell]) -> list[list[Cell]]:
+    """Return the groups of cells that differ in the learning rate alone; a cell without rivals is in none."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        others = {key: value for key, value in cell.values.items() if key != LEARNING_RATE}
+        groups.setdefault(repr(others), []).append(cell)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def paused(directory: SweepDirectory, cell_id: str) -> tuple[int, float] | None:
+    """Return (tokens, validation loss) of a cell that waits at a rung."""
+    path = directory.cell(cell_id).result
+    if not path.exists():
+        return None
+    result = records.read_result(path)
+    if result.status != "preempted" or result.validation_loss_nats is None:
+        return None
+    return result.tokens, result.validation_loss_nats
+
+
+def cut(directory: SweepDirectory, group: list[Cell], rung: int, at_tokens: int, factor: int) -> list[Cell]:
+    """Mark the cells of a group that end at this rung (0 first); return them. Nothing if some have not reached it."""
+    keep = math.ceil(len(group) / factor ** (rung + 1))
+    losses: dict[str, float] = {}
+    for cell in group:
+        status = directory.state(cell.id).status
+        if status in ("diverged", "failed", "cut", "skipped"):
+            continue  # out already
+        at = paused(directory, cell.id)
+        if status == "done" or (at is not None and at[0] > at_tokens):
+            return []  # it was decided before
+        if at is None or at[0] < at_tokens:
+            return []
+        losses[cell.id] = at[1]
+    ranked = sorted((cell for cell in group if cell.id in losses), key=lambda cell: losses[cell.id])
+    for cell in ranked[keep:]:
+        directory.mark(cell.id, "cut", {"tokens": at_tokens, "validation_loss_nats": losses[cell.id]})
+    return ranked[keep:]
+
+
+def climb(
+    directory: SweepDirectory,
+    cells: list[Cell],
+    plans: dict[str, Plan],
+    factor: int,
+    run_until: Callable[[list[tuple[Cell, int]]], bool],
+) -> None:
+    """Bring all rivals to each rung, and cut there. `run_until` runs cells to token counts; False if it was stopped."""
+    groups = rivals(cells)
+    for rung in range(RUNGS):
+        due: list[tuple[Cell, int]] = []
+        for group in groups:
+            for cell in group:
+                at_rungs = rungs(plans[cell.id], factor)
+                at = paused(directory, cell.id)
+                waits = directory.state(cell.id).status in ("missing", "failed")
+                if waits and rung < len(at_rungs) and (at is None or at[0] < at_rungs[rung]):
+                    due.append((cell, at_rungs[rung]))
+        if due and not run_until(due):
+            return
+        for group in groups:
+            at_rungs = rungs(plans[group[0].id], factor)
+            if rung < len(at_rungs):
+                cut(directory, group, rung, at_rungs[rung], factor)
