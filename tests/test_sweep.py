@@ -235,21 +235,19 @@ def test_a_claim_is_held_by_one_and_taken_over_from_the_dead(tmp_path):
 
 
 def test_successive_halving_lets_the_best_learning_rates_finish_as_they_would_have(home, tmp_path):
-    grid = 'product(axis("train.batch_size", [1, 2]), axis("optimizer.peak_lr", [1e-5, 1e-4, 1e-3, 1e-2]))'
+    grid = 'axis("optimizer.peak_lr", [1e-5, 1e-4, 1e-3, 1e-2])'
     config = grid_file(home, tmp_path / "grid.py", grid)
     assert sweep(config, tmp_path / "all").returncode == 0
     process = start(config, tmp_path / "halved", "--halving=2")
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "halved").glob("cells/*/result.json"))) < 3 and time.monotonic() < deadline:
+    while len(list((tmp_path / "halved").glob("cells/*/result.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()  # in the middle of a rung
     process.communicate()
     done = sweep(config, tmp_path / "halved", "--halving=2")
     assert done.returncode == 0, done.stderr
     whole, halved = table(tmp_path / "all"), table(tmp_path / "halved")
-    for size in ("1", "2"):
-        found = [row for row in halved if row["train.batch_size"] == size]
-        assert [row["status"] for row in found] == ["cut", "cut", "cut", "done"]
-        assert [row["tokens"] for row in found] == ["320", "320", "640", "1280"]
+    assert [row["status"] for row in halved] == ["cut", "cut", "cut", "done"]
+    assert [row["tokens"] for row in halved] == ["320", "320", "640", "1280"]
     finished = [row for row in halved if row["status"] == "done"]
     assert [row for row in whole if row["id"] in {r["id"] for r in finished}] == finished
