@@ -59,7 +59,7 @@ def run(
 def _settings(
     argv: list[str], own: flags.FlagValues, config: bool, named_words: str
 ) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out; and its words."""
+    """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out, and words."""
     switches = {name for name in own if own[name].boolean}
     known = {*own}
     if config:
@@ -172,7 +172,12 @@ def _help(main: Callable, own: flags.FlagValues, config: bool, words: str) -> st
     """Return what --help prints: the command's docstring, its flags, how a config is named and changed."""
     module = sys.modules[main.__module__]
     command = module.__spec__.name if module.__spec__ else str(module.__file__)
-    lines = [(module.__doc__ or "").strip(), "", f"usage: python -m {command} {words}{' ' * bool(words)}[--flag=value ...]", ""]
+    lines = [
+        (module.__doc__ or "").strip(),
+        "",
+        f"usage: python -m {command} {words}{' ' * bool(words)}[--flag=value ...]",
+        "",
+    ]
     for name in own:
         default = own[name].default
         shown = "" if default is None or own[name].boolean else f" (default: {default})"

@@ -36,9 +36,9 @@ class BatchLaw:
 def fit(batch_size: np.ndarray, y: np.ndarray, *names: object) -> BatchLaw | None:
     """Fit log y = log(a + b/B) by least squares; None with fewer than two different batch sizes.
 
-    The draws add noise to the fitted line, of the standard deviation of the residuals, sqrt(rss / (n - 2)), itself drawn
-    as in intervals.py, and fit again. Source of the form: McCandlish et al. 2018 (arXiv 1812.06162, equation 2.11);
-    Zhang et al. 2024 (arXiv 2410.21676, section 2) fit it in logarithms.
+    The draws add noise to the fitted line, of the standard deviation of the residuals, sqrt(rss / (n - 2)), itself
+    drawn as in intervals.py, and fit again. Source of the form: McCandlish et al. 2018 (arXiv 1812.06162, equation
+    2.11); Zhang et al. 2024 (arXiv 2410.21676, section 2) fit it in logarithms.
     """
     if len(np.unique(batch_size)) < 2:
         return None

@@ -78,7 +78,7 @@ def loss_at_budgets(table: RunTable) -> list[Row]:
     for setting in table.settings if kind != "end" else ():
         groups = [group for group in table.groups if group.setting == setting]
         for axis in AXES:
-            ends = {id(g): [getattr(c, "end")[axis] for r in g.all_runs() if r.status == "done" and (c := curve_of(r, kind))]
+            ends = {id(g): [c.end[axis] for r in g.all_runs() if r.status == "done" and (c := curve_of(r, kind))]
                     for g in groups}  # fmt: skip
             usable = [g for g in groups if ends[id(g)] and np.isfinite(ends[id(g)]).all()]
             if not usable:
@@ -109,10 +109,13 @@ def costs_at_points(group: Group, kind: str, axis: str, target_nats: float) -> n
 
 
 def cheapest(costs_PxS: np.ndarray) -> tuple[float, int | None]:
-    """Return the cost of the cheapest point, a geometric mean over its seeds, and which it is; +inf, None if none is."""
+    """Return the cost of the cheapest point, a geometric mean over its seeds, and which it is.
+
+    (+inf, None) where no point gets there with all its seeds, (NaN, None) where costs were not recorded.
+    """
     means = mean_over_seeds(np.log(costs_PxS))
     if not np.isfinite(means).any():
-        return np.inf, None
+        return (np.nan if np.isnan(means).all() else np.inf), None
     index = int(np.argmin(np.where(np.isnan(means), np.inf, means)))
     return float(np.exp(means[index])), index
 
@@ -160,7 +163,7 @@ def cost_ratios(table: RunTable, target_nats: float | None = None) -> list[Row]:
             for axis in AXES:
                 row[axis] = costs[axis][i]
             for axis in ("flops", "secs"):
-                least = min(costs[axis])
-                row[f"{axis}_ratio"] = costs[axis][i] / least if np.isfinite(least) else np.nan
+                least = min((cost for cost in costs[axis] if np.isfinite(cost)), default=np.nan)
+                row[f"{axis}_ratio"] = costs[axis][i] / least
             rows.append(row)
     return rows

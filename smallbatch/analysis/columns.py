@@ -47,7 +47,7 @@ def parse(text: str) -> tuple[dict[str, str], list[str]]:
 
 
 def read(path: Path, columns: str) -> RunTable:
-    """Return the run table of a file. Raises UserError for a needed column that is not there, or a value that cannot be."""
+    """Return the run table of a file. Raises UserError for a column or a value that cannot be."""
     found, rows = _load(path)
     named, hyperparameters = parse(columns)
     for name in (*NEEDED, *OPTIONAL):
@@ -97,7 +97,9 @@ def _run(
     path: Path, number: int, row: dict[str, Any], named: dict[str, str], hyperparameters: list[str], repeats: Counter
 ) -> Run:
     value = lambda name: row[named[name]] if name in named else None
-    numbers = {name: _number(value(name), path, number, named[name]) for name in named if name in NUMBERS}
+    numbers: dict[str, Any] = {
+        name: _number(value(name), path, number, named[name]) for name in named if name in NUMBERS
+    }
     batch_size = _number(value("batch_size"), path, number, named["batch_size"])
     if not (batch_size > 0 and math.isfinite(batch_size)):
         raise UserError(f"{path}, row {number}: {named['batch_size']} is {value('batch_size')!r}, not a batch size")

@@ -47,16 +47,20 @@ class Critical:
             f"{batch_text(self.reference_batch_size)}"
         )
 
-    def of(self, a: float | np.ndarray, b: float | np.ndarray):
-        return (1 + self.overhead_frac) * self.reference_batch_size + self.overhead_frac * b / a
-
     @property
     def batch_size(self) -> float | None:
-        return float(self.of(self.law.a, self.law.b)) if self.law else None
+        """B* = (1 + h) B_ref + h b/a."""
+        return self._from_ratio(self.law.ratio) if self.law else None
 
     @property
     def draws(self) -> np.ndarray | None:
-        return self.of(*self.law.draws.T) if self.law and self.law.draws is not None else None
+        """B* of every draw of the law."""
+        if self.law is None or self.law.draws is None:
+            return None
+        return self._from_ratio(self.law.draws[:, 1] / self.law.draws[:, 0])
+
+    def _from_ratio(self, ratio):
+        return (1 + self.overhead_frac) * self.reference_batch_size + self.overhead_frac * ratio
 
 
 def measure(
@@ -97,9 +101,20 @@ def measure(
     enough = len(set(sizes)) >= 3
     law = batch_law.fit(np.array(sizes), np.array(steps), "critical", groups[0].setting, groups[0].arm)
     return Critical(
-        groups[0].setting, groups[0].arm, target, kind, overhead_frac, reference, np.array(sizes), np.array(steps),
-        tuple(missed), tuple(early), law if enough else None, _median([r.params for r in runs]), _median([r.tokens for r in runs]),
-    )  # fmt: skip
+        setting=groups[0].setting,
+        arm=groups[0].arm,
+        target_nats=target,
+        kind=kind,
+        overhead_frac=overhead_frac,
+        reference_batch_size=reference,
+        batch_sizes=np.array(sizes),
+        steps=np.array(steps),
+        not_reached=tuple(missed),
+        at_once=tuple(early),
+        law=law if enough else None,
+        params=_median([run.params for run in runs]),
+        tokens=_median([run.tokens for run in runs]),
+    )
 
 
 def critical_batches(

@@ -78,14 +78,14 @@ def smoothed(curve: Curve) -> Curve:
 def loss_at(curve: Curve, axis: str, budgets: np.ndarray, diverged: bool = False) -> np.ndarray:
     """Return the loss at each budget on an axis, interpolated linearly between the records around it.
 
-    NaN before the first record and beyond the end of the run; beyond the end of a diverged run it is +inf.
+    NaN before the first record. A budget beyond the end of the run buys what the end had: its last loss, or +inf
+    where it diverged.
     """
     x, end = curve.axis(axis), curve.end[axis]
     if not len(x) or not np.isfinite(x).all():
         return np.full(len(budgets), np.nan)
     loss = np.interp(budgets, x, curve.loss_nats, left=np.nan)
-    beyond = budgets > end * (1 + 1e-9)
-    return np.where(beyond, np.inf if diverged else np.nan, loss)
+    return np.where(diverged & (budgets > end * (1 + 1e-9)), np.inf, loss)
 
 
 def cost_to_reach(curve: Curve, axis: str, target_nats: float) -> float:

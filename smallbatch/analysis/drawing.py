@@ -7,6 +7,8 @@ colour and a marker. Text stays text, in the reader's font.
 
 import io
 import re
+import textwrap
+import typing
 from collections.abc import Sequence
 
 import matplotlib
@@ -16,17 +18,18 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from smallbatch.analysis.sheets import batch_text
-from smallbatch.progress import format_count
+from smallbatch.analysis.sheets import batch_text, short_count
 
-INCHES = (4.7, 3.3)
+WIDTH_INCHES, PLOT_INCHES = 4.6, 2.5  # of a panel; of the plot in it, from axis to top
+LINE_INCHES = 0.22
+TITLE_CHARACTERS, LABEL_CHARACTERS = 46, 42  # that fit into a line of the title, of the legend
 STYLE = {
     "axes.edgecolor": "#0c0000", "axes.grid": True, "axes.labelcolor": "#000000", "axes.linewidth": 0.8,
-    "axes.spines.right": False, "axes.spines.top": False, "figure.constrained_layout.use": True,
-    "font.family": ["DejaVu Sans"], "font.size": 9.0, "grid.color": "#0c0000", "grid.linewidth": 0.5,
-    "legend.fontsize": 8.0, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5.0,
+    "axes.spines.right": False, "axes.spines.top": False, "figure.dpi": 72.0,
+    "font.family": ["DejaVu Sans"], "font.size": 10.5, "grid.color": "#0c0000", "grid.linewidth": 0.5,
+    "legend.fontsize": 10.0, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 5.0,
     "svg.fonttype": "none", "svg.hashsalt": "smallbatch", "text.color": "#000000", "text.parse_math": False,
-    "xtick.color": "#000000", "ytick.color": "#000000", "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "xtick.color": "#000000", "ytick.color": "#000000", "xtick.labelsize": 10.0, "ytick.labelsize": 10.0,
 }  # fmt: skip
 MARKERS = "osD^vPX*<>ph"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)))
@@ -34,6 +37,7 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)))
 ARMS_LIGHT = ("#0064a6", "#c14e00", "#00805f", "#9c4d80", "#8a6a00", "#2b7aa8", "#555555", "#7a3b12")
 ARMS_DARK = ("#5fb3f0", "#ff9350", "#3ccf9f", "#e9a0cd", "#f0c23c", "#8fd3ff", "#bbbbbb", "#d9a066")
 BATCH_LEVELS = 49  # quarters of a doubling from 1 to 4,096 sequences
+SPREAD = 5.0  # doublings over which half of the colours are spent: small batches are what is told apart most often
 LIGHT_RANGE, DARK_RANGE = (0.0, 0.83), (0.26, 1.0)  # of viridis: what stands out from white, and from black
 
 
@@ -46,7 +50,11 @@ def batch_colour(batch_size: float) -> str:
 def arm_style(index: int) -> dict:
     """Return colour, marker and dashes of the arm of that number."""
     n = len(ARMS_LIGHT)
-    return {"color": f"#0a00{index % n:02x}", "marker": MARKERS[index % len(MARKERS)], "linestyle": DASHES[index // n % 4]}
+    return {
+        "color": f"#0a00{index % n:02x}",
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index // n % 4],
+    }
 
 
 def palette() -> dict[str, tuple[str, str]]:
@@ -54,28 +62,46 @@ def palette() -> dict[str, tuple[str, str]]:
     from matplotlib.colors import to_hex
 
     viridis = matplotlib.colormaps["viridis"]
-    batches = np.linspace(0, 1, BATCH_LEVELS)
+    doublings = np.arange(BATCH_LEVELS) / 4
+    batches = (1 - 2 ** (-doublings / SPREAD)) / (1 - 2 ** (-doublings[-1] / SPREAD))
     colours = {
-        f"--b{i}": (to_hex(viridis(np.interp(x, (0, 1), LIGHT_RANGE))), to_hex(viridis(np.interp(x, (0, 1), DARK_RANGE))))
+        f"--b{i}": (
+            to_hex(viridis(np.interp(x, (0, 1), LIGHT_RANGE))),
+            to_hex(viridis(np.interp(x, (0, 1), DARK_RANGE))),
+        )
         for i, x in enumerate(batches)
     }
     colours |= {f"--a{i}": pair for i, pair in enumerate(zip(ARMS_LIGHT, ARMS_DARK, strict=True))}
     return colours | {"--ink": ("#1c1c1e", "#e8e8ea"), "--line": ("#d4d4d8", "#46464c")}
 
 
-def new_axes(x_label: str, y_label: str) -> Axes:
-    """Return the axes of a new figure; draw under `style()`."""
-    figure = Figure(figsize=INCHES)
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
+def new_axes(x_label: str, title: str, left_inches: float = 0.55) -> Axes:
+    """Return the axes of a new figure; draw under `style()`. The title says what y is, where it can be read upright."""
+    axes = Figure().add_subplot()
     axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.figure.text(0, 0, "\n".join(textwrap.wrap(title, TITLE_CHARACTERS)), va="top")
+    _lay_out(axes, left_inches, 0)
     return axes
+
+
+def _lay_out(axes: Axes, left_inches: float, legend_lines: int) -> None:
+    """Give the plot its place: margins are fixed, since to measure every text would take most of the drawing's time."""
+    title = axes.figure.texts[0]
+    below, above = 0.5, LINE_INCHES * (legend_lines + 0.2 + title.get_text().count("\n") + 1)
+    height, left = below + PLOT_INCHES + above, left_inches / WIDTH_INCHES
+    figure_of(axes).set_size_inches(WIDTH_INCHES, height)
+    axes.set_position((left, below / height, 1 - left - 0.12 / WIDTH_INCHES, PLOT_INCHES / height))
+    title.set_position((left, 1 - 0.03 / height))
+
+
+def figure_of(axes: Axes) -> Figure:
+    """Return the figure of axes made by `new_axes`."""
+    return typing.cast(Figure, axes.figure)  # matplotlib's type allows for figures inside figures
 
 
 def style():
     """Return the context that figures are drawn in."""
-    return matplotlib.rc_context(STYLE)
+    return matplotlib.rc_context(typing.cast(dict, STYLE))
 
 
 def batch_axis(axes: Axes, batch_sizes: Sequence[float]) -> None:
@@ -90,16 +116,16 @@ def batch_axis(axes: Axes, batch_sizes: Sequence[float]) -> None:
         axes.set_xlim(sizes[0] / 2, sizes[0] * 2)
 
 
-def count_axis(axis, log: bool = True) -> None:
+def count_axis(axis, log: bool = True, whole: bool = False) -> None:
     """Write counts with suffixes; ticks are sparse, for the figure is small."""
     if log:
         low, high = axis.get_view_interval()
         decades = np.log10(max(high, 1e-300) / max(low, 1e-300))
         subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=7))
+        axis.set_major_locator(LogLocator(subs=subs, numticks=7) if decades > 1 else MaxNLocator(5))
         axis.set_minor_locator(NullLocator())
     else:
-        axis.set_major_locator(MaxNLocator(6))
+        axis.set_major_locator(MaxNLocator(6, integer=whole))
     axis.set_major_formatter(FuncFormatter(lambda x, _: number_text(x)))
 
 
@@ -110,7 +136,7 @@ def number_text(x: float) -> str:
     if abs(x) >= 1e15:
         return f"{x:.0e}".replace("e+", "e")
     if abs(x) >= 1000:
-        return re.sub(r"\.0+(?=[A-Za-z])", "", format_count(x))
+        return short_count(x)
     return f"{x:.3g}"
 
 
@@ -121,15 +147,19 @@ def multiplier_text(log2: float) -> str:
     return f"1/{2 ** -int(log2)}" if log2 < 0 else f"{2 ** int(log2)}"
 
 
-def legend(axes: Axes, title: str | None = None) -> None:
-    """Put the legend above the plot, in as many columns as fit; none for a single unnamed line."""
+def legend(axes: Axes) -> None:
+    """Put the legend between the title and the plot, in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
-    longest = max(map(len, labels))
-    columns = max(1, min(len(labels), 60 // (longest + 6)))
-    axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, title=title, alignment="left",
-                       handlelength=1.6, columnspacing=1.0, title_fontsize=8.0)  # fmt: skip
+    labels = [label if len(label) <= LABEL_CHARACTERS else f"{label[: LABEL_CHARACTERS - 1]}…" for label in labels]
+    left_inches = axes.get_position().x0 * WIDTH_INCHES
+    room = 72 * (WIDTH_INCHES - left_inches)
+    columns = max(1, min(len(labels), int(room // (32 + 5.8 * max(map(len, labels))))))
+    lines = -(-len(labels) // columns)
+    _lay_out(axes, left_inches, lines)
+    axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(-0.03, 1.0), borderaxespad=0.1, ncols=columns,
+                handlelength=1.5, columnspacing=0.9, handletextpad=0.5, labelspacing=0.3)  # fmt: skip
 
 
 def to_svg(axes: Axes, name: str, says: str) -> str:
@@ -140,7 +170,9 @@ def to_svg(axes: Axes, name: str, says: str) -> str:
     from xml.sax.saxutils import quoteattr
 
     buffer = io.StringIO()
-    axes.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    axes.figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    FigureCanvasSVG(figure_of(axes)).print_svg(buffer, metadata={"Date": None, "Creator": None})  # savefig draws twice
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # matplotlib's own style element would hold for the whole page
@@ -159,8 +191,5 @@ def standalone(svg: str) -> str:
     used = set(re.findall(r"var\((--\w+)\)", svg))
     colours = {name: pair for name, pair in palette().items() if name in used}
     rules = [";".join(f"{name}:{pair[i]}" for name, pair in colours.items()) for i in (0, 1)]
-    css = (
-        f"svg{{background:#fff;{rules[0]}}}"
-        f"@media(prefers-color-scheme:dark){{svg{{background:#161618;{rules[1]}}}}}"
-    )
+    css = f"svg{{background:#fff;{rules[0]}}}@media(prefers-color-scheme:dark){{svg{{background:#161618;{rules[1]}}}}}"
     return re.sub(r"(<svg[^>]*>)", lambda m: f"{m[1]}<style>{css}</style>", svg, count=1)

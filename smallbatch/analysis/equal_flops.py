@@ -33,14 +33,15 @@ class Choice:
 def choose(group: Group) -> Choice | None:
     """Choose the point with the lowest mean, and report it on other seeds where there are any; None if none is finite.
 
-    The seeds that choose are those that at least half as many points have as the most common seed: where a grid was run
-    with seed 0 and its best cell with seeds 1 and 2, seed 0 chooses and 1 and 2 report. Where all points have all seeds,
-    the first half of the seeds (rounded up) chooses and the rest reports. With one seed it does both, which flatters.
+    The seeds that choose are those that at least half as many points have as the most common seed: where a grid was
+    run with seed 0 and its best cell with seeds 1 and 2, seed 0 chooses and 1 and 2 report. Where all points have all
+    seeds, the first half of the seeds (rounded up) chooses and the rest reports. With one seed it does both, which
+    flatters. A point that diverged with any seed is not chosen while another did not.
     Source of the caution: Cawley and Talbot 2010, "On over-fitting in model selection", JMLR 11, section 4.
     """
-    loss = group.loss_PxS
     if not np.isfinite(group.mean_P).any():
         return None
+    loss = np.where(np.isinf(group.mean_P)[:, None] & ~np.isnan(group.loss_PxS), np.inf, group.loss_PxS)
     choosing, index = _selection(loss)
     known = ~np.isnan(loss[index])
     if (known & ~choosing).any():

@@ -15,6 +15,7 @@ from smallbatch.analysis.sheets import Row, batch_text, split
 from smallbatch.analysis.study import Study
 
 FIRST_POINTS = 3  # a line needs that many places along a budget
+NAMED = 4  # grids that a sentence names, one by one
 INK = "#000000"
 
 
@@ -38,6 +39,7 @@ def column(rows: Sequence[Row], name: str) -> np.ndarray:
 
 
 def of_setting(study: Study, setting: str) -> str:
+    """Name the setting in a sentence where there are several."""
     return f" ({setting})" if len(study.table.settings) > 1 else ""
 
 
@@ -53,16 +55,18 @@ def with_intervals(axes: Axes, rows: Sequence[Row], y: str, label: str, **style)
 
 def loss_against_batch(study: Study) -> list[Picture]:
     pictures = []
-    for (setting,), rows in split(study.rows("equal_flops"), "setting").items():
-        rows = [row for row in rows if np.isfinite(row["chosen_loss_nats"] or np.inf)]
-        if not rows:
-            continue
+    finite = [row for row in study.rows("equal_flops") if np.isfinite(row["chosen_loss_nats"] or np.inf)]
+    losses = column(finite, "chosen_loss_nats")
+    for (setting,), rows in split(finite, "setting").items():
         axes = drawing.new_axes("batch size (sequences)", "loss (nats/token)")
         for (arm,), own in split(rows, "arm").items():
             with_intervals(axes, own, "chosen_loss_nats", arm, **drawing.arm_style(study.table.arms.index(arm)))
+        if len(study.table.settings) > 1:  # side by side, on one scale
+            axes.set_ylim(losses.min() - 0.05 * np.ptp(losses) - 0.01, losses.max() + 0.05 * np.ptp(losses) + 0.01)
         drawing.batch_axis(axes, [row["batch_size"] for row in rows])
         drawing.legend(axes)
-        says = f"Loss of the chosen cell at equal FLOPs against batch size{of_setting(study, setting)}; bars: 90% intervals."
+        where = of_setting(study, setting)
+        says = f"Loss of the chosen cell at equal FLOPs against batch size{where}; bars: 90% intervals."
         pictures.append(picture(axes, f"loss-{setting}", says, "equal_flops"))
     return pictures
 
@@ -83,7 +87,8 @@ def gaps_against_batch(study: Study) -> list[Picture]:
         axes.axhline(0, color=INK, linewidth=0.8)
         drawing.batch_axis(axes, [row["batch_size"] for row in drawn])
         drawing.legend(axes)
-        says = f"How much more loss than {reference} at the same batch size and FLOPs{of_setting(study, setting)}; bars: 90%."
+        where = of_setting(study, setting)
+        says = f"How much more loss than {reference} at the same batch size and FLOPs{where}; bars: 90% intervals."
         pictures.append(picture(axes, f"gap-{setting}", says, "gaps"))
     return pictures
 
@@ -95,7 +100,7 @@ def curves_along_budget(study: Study) -> list[Picture]:
     pictures = []
     for (setting, arm), rows in split(study.rows("loss_curves"), "setting", "arm").items():
         for name in ("flops", "steps", "secs"):
-            axes, drawn = drawing.new_axes(AXIS_LABELS[name], f"{rows[0]['loss']} loss (nats/token)"), 0
+            axes, drawn = drawing.new_axes(AXIS_LABELS[name], f"{arm}: {rows[0]['loss']} loss (nats) by batch size"), 0
             for (size,), own in split([row for row in rows if row["axis"] == name], "batch_size").items():
                 if len(own) >= FIRST_POINTS:
                     x, y = column(own, "budget"), column(own, "loss_nats")
@@ -105,7 +110,7 @@ def curves_along_budget(study: Study) -> list[Picture]:
                 continue
             axes.set_xscale("log")
             drawing.count_axis(axes.xaxis)
-            drawing.legend(axes, "batch size")
+            drawing.legend(axes)
             says = (f"{arm}: lowest loss over the grid against {AXIS_LABELS[name]}{of_setting(study, setting)}, "
                     "a line a batch size.")  # fmt: skip
             pictures.append(picture(axes, f"curve-{setting}-{arm}-{name}", says, "loss_curves"))
@@ -129,8 +134,10 @@ def cost_against_batch(study: Study) -> list[Picture]:
             drawing.count_axis(axes.yaxis)
             drawing.legend(axes)
             never = [f"{row['arm']} at {batch_text(row['batch_size'])}" for row in rows if np.isinf(row[name])]
-            says = f"{unit} to reach {target:g} nats, as a multiple of the least{of_setting(study, setting)}." + (
-                f" Never there: {', '.join(never)}." if never else ""
+            listed = ", ".join(never) if len(never) <= NAMED else f"{len(never)} of {len(rows)} grids, see the data"
+            says = (
+                f"{unit[0].upper()}{unit[1:]} to reach {target:g} nats, as a multiple of the "
+                f"least{of_setting(study, setting)}." + (f" Never there: {listed}." if never else "")
             )
             pictures.append(picture(axes, f"cost-{setting}-{name}", says, "cost_to_target"))
     return pictures
@@ -145,10 +152,10 @@ def learning_rate_against_batch(study: Study) -> list[Picture]:
         axes = drawing.new_axes("batch size (sequences)", "best learning rate")
         for (arm,), own in split(rows, "arm").items():
             style = drawing.arm_style(study.table.arms.index(arm))
-            inside = [{**r, "best": r["best_learning_rate"] or r["tuned_learning_rate"]} for r in own if not r["edge_of_grid"]]
-            for row in inside:
-                row |= {"best_low": row["best_learning_rate_low"], "best_high": row["best_learning_rate_high"]}
-            with_intervals(axes, inside, "best", arm, **{**style, "linestyle": "none"})
+            name = "best_learning_rate" if any(r["best_learning_rate"] for r in own) else "tuned_learning_rate"
+            inside = [{"tuned_learning_rate_low": None, "tuned_learning_rate_high": None, **row} for row in own
+                      if row[name] and not row["edge_of_grid"]]  # fmt: skip
+            with_intervals(axes, inside, name, arm, **{**style, "linestyle": "none"})
             edges = [r for r in own if r["edge_of_grid"]]
             axes.plot(column(edges, "batch_size"), column(edges, "tuned_learning_rate"), linestyle="none", marker="_",
                       color=style["color"], markersize=9)  # fmt: skip
@@ -159,8 +166,8 @@ def learning_rate_against_batch(study: Study) -> list[Picture]:
         axes.set_yscale("log")
         drawing.count_axis(axes.yaxis)
         drawing.legend(axes)
-        says = (f"Best learning rate against batch size{of_setting(study, setting)}; lines: fitted power laws; a dash: the "
-                "best cell lies at the edge of its grid, and is not fitted.")  # fmt: skip
+        says = (f"Best learning rate against batch size{of_setting(study, setting)}; lines: fitted power laws; a dash: "
+                "the best cell lies at the edge of its grid, and is not fitted.")  # fmt: skip
         pictures.append(picture(axes, f"learning-rate-{setting}", says, "learning_rates"))
     return pictures
 
@@ -181,6 +188,7 @@ def speed_and_memory(study: Study) -> list[Picture]:
             drawing.batch_axis(axes, [row["batch_size"] for row in known])
             drawing.count_axis(axes.yaxis, log=False)
             drawing.legend(axes)
-            says = f"{label[0].upper()}{label[1:]} against batch size{of_setting(study, setting)}, medians over finished runs."
+            where = of_setting(study, setting)
+            says = f"{label[0].upper()}{label[1:]} against batch size{where}, medians over finished runs."
             pictures.append(picture(axes, f"{name}-{setting}", says, "hardware"))
     return pictures

@@ -24,7 +24,7 @@ def second_half(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return the means of what train records say of gradients and updates, over the second half of the records.
 
     The first half holds the warm-up and the fall from the start, where norms are of another size. Fields without any
-    number are left out. `grad_norm_sq` is the mean of the squares of the recorded norms, themselves means over a record.
+    number are left out. `grad_norm_sq` is the mean of the squares of the recorded norms.
     """
     half = records[len(records) // 2 :]
     found: dict[str, float] = {}
@@ -47,13 +47,12 @@ def gradient_rows(table: RunTable) -> list[Row]:
             continue
         mean = lambda name, runs=runs: _mean([run.gradients[name] for run in runs if name in run.gradients])
         signal, noise = mean("grad_signal_sq"), mean("grad_noise_sq")
-        usable = signal is not None and noise is not None and signal > 0
+        scale = noise / signal if noise is not None and signal is not None and signal > 0 else None
         context = _mean([run.context_tokens for run in runs if np.isfinite(run.context_tokens)])
         rows.append(
             {"setting": group.setting, "arm": group.arm, "batch_size": group.batch_size, "seeds": len(runs),
              "grad_norm_sq": mean("grad_norm_sq"), "grad_signal_sq": signal, "grad_noise_sq": noise,
-             "noise_scale_seqs": noise / signal if usable else None,
-             "noise_scale_tokens": noise / signal * context if usable and context else None,
+             "noise_scale_seqs": scale, "noise_scale_tokens": scale * context if scale and context else None,
              **{name: mean(name) for name in FIELDS if name != "grad_norm"}}
         )  # fmt: skip
     return rows

@@ -9,7 +9,7 @@ from matplotlib.patches import Patch, Rectangle
 from smallbatch.analysis import drawing
 from smallbatch.analysis.figures import INK, Picture, column, of_setting, picture
 from smallbatch.analysis.robustness import scale, scale_text
-from smallbatch.analysis.sheets import Row, batch_text, key_text, split, value_text
+from smallbatch.analysis.sheets import Row, batch_text, key_text, size_text, split, value_text
 from smallbatch.analysis.study import Study
 
 HIGHEST_RISE_NATS = 0.5  # as high as rises are drawn
@@ -25,8 +25,10 @@ def robustness_profiles(study: Study) -> list[Picture]:
     for (setting, arm, name), rows in by_panel.items():
         label = scale_text(name)
         finite = column(rows, "rise_nats")
-        top = float(np.clip(1.15 * np.max(finite[np.isfinite(finite)]), 3 * study.questions.delta_nats, HIGHEST_RISE_NATS))
-        axes = drawing.new_axes(f"{label} x", "rise in loss (nats)")
+        top = float(
+            np.clip(1.15 * np.max(finite[np.isfinite(finite)]), 3 * study.questions.delta_nats, HIGHEST_RISE_NATS)
+        )
+        axes = drawing.new_axes(f"tuned {label} x", f"{arm}: rise in loss (nats) by batch size")
         for (size,), own in split(rows, "batch_size").items():
             x, rise = column(own, "multiplier"), column(own, "rise_nats")
             known = np.isfinite(rise)
@@ -40,9 +42,10 @@ def robustness_profiles(study: Study) -> list[Picture]:
         ticks = ticks[:: max(1, -(-len(ticks) // 9))]
         axes.set_xticks(2.0**ticks, [drawing.multiplier_text(t) for t in ticks])
         axes.set_ylim(-0.03 * top, top)
-        drawing.legend(axes, "batch size")
-        says = (f"{arm}: rise of the loss when the tuned {label} is multiplied{of_setting(study, setting)}. Dashed: the "
-                "rise that still counts as good." + (" Cross: diverged." if np.isinf(finite).any() else ""))  # fmt: skip
+        drawing.legend(axes)
+        crosses = " Cross: diverged." if np.isinf(finite).any() else ""
+        says = (f"{arm}: rise of the loss when the tuned {label} is multiplied{of_setting(study, setting)}. Dashed: "
+                f"the rise that still counts as good.{crosses}")  # fmt: skip
         pictures.append(picture(axes, f"rise-{setting}-{arm}-{name}", says, "robustness_profiles"))
     return pictures
 
@@ -65,8 +68,8 @@ def widths(study: Study) -> list[Picture]:
         axes.set_ylim(bottom=0)
         drawing.batch_axis(axes, [row["batch_size"] for row in rows])
         drawing.legend(axes)
-        says = (f"Width of the basin within {study.questions.delta_nats:g} nats of its lowest loss, in doublings of {label}"
-                f"{of_setting(study, setting)}; a triangle: it goes on beyond the grid.")  # fmt: skip
+        says = (f"Width of the basin within {study.questions.delta_nats:g} nats of its lowest loss, in doublings of "
+                f"{label}{of_setting(study, setting)}; a triangle: it goes on beyond the grid.")  # fmt: skip
         pictures.append(picture(axes, f"width-{setting}-{name}", says, "robustness"))
     return pictures
 
@@ -74,7 +77,7 @@ def widths(study: Study) -> list[Picture]:
 def random_search(study: Study) -> list[Picture]:
     pictures = []
     for (setting, arm), rows in split(study.rows("random_trials"), "setting", "arm").items():
-        axes = drawing.new_axes("random trials of the grid", "expected best loss (nats/token)")
+        axes = drawing.new_axes("random trials of the grid", f"{arm}: expected best loss (nats) by batch size")
         drawn = 0
         for (size,), own in split(rows, "batch_size").items():
             x, y = column(own, "trials"), column(own, "expected_best_loss_nats")
@@ -89,10 +92,10 @@ def random_search(study: Study) -> list[Picture]:
             drawn += 1
         if not drawn:
             continue
-        drawing.count_axis(axes.xaxis, log=False)
-        drawing.legend(axes, "batch size")
-        says = (f"{arm}: expected best loss after n random cells of the grid{of_setting(study, setting)}; bands: where 90% "
-                "of searches end. A line begins where n trials cannot all diverge.")  # fmt: skip
+        drawing.count_axis(axes.xaxis, log=False, whole=True)
+        drawing.legend(axes)
+        says = (f"{arm}: expected best loss after n random cells of the grid{of_setting(study, setting)}; bands: where "
+                "90% of searches end. A line begins where n trials cannot all diverge.")  # fmt: skip
         pictures.append(picture(axes, f"trials-{setting}-{arm}", says, "random_trials"))
     return pictures
 
@@ -109,25 +112,32 @@ def heat_maps(study: Study) -> list[Picture]:
     return pictures
 
 
-def _heat_map(study: Study, setting: str, arm: str, x: str, y: str, size: float, rows: list[Row], lowest: float) -> Picture:
+def _heat_map(
+    study: Study, setting: str, arm: str, x: str, y: str, size: float, rows: list[Row], lowest: float
+) -> Picture:
     from matplotlib import colormaps
 
     xs = sorted({row["x_value"] for row in rows}, key=lambda v: scale(x, v))
     ys = sorted({row["y_value"] for row in rows}, key=lambda v: scale(y, v))
     losses = {(row["x_value"], row["y_value"]): row["loss_nats"] for row in rows}
     colours = colormaps["viridis_r"]
-    axes = drawing.new_axes(key_text(x), key_text(y))
+    left_inches = 0.25 + 0.085 * max(len(value_text(y, v)) for v in ys)
+    axes = drawing.new_axes(
+        key_text(x), f"{key_text(y)}; loss (nats/token), batch size {batch_text(size)}", left_inches
+    )
     axes.grid(False)
     for i, x_value in enumerate(xs):
         for j, y_value in enumerate(ys):
             loss = losses.get((x_value, y_value))
             share = 0.0 if loss is None else float(np.clip((loss - lowest) / HEAT_RANGE_NATS, 0, 1))
             face = NOT_RUN if loss is None else DIVERGED if np.isinf(loss) else colours(share)
-            axes.add_patch(Rectangle((i - 0.48, j - 0.47), 0.96, 0.94, facecolor=face, edgecolor="#0c0000", linewidth=0.6))
+            axes.add_patch(
+                Rectangle((i - 0.48, j - 0.47), 0.96, 0.94, facecolor=face, edgecolor="#0c0000", linewidth=0.6)
+            )
             text = "not run" if loss is None else "div." if np.isinf(loss) else f"{loss:.2f}"
-            if len(xs) <= 9:
+            if len(xs) <= 8:
                 ink = INK if loss is None else "#ffffff" if share > 0.45 and np.isfinite(loss) else "#010101"
-                axes.text(i, j, text, ha="center", va="center", fontsize=6.5, color=ink)
+                axes.text(i, j, text, ha="center", va="center", fontsize=8.0, color=ink)
     axes.set_xlim(-0.5, len(xs) - 0.5)
     axes.set_ylim(-0.5, len(ys) - 0.5)
     steps = max(1, -(-len(xs) // 8))
@@ -136,7 +146,7 @@ def _heat_map(study: Study, setting: str, arm: str, x: str, y: str, size: float,
     for share in np.linspace(0, 1, HEAT_STEPS):
         sign = "≥ " if share == 1 else ""
         axes.add_patch(Patch(facecolor=colours(share), label=f"{sign}{lowest + share * HEAT_RANGE_NATS:.2f}"))
-    drawing.legend(axes, f"batch size {batch_text(size)}; loss (nats/token)")
+    drawing.legend(axes)
     says = (f"{arm} at batch size {batch_text(size)}: lowest loss for each {key_text(x)} and {key_text(y)}"
             f"{of_setting(study, setting)}; colours are the same at all batch sizes, grey: diverged.")  # fmt: skip
     return picture(axes, f"heat-{setting}-{arm}-{x}-{y}-{batch_text(size)}", says, "heat_maps")
@@ -148,7 +158,7 @@ def steps_to_target(study: Study) -> list[Picture]:
     for c in study.critical:
         if c.law is None:
             continue
-        axes = drawing.new_axes("batch size (sequences)", f"steps to {c.target_nats:g} nats")
+        axes = drawing.new_axes("batch size (sequences)", f"{c.arm}: steps to {c.target_nats:g} nats")
         x = np.geomspace(c.batch_sizes.min(), c.batch_sizes.max(), 60)
         axes.plot(x, c.law(x), color=INK, label="a + b/B")
         reference = c.reference_batch_size
@@ -163,8 +173,8 @@ def steps_to_target(study: Study) -> list[Picture]:
         drawing.batch_axis(axes, list(c.batch_sizes))
         drawing.count_axis(axes.yaxis)
         drawing.legend(axes)
-        says = (f"{c.arm}: steps to the target against batch size{of_setting(study, c.setting)}. The upright line is the "
-                f"critical batch size, {critical:.3g}: {c.definition}.")  # fmt: skip
+        says = (f"{c.arm}: steps to the target against batch size{of_setting(study, c.setting)}. The upright line is "
+                f"the critical batch size, {size_text(critical)}: {c.definition}.")  # fmt: skip
         pictures.append(picture(axes, f"critical-{c.setting}-{c.arm}", says, "steps_to_target"))
     return pictures
 
@@ -177,7 +187,9 @@ def critical_against_scale(study: Study) -> list[Picture]:
         axes = drawing.new_axes({"params": "parameters", "tokens": "tokens"}[name], "critical batch size (sequences)")
         with_bars = sorted(rows, key=lambda row: row[name])
         x, y = column(with_bars, name), column(with_bars, "critical_batch_size")
-        axes.vlines(x, column(with_bars, "critical_batch_size_low"), column(with_bars, "critical_batch_size_high"), color=INK)
+        axes.vlines(
+            x, column(with_bars, "critical_batch_size_low"), column(with_bars, "critical_batch_size_high"), color=INK
+        )
         axes.plot(x, y, "o", color="#0a0000")
         axes.plot(x, law["coefficient"] * x ** law["exponent"], color="#0a0000")
         axes.set_xscale("log")
@@ -207,6 +219,7 @@ def gradients_against_batch(study: Study) -> list[Picture]:
             axes.set_yscale("log")
             drawing.count_axis(axes.yaxis)
             drawing.legend(axes)
-            says = f"{label[0].upper()}{label[1:]} against batch size{of_setting(study, setting)}, over the second half of the runs."
+            where = of_setting(study, setting)
+            says = f"{label[0].upper()}{label[1:]} against batch size{where}, over the second half of the runs."
             pictures.append(picture(axes, f"{name}-{setting}", says, "gradients"))
     return pictures

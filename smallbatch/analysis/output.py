@@ -10,7 +10,8 @@ from typing import Any
 
 from smallbatch import __version__
 from smallbatch.analysis import drawing, page
-from smallbatch.analysis.answers import answers, warnings
+from smallbatch.analysis.answers import answers
+from smallbatch.analysis.caveats import warnings
 from smallbatch.analysis.study import Study
 from smallbatch.errors import UserError
 from smallbatch.records import write_bytes, write_json
@@ -64,13 +65,15 @@ def summary(study: Study) -> dict[str, Any]:
 def text(study: Study) -> str:
     """Return the answers and warnings as lines for a terminal."""
     lines: list[str] = []
-    for sentence in answers(study):
-        lines += textwrap.wrap(sentence, 110, subsequent_indent="  ", break_long_words=False)
+    for topic, sentences in answers(study).items():
+        lines.append(topic)
+        for sentence in sentences:
+            lines += textwrap.wrap(sentence, 110, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
     said = warnings(study)
     if said:
-        lines += ["", "before you believe it:"]
+        lines.append("Before you believe it")
         for sentence in said:
-            lines += textwrap.wrap(sentence, 110, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
+            lines += textwrap.wrap(sentence, 110, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
     return "\n".join(lines)
 
 

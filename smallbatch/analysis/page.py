@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from smallbatch.analysis import drawing, figures, grid_figures
-from smallbatch.analysis.answers import answers, unsaid, warnings
+from smallbatch.analysis.answers import FIRST, answers
+from smallbatch.analysis.caveats import unsaid, warnings
 from smallbatch.analysis.figures import Picture
 from smallbatch.analysis.sheets import Row, Sheet, cell_text
 from smallbatch.analysis.study import Study
@@ -39,8 +40,8 @@ SECTIONS = (
     Section("gaps", "Gaps between arms", "Difference in loss at the same batch size.",
             (figures.gaps_against_batch,), ("gaps",)),
     Section("curves", "Along the budget",
-            "The lowest loss over each grid at every budget. Where the learning rate falls to zero at the end, a loss on "
-            "the way is not what a shorter run would have reached.",
+            "The lowest loss over each grid at every budget. Where the learning rate falls to zero at the end, a loss "
+            "on the way is not what a shorter run would have reached.",
             (figures.curves_along_budget,), ("loss_at_budgets", "loss_curves")),
     Section("cost", "Cost to reach a loss",
             "What the cheapest cell of each grid spends until its smoothed curve first comes down to the target.",
@@ -100,7 +101,9 @@ def render(study: Study, pictures: dict[str, list[Picture]], title: str) -> str:
     environment.filters["download"] = lambda text: Markup("data:text/csv;charset=utf-8,") + quote(text)
     missing = unsaid(study)
     used = {picture.svg for own in pictures.values() for picture in own}
-    names = [name for name in drawing.palette() if any(f"({name})" in svg for svg in used) or name in ("--ink", "--line")]
+    names = [
+        name for name in drawing.palette() if any(f"({name})" in svg for svg in used) or name in ("--ink", "--line")
+    ]
     sections = [
         {"name": s.name, "title": s.title, "says": s.says, "unsaid": missing[s.name], "pictures": pictures[s.name],
          "sheets": [study.sheets[name] for name in s.sheets if study.rows(name)]}
@@ -109,6 +112,7 @@ def render(study: Study, pictures: dict[str, list[Picture]], title: str) -> str:
     return environment.get_template("page.html").render(
         title=title,
         answers=answers(study),
+        headline=FIRST,
         warnings=warnings(study),
         sections=sections,
         runs=study.sheets["runs"],
@@ -133,7 +137,9 @@ def _provenance(sweep: Row) -> dict:
         if key in ("name", *long) or value in (None, [], {}, ""):
             continue
         if isinstance(value, dict):
-            value = ", ".join(f"{k} {' and '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items())
+            value = ", ".join(
+                f"{k} {' and '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items()
+            )
         elif isinstance(value, list):
             value = (" to " if key == "finished" else ", ").join(map(str, value))
         facts.append((key.replace("_", " "), str(value)))

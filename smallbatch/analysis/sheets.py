@@ -5,6 +5,7 @@ person is decided once, here.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -51,8 +52,13 @@ def value_text(key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if key.endswith("_tokens") and math.isfinite(value):
-        return format_count(value)
+        return short_count(value)
     return batch_text(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def short_count(count: float) -> str:
+    """Write a count with a suffix and no more digits than it needs: 1M, 20.1k."""
+    return re.sub(r"\.(\d*?)0*(?=[A-Za-z])", lambda m: f".{m[1]}" if m[1] else "", format_count(count))
 
 
 def batch_text(size: float) -> str:
@@ -76,7 +82,7 @@ def cell_text(column: str, value: Any) -> str:
     if not isinstance(value, int | float):
         return str(value)
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞" if value > 0 else "-∞"
     unit = column.removesuffix("_low").removesuffix("_high").rpartition("_")[2]
     if "per" in column:
         return format_count(value)
@@ -89,3 +95,23 @@ def cell_text(column: str, value: Any) -> str:
     if unit in ("tokens", "steps", "flops", "params"):
         return f"{value:.3g}" if value >= 1e15 else format_count(value)
     return batch_text(value) if float(value).is_integer() and abs(value) < 1e6 else f"{value:.4g}"
+
+
+def size_text(size: float) -> str:
+    """Write a batch size that was worked out: three digits, and no power of ten below a million."""
+    return f"{size:.0f}" if 100 <= size < 1e6 else f"{size:.3g}"
+
+
+def listed(words: list[str]) -> str:
+    """Write a list as a person would: 'a, b and c'."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def counted(number: int, name: str) -> str:
+    """Write '1 seed', '2 seeds'."""
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
+def finite_number(value: float | None) -> bool:
+    """Whether a value of a row is known and finite."""
+    return value is not None and math.isfinite(value)
