@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
 from smallbatch import config as configs
+from smallbatch.analysis.intervals import LEVEL
+from smallbatch.analysis.table import Run, RunTable
 from smallbatch.records import MetricsWriter, Result, write_json, write_result
 
 CONTEXT_TOKENS = 256
@@ -155,3 +158,24 @@ def basin_cells(basin: Basin, batch_sizes, log2_lrs, seeds, rng=None, **values: 
 
 def replaced(cell: Cell, **changes: Any) -> Cell:
     return dataclasses.replace(cell, **changes)
+
+
+def table_of(cells: list[Cell], setting: str = "synthetic", arm: str = "adam") -> RunTable:
+    """Return cells as a run table, without going by way of files; the hyperparameters are what the cells vary."""
+    varied = {key for cell in cells for key in cell.values} - {"train.batch_size", "train.seed"}
+    runs = []
+    for cell in cells:
+        loss = np.inf if cell.status == "diverged" else np.nan if cell.loss_nats is None else cell.loss_nats
+        size = float(cell.values["train.batch_size"])
+        runs.append(
+            Run(setting=setting, arm=arm, batch_size=size, seed=cell.values.get("train.seed", 0), status=cell.status,
+                point=tuple((key, cell.values[key]) for key in sorted(varied)), loss_nats=loss,
+                learning_rate=cell.values.get("optimizer.peak_lr", np.nan), tokens=BUDGET_TOKENS,
+                steps=BUDGET_TOKENS / CONTEXT_TOKENS / size, flops=BUDGET_TOKENS * FLOPS_PER_TOKEN)
+        )  # fmt: skip
+    return RunTable(tuple(runs))
+
+
+def coverage(hits: int, repeats: int) -> bool:
+    """Whether intervals of level LEVEL hold it: not fewer hits than 99.9% of such counts have."""
+    return hits >= binom.ppf(0.001, repeats, LEVEL)

@@ -80,6 +80,8 @@ def solve(inverse: np.ndarray, log_y: np.ndarray) -> np.ndarray:
         tried = np.clip(theta - np.clip(step, -2, 2), lowest, highest)
         residual_tried, j_a_tried, j_b_tried = parts(tried)
         loss_tried = (residual_tried**2).sum(1)
+        if np.abs(loss_tried - loss).max() < 1e-15:
+            break
         better = loss_tried <= loss
         theta, loss = np.where(better[:, None], tried, theta), np.where(better, loss_tried, loss)
         residual, j_a, j_b = (

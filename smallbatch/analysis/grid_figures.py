@@ -8,9 +8,11 @@ from matplotlib.patches import Patch, Rectangle
 
 from smallbatch.analysis import drawing
 from smallbatch.analysis.figures import INK, Picture, column, of_setting, picture
-from smallbatch.analysis.robustness import scale, scale_text
+from smallbatch.analysis.learning_rates import LEARNING_RATE
+from smallbatch.analysis.robustness import scale_text
 from smallbatch.analysis.sheets import Row, batch_text, key_text, size_text, split, value_text
 from smallbatch.analysis.study import Study
+from smallbatch.analysis.surfaces import rank
 
 HIGHEST_RISE_NATS = 0.5  # as high as rises are drawn
 HEAT_RANGE_NATS = 0.24  # above the lowest loss: the range of colours of figure 1b of the paper
@@ -101,8 +103,13 @@ def random_search(study: Study) -> list[Picture]:
 
 
 def heat_maps(study: Study) -> list[Picture]:
+    """Panels for every pair of hyperparameters of an arm; of three or more, for those with the learning rate."""
     pictures = []
-    for (setting, arm, x, y), rows in split(study.rows("heat_maps"), "setting", "arm", "x", "y").items():
+    panels = split(study.rows("heat_maps"), "setting", "arm", "x", "y")
+    for (setting, arm, x, y), rows in panels.items():
+        own = [key for key in panels if key[:2] == (setting, arm)]
+        if len(own) > 1 and LEARNING_RATE not in (x, y) and any(LEARNING_RATE in key for key in own):
+            continue  # dozens of panels: the page says that the others are in the data
         losses = column(rows, "loss_nats")
         if not np.isfinite(losses).any():
             continue
@@ -117,8 +124,8 @@ def _heat_map(
 ) -> Picture:
     from matplotlib import colormaps
 
-    xs = sorted({row["x_value"] for row in rows}, key=lambda v: scale(x, v))
-    ys = sorted({row["y_value"] for row in rows}, key=lambda v: scale(y, v))
+    xs = sorted({row["x_value"] for row in rows}, key=rank)
+    ys = sorted({row["y_value"] for row in rows}, key=rank)
     losses = {(row["x_value"], row["y_value"]): row["loss_nats"] for row in rows}
     colours = colormaps["viridis_r"]
     left_inches = 0.25 + 0.085 * max(len(value_text(y, v)) for v in ys)

@@ -5,12 +5,23 @@ never run are two different kinds of hole, and neither is left blank.
 """
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis.robustness import hyperparameters, scale
 from smallbatch.analysis.sheets import Row
-from smallbatch.analysis.table import RunTable
+from smallbatch.analysis.table import Group, RunTable
+
+
+def varied(group: Group) -> list[str]:
+    """Return the hyperparameters with two values or more in a group; zero and words count, for nothing is multiplied."""
+    names = sorted({name for point in group.points for name, _ in point})
+    return [name for name in names if len(set(group.values(name)) - {None}) > 1]
+
+
+def rank(value: Any) -> tuple:
+    """What an axis is sorted by: numbers by size, before words."""
+    return (0, value, "") if isinstance(value, int | float) else (1, 0, str(value))
 
 
 def surfaces(table: RunTable) -> list[Row]:
@@ -18,13 +29,13 @@ def surfaces(table: RunTable) -> list[Row]:
     rows: list[Row] = []
     for group in table.groups:
         means = group.mean_P
-        for x, y in combinations(hyperparameters(group), 2):
+        for x, y in combinations(varied(group), 2):
             best: dict[tuple, float] = {}
             for x_value, y_value, mean in zip(group.values(x), group.values(y), means, strict=True):
                 if x_value is not None and y_value is not None:
                     known = best.get((x_value, y_value), np.nan)
                     best[x_value, y_value] = float(np.fmin(known, mean))
-            for x_value, y_value in sorted(best, key=lambda pair: (scale(x, pair[0]), scale(y, pair[1]))):
+            for x_value, y_value in sorted(best, key=lambda pair: (rank(pair[0]), rank(pair[1]))):
                 loss = best[x_value, y_value]
                 rows.append(
                     {"setting": group.setting, "arm": group.arm, "batch_size": group.batch_size, "x": x, "y": y,

@@ -67,14 +67,11 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
     if (path / "grid.json").exists():
         return _asked_for(path)
     if (path / "config.json").exists():
-        return Sweep(name, path, (Cell(path, naming.flatten(read_json(path / "config.json"))),), (), None)
+        return Sweep(name, path, (_run_directory(path),), (), None)
     cells = []
     for directory in sorted(p for p in path.iterdir() if p.is_dir() and (p / "config.json").exists()):
         try:
-            config = read_json(directory / "config.json")
-            if not isinstance(config, dict):
-                raise UserError(f"{directory / 'config.json'} is damaged: it holds no config")
-            cells.append(Cell(directory, naming.flatten(config)))
+            cells.append(_run_directory(directory))
         except UserError as error:
             notes[f"{error}; left out"] += 1
     if not cells:
@@ -83,6 +80,13 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
             "name a directory that `smallbatch.sweep` or `smallbatch.train` wrote"
         )
     return Sweep(name, path, tuple(cells), (), None)
+
+
+def _run_directory(path: Path) -> Cell:
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.json'} is damaged: it holds no config")
+    return Cell(path, naming.flatten(config))
 
 
 def _asked_for(path: Path) -> Sweep:
