@@ -4,7 +4,7 @@ One idea: as in figures.py; a line a batch size, in the batch size's colour.
 """
 
 import numpy as np
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from smallbatch.analysis import drawing
 from smallbatch.analysis.figures import INK, Picture, column, of_setting, picture
@@ -152,7 +152,8 @@ def _heat_map(
     axes.set_yticks(range(len(ys)), [value_text(y, v) for v in ys])
     for share in np.linspace(0, 1, HEAT_STEPS):
         sign = "≥ " if share == 1 else ""
-        axes.add_patch(Patch(facecolor=colours(share), label=f"{sign}{lowest + share * HEAT_RANGE_NATS:.2f}"))
+        label = f"{sign}{lowest + share * HEAT_RANGE_NATS:.2f}"
+        axes.add_patch(Rectangle((-2, -2), 1, 1, facecolor=colours(share), label=label))  # out of sight: for the legend
     drawing.legend(axes)
     says = (f"{arm} at batch size {batch_text(size)}: lowest loss for each {key_text(x)} and {key_text(y)}"
             f"{of_setting(study, setting)}; colours are the same at all batch sizes, grey: diverged.")  # fmt: skip

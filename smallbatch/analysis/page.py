@@ -48,8 +48,8 @@ SECTIONS = (
             (figures.cost_against_batch,), ("cost_to_target",)),
     Section("robustness", "Robustness to hyperparameters",
             "One hyperparameter of the tuned point is multiplied, the others stay (Marek et al. 2025, figure 3). The "
-            "largest regret is the largest rise between multipliers 1/8 and 8, as far as the grid reaches. Maps of three or "
-            "more hyperparameters are drawn against the learning rate; the other pairs are in heat_maps.csv.",
+            "largest regret is the largest rise between multipliers 1/8 and 8, as far as the grid reaches. Maps of "
+            "three or more hyperparameters are drawn against the learning rate; the other pairs are in heat_maps.csv.",
             (grid_figures.robustness_profiles, grid_figures.widths, grid_figures.heat_maps),
             ("robustness", "good_cells", "robustness_profiles", "heat_maps")),
     Section("search", "How much tuning it takes",

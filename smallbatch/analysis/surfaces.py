@@ -14,7 +14,7 @@ from smallbatch.analysis.table import Group, RunTable
 
 
 def varied(group: Group) -> list[str]:
-    """Return the hyperparameters with two values or more in a group; zero and words count, for nothing is multiplied."""
+    """Return the hyperparameters with two values or more in a group; zero and words count too."""
     names = sorted({name for point in group.points for name, _ in point})
     return [name for name in names if len(set(group.values(name)) - {None}) > 1]
 
