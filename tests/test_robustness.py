@@ -89,5 +89,6 @@ def test_a_map_shows_the_best_over_the_rest_and_tells_diverged_from_not_run():
         Cell(values(1e-3, 0.1, 1e6), None, "diverged"), Cell(values(2e-3, 0.1, 1e6), None, "missing"),
     ]  # fmt: skip
     rows = surfaces.surfaces(table_of(cells))
-    found = {(r["x_value"], r["y_value"]): r["loss_nats"] for r in rows if r["y"] == "optimizer.weight_decay"}
+    found = {(r["x_value"], r["y_value"]): r["loss_nats"] for r in rows
+             if (r["x"], r["y"]) == ("optimizer.peak_lr", "optimizer.weight_decay")}  # fmt: skip
     assert found == {(1e-3, 0.0): 2.4, (1e-3, 0.1): np.inf, (2e-3, 0.0): 2.6, (2e-3, 0.1): None}

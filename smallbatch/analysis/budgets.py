@@ -58,10 +58,10 @@ def loss_curves(table: RunTable) -> list[Row]:
     for group in table.groups if kind != "end" else ():
         for axis in AXES:
             found = [c for run in group.all_runs() if (c := curve_of(run, kind)) and np.isfinite(c.end[axis])]
-            if not found:
+            places = np.concatenate([c.axis(axis) for c in found]) if found else np.array([])
+            if not (places > 0).any():
                 continue
-            first = min(float(c.axis(axis)[0]) for c in found)
-            budgets = np.geomspace(first, max(c.end[axis] for c in found), PLACES)
+            budgets = np.geomspace(places[places > 0].min(), max(c.end[axis] for c in found), PLACES)
             losses = envelope(group, kind, axis, budgets)
             rows += [
                 {"setting": group.setting, "arm": group.arm, "batch_size": group.batch_size, "axis": axis,

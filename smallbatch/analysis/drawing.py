@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from smallbatch.analysis.sheets import batch_text, short_count
 
@@ -120,13 +120,22 @@ def count_axis(axis, log: bool = True, whole: bool = False) -> None:
     """Write counts with suffixes; ticks are sparse, for the figure is small."""
     if log:
         low, high = axis.get_view_interval()
-        decades = np.log10(max(high, 1e-300) / max(low, 1e-300))
-        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=7) if decades > 1 else MaxNLocator(5))
+        axis.set_major_locator(FixedLocator(log_ticks(low, high)))
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(MaxNLocator(6, integer=whole))
     axis.set_major_formatter(FuncFormatter(lambda x, _: number_text(x)))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return three to seven round numbers within the view of a logarithmic axis, or as many as there are."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    found: list[float] = []
+    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, *range(2, 10))):
+        found = [t for d in decades for m in mantissas if low <= (t := m * 10.0**d) <= high]
+        if len(found) >= 3:
+            break
+    return found[:: -(-len(found) // 7)] if found else [low, high]
 
 
 def number_text(x: float) -> str:

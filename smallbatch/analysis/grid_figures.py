@@ -141,10 +141,10 @@ def _heat_map(
             axes.add_patch(
                 Rectangle((i - 0.48, j - 0.47), 0.96, 0.94, facecolor=face, edgecolor="#0c0000", linewidth=0.6)
             )
-            text = "not run" if loss is None else "div." if np.isinf(loss) else f"{loss:.2f}"
+            text = "-" if loss is None else "div." if np.isinf(loss) else f"{loss:.2f}"
             if len(xs) <= 8:
                 ink = INK if loss is None else "#ffffff" if share > 0.45 and np.isfinite(loss) else "#010101"
-                axes.text(i, j, text, ha="center", va="center", fontsize=8.0, color=ink)
+                axes.text(i, j, text, ha="center", va="center", fontsize=9.0, color=ink)
     axes.set_xlim(-0.5, len(xs) - 0.5)
     axes.set_ylim(-0.5, len(ys) - 0.5)
     steps = max(1, -(-len(xs) // 8))
@@ -155,8 +155,9 @@ def _heat_map(
         label = f"{sign}{lowest + share * HEAT_RANGE_NATS:.2f}"
         axes.add_patch(Rectangle((-2, -2), 1, 1, facecolor=colours(share), label=label))  # out of sight: for the legend
     drawing.legend(axes)
-    says = (f"{arm} at batch size {batch_text(size)}: lowest loss for each {key_text(x)} and {key_text(y)}"
-            f"{of_setting(study, setting)}; colours are the same at all batch sizes, grey: diverged.")  # fmt: skip
+    where = of_setting(study, setting)
+    says = (f"{arm} at batch size {batch_text(size)}: lowest loss for each {key_text(x)} and {key_text(y)}{where}; "
+            "colours are the same at all batch sizes; grey: diverged; a dash: not run.")  # fmt: skip
     return picture(axes, f"heat-{setting}-{arm}-{x}-{y}-{batch_text(size)}", says, "heat_maps")
 
 
