@@ -3,19 +3,22 @@
 One idea: as in figures.py; a line a batch size, in the batch size's colour.
 """
 
+from itertools import product
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from smallbatch.analysis import drawing
 from smallbatch.analysis.figures import INK, Picture, column, of_setting, picture
 from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.robustness import scale_text
-from smallbatch.analysis.sheets import Row, batch_text, key_text, size_text, split, value_text
+from smallbatch.analysis.sheets import Row, batch_text, finite_number, key_text, size_text, split, value_text
 from smallbatch.analysis.study import Study
 from smallbatch.analysis.surfaces import rank
 
 HIGHEST_RISE_NATS = 0.5  # as high as rises are drawn
-HEAT_RANGE_NATS = 0.24  # above the lowest loss: the range of colours of figure 1b of the paper
+HEAT_RANGE_NATS = 0.24  # above the lowest loss of the worst batch size; figure 1b of the paper has as much
 HEAT_STEPS = 5
 DIVERGED, NOT_RUN = "#8c8c93", "none"
 
@@ -113,15 +116,22 @@ def heat_maps(study: Study) -> list[Picture]:
         losses = column(rows, "loss_nats")
         if not np.isfinite(losses).any():
             continue
-        lowest = float(losses[np.isfinite(losses)].min())
+        best = [
+            min(found)
+            for own in split(rows, "batch_size").values()
+            if (found := [row["loss_nats"] for row in own if finite_number(row["loss_nats"])])
+        ]
         for (size,), own in split(rows, "batch_size").items():
-            pictures.append(_heat_map(study, setting, arm, x, y, size, own, lowest))
+            title = f"{arm}, batch size {batch_text(size)}: loss; upwards {key_text(y)}"
+            axes = _heat_map(title, x, y, own, min(best), max(best) + HEAT_RANGE_NATS)
+            says = (f"{arm} at batch size {batch_text(size)}: lowest loss for each {key_text(x)} and {key_text(y)}"
+                    f"{of_setting(study, setting)}; colours are the same at all batch sizes; grey: diverged; a dash: "
+                    "not run.")  # fmt: skip
+            pictures.append(picture(axes, f"heat-{setting}-{arm}-{x}-{y}-{batch_text(size)}", says, "heat_maps"))
     return pictures
 
 
-def _heat_map(
-    study: Study, setting: str, arm: str, x: str, y: str, size: float, rows: list[Row], lowest: float
-) -> Picture:
+def _heat_map(title: str, x: str, y: str, rows: list[Row], lowest: float, highest: float) -> Axes:
     from matplotlib import colormaps
 
     xs = sorted({row["x_value"] for row in rows}, key=rank)
@@ -129,36 +139,27 @@ def _heat_map(
     losses = {(row["x_value"], row["y_value"]): row["loss_nats"] for row in rows}
     colours = colormaps["viridis_r"]
     left_inches = 0.25 + 0.085 * max(len(value_text(y, v)) for v in ys)
-    axes = drawing.new_axes(
-        key_text(x), f"{key_text(y)}; loss (nats/token), batch size {batch_text(size)}", left_inches
-    )
+    axes = drawing.new_axes(key_text(x), title, left_inches)
     axes.grid(False)
-    for i, x_value in enumerate(xs):
-        for j, y_value in enumerate(ys):
-            loss = losses.get((x_value, y_value))
-            share = 0.0 if loss is None else float(np.clip((loss - lowest) / HEAT_RANGE_NATS, 0, 1))
-            face = NOT_RUN if loss is None else DIVERGED if np.isinf(loss) else colours(share)
-            axes.add_patch(
-                Rectangle((i - 0.48, j - 0.47), 0.96, 0.94, facecolor=face, edgecolor="#0c0000", linewidth=0.6)
-            )
+    for (i, x_value), (j, y_value) in product(enumerate(xs), enumerate(ys)):
+        loss = losses.get((x_value, y_value))
+        share = 0.0 if loss is None else float(np.clip((loss - lowest) / (highest - lowest), 0, 1))
+        face = NOT_RUN if loss is None else DIVERGED if np.isinf(loss) else colours(share)
+        axes.add_patch(Rectangle((i - 0.48, j - 0.47), 0.96, 0.94, facecolor=face, edgecolor="#0c0000", linewidth=0.6))
+        if len(xs) <= 8:
             text = "-" if loss is None else "div." if np.isinf(loss) else f"{loss:.2f}"
-            if len(xs) <= 8:
-                ink = INK if loss is None else "#ffffff" if share > 0.45 and np.isfinite(loss) else "#010101"
-                axes.text(i, j, text, ha="center", va="center", fontsize=9.0, color=ink)
+            ink = INK if loss is None else "#ffffff" if share > 0.45 and np.isfinite(loss) else "#010101"
+            axes.text(i, j, text, ha="center", va="center", fontsize=9.0, color=ink)
     axes.set_xlim(-0.5, len(xs) - 0.5)
     axes.set_ylim(-0.5, len(ys) - 0.5)
-    steps = max(1, -(-len(xs) // 8))
-    axes.set_xticks(range(0, len(xs), steps), [value_text(x, v) for v in xs[::steps]])
+    every = max(1, -(-len(xs) // 8))
+    axes.set_xticks(range(0, len(xs), every), [value_text(x, v) for v in xs[::every]])
     axes.set_yticks(range(len(ys)), [value_text(y, v) for v in ys])
     for share in np.linspace(0, 1, HEAT_STEPS):
-        sign = "≥ " if share == 1 else ""
-        label = f"{sign}{lowest + share * HEAT_RANGE_NATS:.2f}"
+        label = f"{'≥ ' if share == 1 else ''}{lowest + share * (highest - lowest):.2f}"
         axes.add_patch(Rectangle((-2, -2), 1, 1, facecolor=colours(share), label=label))  # out of sight: for the legend
     drawing.legend(axes)
-    where = of_setting(study, setting)
-    says = (f"{arm} at batch size {batch_text(size)}: lowest loss for each {key_text(x)} and {key_text(y)}{where}; "
-            "colours are the same at all batch sizes; grey: diverged; a dash: not run.")  # fmt: skip
-    return picture(axes, f"heat-{setting}-{arm}-{x}-{y}-{batch_text(size)}", says, "heat_maps")
+    return axes
 
 
 def steps_to_target(study: Study) -> list[Picture]:
@@ -214,6 +215,7 @@ def gradients_against_batch(study: Study) -> list[Picture]:
     pictures = []
     wanted = (("grad_norm_sq", "mean squared gradient norm"), ("update_norm", "norm of an update"),
               ("path_per_token", "path length per token"), ("noise_scale_seqs", "noise scale (sequences)"))  # fmt: skip
+    fits = split(study.rows("noise_scale_fits"), "setting", "arm")
     for (setting,), rows in split(study.rows("gradients"), "setting").items():
         for name, label in wanted:
             known = [row for row in rows if (row[name] or 0) > 0]
@@ -223,6 +225,12 @@ def gradients_against_batch(study: Study) -> list[Picture]:
             for (arm,), own in split(known, "arm").items():
                 style = drawing.arm_style(study.table.arms.index(arm))
                 x = column(own, "batch_size")
+                fit = fits.get((setting, arm)) if name == "grad_norm_sq" else None
+                if fit:
+                    style["linestyle"] = "none"
+                    sizes = np.geomspace(x.min(), x.max(), 40)
+                    fitted = fit[0]["signal_sq"] + fit[0]["noise_sq"] / sizes
+                    axes.plot(sizes, fitted, color=style["color"], linewidth=1.0)
                 axes.plot(x, column(own, name), label=arm, **style)
             drawing.batch_axis(axes, [row["batch_size"] for row in known])
             axes.set_yscale("log")
@@ -230,5 +238,6 @@ def gradients_against_batch(study: Study) -> list[Picture]:
             drawing.legend(axes)
             where = of_setting(study, setting)
             says = f"{label[0].upper()}{label[1:]} against batch size{where}, over the second half of the runs."
+            says += " Lines: |G|² + tr(S)/B, fitted." if fits and name == "grad_norm_sq" else ""
             pictures.append(picture(axes, f"{name}-{setting}", says, "gradients"))
     return pictures
