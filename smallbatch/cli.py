@@ -24,11 +24,13 @@ def run(
     define_flags: Callable[[flags.FlagValues], None] | None = None,
     *,
     config: bool = True,
+    words: str = "",
 ) -> NoReturn:
     """Parse sys.argv, call `main(config, flags)`, or `main(flags)` when `config` is False, and exit.
 
     `define_flags(flags)` adds a command's own: `DEFINE_string("workdir", None, "...", flag_values=flags)`.
     `main` gets a validated config and reads its flags as `flags.workdir`; what it returns is the exit code.
+    `words` names arguments that are no flags, such as "WORKDIR ..."; `main` gets their list before the flags.
     A UserError is one line and exit code 2; Ctrl-C is exit code 130; everything else keeps its traceback.
     """
     logging.set_verbosity(logging.ERROR)  # absl's: libraries chat there
@@ -39,10 +41,11 @@ def run(
         flags.DEFINE_string("config", None, "a config file (default: that of configs/quickstart.py)", flag_values=own)
     try:
         if HELP & set(sys.argv[1:]):
-            print(_help(main, own, config))
+            print(_help(main, own, config, words))
             sys.exit(0)
-        settings = _settings(sys.argv[1:], own, config)
+        settings, found = _settings(sys.argv[1:], own, config, words)
         arguments = [_config(settings)] if config else []
+        arguments += [found] if words else []
         _parse(own, [f"--{name}={value}" for name, value in settings if not name.startswith("config.")])
         sys.exit(main(*arguments, own) or 0)
     except UserError as error:
@@ -59,8 +62,10 @@ def overridden_keys(argv: list[str]) -> set[str]:
     return {word.removeprefix("config.") for word in words if word.startswith("config.")}
 
 
-def _settings(argv: list[str], own: flags.FlagValues, config: bool) -> list[tuple[str, str]]:
-    """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out."""
+def _settings(
+    argv: list[str], own: flags.FlagValues, config: bool, named_words: str
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out, and words."""
     switches = {name for name in own if own[name].boolean}
     known = {*own}
     if config:
@@ -69,10 +74,13 @@ def _settings(argv: list[str], own: flags.FlagValues, config: bool) -> list[tupl
         types = {f"config.{key}": kind for key, (kind, _) in key_types().items()}
         switches |= {name for name, kind in types.items() if kind is bool}
         known |= types.keys()
-    settings, words = [], list(argv)
+    settings, words, others = [], list(argv), []
     while words:
         word = words.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
+        if named_words and not word.startswith("-"):
+            others.append(word)
+            continue
         if not word.startswith("-") or not name:
             raise UserError(f"unexpected argument {word!r}; settings are written --name=value")
         if name.startswith("no") and name[2:] in switches and not equals:
@@ -86,7 +94,7 @@ def _settings(argv: list[str], own: flags.FlagValues, config: bool) -> list[tupl
                 raise UserError(f"--{name} has no value; write --{name}=VALUE")
             value = words.pop(0)
         settings.append((name, value))
-    return settings
+    return settings, others
 
 
 def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
@@ -166,11 +174,16 @@ def _parse(values: flags.FlagValues, words: list[str]) -> None:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def _help(main: Callable, own: flags.FlagValues, config: bool) -> str:
+def _help(main: Callable, own: flags.FlagValues, config: bool, words: str) -> str:
     """Return what --help prints: the command's docstring, its flags, how a config is named and changed."""
     module = sys.modules[main.__module__]
     command = module.__spec__.name if module.__spec__ else str(module.__file__)
-    lines = [(module.__doc__ or "").strip(), "", f"usage: python -m {command} [--flag=value ...]", ""]
+    lines = [
+        (module.__doc__ or "").strip(),
+        "",
+        f"usage: python -m {command} {words}{' ' * bool(words)}[--flag=value ...]",
+        "",
+    ]
     for name in own:
         default = own[name].default
         shown = "" if default is None or own[name].boolean else f" (default: {default})"

@@ -1,0 +1,101 @@
+"""What is to be known before the answers are believed, and what cannot be said at all.
+
+One idea: nothing is dropped in silence. A missing cell, an optimum at the edge of its grid, one seed where three are
+needed, a comparison between unequals: each is a sentence on the first screen.
+"""
+
+import numpy as np
+
+from smallbatch.analysis.budgets import curve_kind
+from smallbatch.analysis.sheets import Row, batch_text, finite_number, key_text, listed, split
+from smallbatch.analysis.study import Study
+
+
+def warnings(study: Study) -> list[str]:
+    """Return what is to be known, the gravest first."""
+    table, said = study.table, []
+    counts = {
+        status: sum(run.status == status for run in table.runs) for status in ("missing", "failed", "cut", "diverged")
+    }
+    of = f"of {len(table.runs)} runs"
+    if counts["missing"]:
+        said.append(
+            f"{counts['missing']} {of} are missing: not run, or not finished. Their cells are left out, not guessed."
+        )
+    if counts["failed"]:
+        said.append(f"{counts['failed']} {of} failed; look at failed.json in their directories. They count as missing.")
+    if counts["cut"]:
+        said.append(f"{counts['cut']} {of} were cut short by early stopping: counted as worse than any finished one.")
+    if counts["diverged"]:
+        said.append(f"{counts['diverged']} {of} diverged: counted as a loss of +infinity.")
+    for row in study.rows("equal_flops"):
+        if row["chosen_loss_nats"] is not None and np.isinf(row["chosen_loss_nats"]):
+            said.append(f"{_place(study, row)}: the chosen cell ({row['chosen']}) diverged with other seeds.")
+    edges = [row for row in study.rows("robustness") if row["edge_of_grid"]]
+    said += [
+        f"{_place(study, row)}: the best {key_text(row['hyperparameter'])} is the {row['edge_of_grid']} of its grid: "
+        "optimum at the edge, widen the grid."
+        for row in edges
+    ]
+    chosen = [row for row in study.rows("equal_flops") if finite_number(row["chosen_loss_nats"])]
+    if not_repeated := [row for row in chosen if row["noise_over_seeds_nats"] is None]:
+        said.append(
+            f"{len(not_repeated)} of {len(chosen)} grids have one seed a cell: no interval can be given for them."
+        )
+    if flattered := [row for row in chosen if not row["held_out"] and row["trials"] > 1]:
+        said.append(
+            f"In {len(flattered)} of {len(chosen)} grids the seed that chose the cell reports it: its loss flatters."
+        )
+    said += _unequal(study)
+    return [*said, *table.notes]
+
+
+def _unequal(study: Study) -> list[str]:
+    """Say where the comparison is not between equals: grids, budgets, datasets, versions."""
+    said = []
+    unequal = []
+    for (setting, arm), rows in split(study.rows("equal_flops"), "setting", "arm").items():
+        trials = {row["trials"] for row in rows}
+        if len(trials) > 1:
+            unequal.append(f"{arm} {min(trials)} to {max(trials)}" + f" ({setting})" * (len(study.table.settings) > 1))
+    if unequal:
+        said.append(f"Trials a batch size are unequal, and more trials find a lower minimum: {listed(unequal)}.")
+    for (setting,), rows in split(study.rows("equal_flops"), "setting").items():
+        spent = [row["flops"] for row in rows if finite_number(row["flops"])]
+        if spent and max(spent) > 1.01 * min(spent):
+            said.append(
+                f"{setting}: runs spent {min(spent):.3g} to {max(spent):.3g} FLOPs; their final losses are not at "
+                "equal FLOPs."
+            )
+    datasets = {sha for sweep in study.table.provenance for sha in sweep.get("datasets", ())}
+    if len(datasets) > 1:
+        said.append(f"The runs saw {len(datasets)} different datasets: their losses cannot be compared.")
+    for package in ("smallbatch", "jax"):
+        versions = {v for sweep in study.table.provenance for v in sweep.get("versions", {}).get(package, ())}
+        if len(versions) > 1:
+            said.append(f"The runs were made with {package} {listed(sorted(versions))}.")
+    return said
+
+
+def unsaid(study: Study) -> dict[str, str]:
+    """Return, by section, what cannot be said and what it would take."""
+    sizes = len(study.table.batch_sizes)
+    one = "There is one batch size; " if sizes == 1 else ""
+    records = "" if curve_kind(study.table) != "end" else "These runs have no records along the way; "
+    return {
+        "loss": "No run came to a finite loss.",
+        "gaps": "A gap needs two arms with a finite loss at the same batch size.",
+        "curves": f"{records}curves need metrics.jsonl with at least two records a run.",
+        "cost": f"{records}a cost needs runs that reach a common loss, with tokens, FLOPs, steps or seconds.",
+        "robustness": "Robustness needs a hyperparameter with two values or more at the same batch size.",
+        "search": "Random search needs a grid of two cells or more at the same batch size.",
+        "rates": f"{one}a law of the learning rate needs two batch sizes whose best is inside its grid.",
+        "critical": f"{one}a critical batch size needs three batch sizes that reach one loss, with their steps.",
+        "gradients": "No run recorded gradients; set train.diagnostics.",
+        "hardware": "Speed and memory were not recorded.",
+    }
+
+
+def _place(study: Study, row: Row) -> str:
+    setting = f" ({row['setting']})" if len(study.table.settings) > 1 else ""
+    return f"{row['arm']}{setting} at batch size {batch_text(row['batch_size'])}"

@@ -1,0 +1,194 @@
+"""The figures that answer the first questions: loss against batch size, gaps, curves, cost, learning rates, speed.
+
+One idea: a figure is drawn from the rows of a sheet, comes with the sentence that says what it shows, and is left out
+where it would be empty. A panel is one small SVG; the page lays panels side by side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from smallbatch.analysis import drawing, gaps
+from smallbatch.analysis.sheets import Row, batch_text, split
+from smallbatch.analysis.study import Study
+
+FIRST_POINTS = 3  # a line needs that many places along a budget
+NAMED = 4  # grids that a sentence names, one by one
+INK = "#000000"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One panel: its SVG, the sentence that says what it shows, and the sheet that its data are in."""
+
+    name: str
+    svg: str
+    says: str
+    sheet: str
+
+
+def picture(axes: Axes, name: str, says: str, sheet: str) -> Picture:
+    safe = "".join(c if c.isalnum() else "-" for c in name)
+    return Picture(safe, drawing.to_svg(axes, safe, says), says, sheet)
+
+
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    return np.array([np.nan if row[name] is None else row[name] for row in rows], float)
+
+
+def of_setting(study: Study, setting: str) -> str:
+    """Name the setting in a sentence where there are several."""
+    return f" ({setting})" if len(study.table.settings) > 1 else ""
+
+
+def with_intervals(axes: Axes, rows: Sequence[Row], y: str, label: str, **style) -> None:
+    """Draw a line with markers over batch sizes, and bars where the rows have intervals."""
+    x, value = column(rows, "batch_size"), column(rows, y)
+    known = np.isfinite(value)
+    low, high = column(rows, f"{y}_low"), column(rows, f"{y}_high")
+    axes.plot(x[known], value[known], label=label, **style)
+    bars = known & np.isfinite(low) & np.isfinite(high)
+    axes.vlines(x[bars], low[bars], high[bars], color=style["color"], linewidth=1.0, alpha=0.8)
+
+
+def loss_against_batch(study: Study) -> list[Picture]:
+    pictures = []
+    finite = [row for row in study.rows("equal_flops") if np.isfinite(row["chosen_loss_nats"] or np.inf)]
+    losses = column(finite, "chosen_loss_nats")
+    for (setting,), rows in split(finite, "setting").items():
+        axes = drawing.new_axes("batch size (sequences)", "loss (nats/token)")
+        for (arm,), own in split(rows, "arm").items():
+            with_intervals(axes, own, "chosen_loss_nats", arm, **drawing.arm_style(study.table.arms.index(arm)))
+        if len(study.table.settings) > 1:  # side by side, on one scale
+            axes.set_ylim(losses.min() - 0.05 * np.ptp(losses) - 0.01, losses.max() + 0.05 * np.ptp(losses) + 0.01)
+        drawing.batch_axis(axes, [row["batch_size"] for row in rows])
+        drawing.legend(axes)
+        where = of_setting(study, setting)
+        says = f"Loss of the chosen cell at equal FLOPs against batch size{where}; bars: 90% intervals."
+        pictures.append(picture(axes, f"loss-{setting}", says, "equal_flops"))
+    return pictures
+
+
+def gaps_against_batch(study: Study) -> list[Picture]:
+    """Every arm minus the reference arm; and where one optimizer has several arms, those minus the first of them."""
+    pictures = []
+    reference = gaps.reference_arm(study.table)
+    for (setting,), rows in split(study.rows("gaps"), "setting").items():
+        axes, drawn = drawing.new_axes("batch size (sequences)", f"loss minus that of {reference} (nats)"), []
+        for arm in study.table.arms:
+            own = [row for row in gaps.between(rows, arm, str(reference)) if np.isfinite(row["gap_nats"])]
+            if own:
+                with_intervals(axes, own, "gap_nats", arm, **drawing.arm_style(study.table.arms.index(arm)))
+                drawn += own
+        if not drawn:
+            continue
+        axes.axhline(0, color=INK, linewidth=0.8)
+        drawing.batch_axis(axes, [row["batch_size"] for row in drawn])
+        drawing.legend(axes)
+        where = of_setting(study, setting)
+        says = f"How much more loss than {reference} at the same batch size and FLOPs{where}; bars: 90% intervals."
+        pictures.append(picture(axes, f"gap-{setting}", says, "gaps"))
+    return pictures
+
+
+AXIS_LABELS = {"flops": "training FLOPs", "steps": "optimizer steps", "secs": "seconds of training", "tokens": "tokens"}
+
+
+def curves_along_budget(study: Study) -> list[Picture]:
+    pictures = []
+    for (setting, arm), rows in split(study.rows("loss_curves"), "setting", "arm").items():
+        for name in ("flops", "steps", "secs"):
+            axes, drawn = drawing.new_axes(AXIS_LABELS[name], f"{arm}: {rows[0]['loss']} loss (nats) by batch size"), 0
+            for (size,), own in split([row for row in rows if row["axis"] == name], "batch_size").items():
+                if len(own) >= FIRST_POINTS:
+                    x, y = column(own, "budget"), column(own, "loss_nats")
+                    axes.plot(x, y, color=drawing.batch_colour(size), label=batch_text(size))
+                    drawn += 1
+            if not drawn:
+                continue
+            axes.set_xscale("log")
+            drawing.count_axis(axes.xaxis)
+            drawing.legend(axes)
+            says = (f"{arm}: lowest loss over the grid against {AXIS_LABELS[name]}{of_setting(study, setting)}, "
+                    "a line a batch size.")  # fmt: skip
+            pictures.append(picture(axes, f"curve-{setting}-{arm}-{name}", says, "loss_curves"))
+    return pictures
+
+
+def cost_against_batch(study: Study) -> list[Picture]:
+    pictures = []
+    for (setting,), rows in split(study.rows("cost_to_target"), "setting").items():
+        for name, unit in (("flops", "FLOPs"), ("secs", "seconds")):
+            reached = [row for row in rows if np.isfinite(row[f"{name}_ratio"])]
+            if len(reached) < 2:
+                continue
+            target = reached[0]["target_loss_nats"]
+            axes = drawing.new_axes("batch size (sequences)", f"{unit} to {target:g} nats, x the least")
+            for (arm,), own in split(reached, "arm").items():
+                style = drawing.arm_style(study.table.arms.index(arm))
+                axes.plot(column(own, "batch_size"), column(own, f"{name}_ratio"), label=arm, **style)
+            drawing.batch_axis(axes, [row["batch_size"] for row in rows])
+            axes.set_yscale("log")
+            drawing.count_axis(axes.yaxis)
+            drawing.legend(axes)
+            never = [f"{row['arm']} at {batch_text(row['batch_size'])}" for row in rows if np.isinf(row[name])]
+            listed = ", ".join(never) if len(never) <= NAMED else f"{len(never)} of {len(rows)} grids, see the data"
+            says = (
+                f"{unit[0].upper()}{unit[1:]} to reach {target:g} nats, as a multiple of the "
+                f"least{of_setting(study, setting)}." + (f" Never there: {listed}." if never else "")
+            )
+            pictures.append(picture(axes, f"cost-{setting}-{name}", says, "cost_to_target"))
+    return pictures
+
+
+def learning_rate_against_batch(study: Study) -> list[Picture]:
+    pictures = []
+    laws = split(study.rows("learning_rate_laws"), "setting", "arm")
+    for (setting,), rows in split(study.rows("learning_rates"), "setting").items():
+        if len({row["batch_size"] for row in rows}) < 2:
+            continue
+        axes = drawing.new_axes("batch size (sequences)", "best learning rate")
+        for (arm,), own in split(rows, "arm").items():
+            style = drawing.arm_style(study.table.arms.index(arm))
+            name = "best_learning_rate" if any(r["best_learning_rate"] for r in own) else "tuned_learning_rate"
+            inside = [{"tuned_learning_rate_low": None, "tuned_learning_rate_high": None, **row} for row in own
+                      if row[name] and not row["edge_of_grid"]]  # fmt: skip
+            with_intervals(axes, inside, name, arm, **{**style, "linestyle": "none"})
+            edges = [r for r in own if r["edge_of_grid"]]
+            axes.plot(column(edges, "batch_size"), column(edges, "tuned_learning_rate"), linestyle="none", marker="_",
+                      color=style["color"], markersize=9)  # fmt: skip
+            if found := laws.get((setting, arm)):
+                x = column(own, "batch_size")
+                axes.plot(x, found[0]["coefficient"] * x ** found[0]["exponent"], color=style["color"], linewidth=0.9)
+        drawing.batch_axis(axes, [row["batch_size"] for row in rows])
+        axes.set_yscale("log")
+        drawing.count_axis(axes.yaxis)
+        drawing.legend(axes)
+        says = (f"Best learning rate against batch size{of_setting(study, setting)}; lines: fitted power laws; a dash: "
+                "the best cell lies at the edge of its grid, and is not fitted.")  # fmt: skip
+        pictures.append(picture(axes, f"learning-rate-{setting}", says, "learning_rates"))
+    return pictures
+
+
+def speed_and_memory(study: Study) -> list[Picture]:
+    pictures = []
+    wanted = (("tokens_per_sec", "tokens per second", 1.0), ("peak_memory_bytes", "peak memory (MiB)", 2.0**20))
+    for (setting,), rows in split(study.rows("hardware"), "setting").items():
+        for name, label, unit in wanted:
+            known = [row for row in rows if np.isfinite(row[name])]
+            if len({row["batch_size"] for row in known}) < 2:
+                continue
+            axes = drawing.new_axes("batch size (sequences)", label)
+            for (arm,), own in split(known, "arm").items():
+                style = drawing.arm_style(study.table.arms.index(arm))
+                axes.plot(column(own, "batch_size"), column(own, name) / unit, label=arm, **style)
+            axes.set_ylim(bottom=0)
+            drawing.batch_axis(axes, [row["batch_size"] for row in known])
+            drawing.count_axis(axes.yaxis, log=False)
+            drawing.legend(axes)
+            where = of_setting(study, setting)
+            says = f"{label[0].upper()}{label[1:]} against batch size{where}, medians over finished runs."
+            pictures.append(picture(axes, f"{name}-{setting}", says, "hardware"))
+    return pictures

@@ -1,0 +1,81 @@
+"""Gradients and updates against batch size, where runs recorded them (train.diagnostics).
+
+One idea: E|g_B|^2 = |G|^2 + tr(S)/B. Over batch sizes that is a line in 1/B whose ratio of slope to intercept is the
+noise scale; inside each run it was estimated too, from parts of a batch or successive gradients. The two need not
+agree: runs at different batch sizes are at different places. Source: McCandlish et al. 2018 (arXiv 1812.06162),
+section 2 and appendix A.1.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from smallbatch.analysis import batch_law, intervals
+from smallbatch.analysis.equal_flops import bounds, choose
+from smallbatch.analysis.sheets import Row
+from smallbatch.analysis.table import RunTable
+
+FIELDS = ("grad_norm", "update_norm", "update_rms", "update_cosine", "path_per_token", "clipped_frac")
+SQUARES = ("grad_signal_sq", "grad_noise_sq")
+
+
+def second_half(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the means of what train records say of gradients and updates, over the second half of the records.
+
+    The first half holds the warm-up and the fall from the start, where norms are of another size. Fields without any
+    number are left out. `grad_norm_sq` is the mean of the squares of the recorded norms.
+    """
+    half = records[len(records) // 2 :]
+    found: dict[str, float] = {}
+    for name in (*FIELDS, *SQUARES):
+        values = [record[name] for record in half if record.get(name) is not None]
+        if values:
+            found[name] = float(np.mean(values))
+            if name == "grad_norm":
+                found["grad_norm_sq"] = float(np.mean(np.square(values)))
+    return found
+
+
+def gradient_rows(table: RunTable) -> list[Row]:
+    """Return gradient and update norms of the chosen cell at each batch size, means over its seeds."""
+    rows: list[Row] = []
+    for group in table.groups:
+        choice = choose(group)
+        runs = [run for run in group.runs[choice.index] if run and run.gradients] if choice else []
+        if not runs:
+            continue
+        mean = lambda name, runs=runs: _mean([run.gradients[name] for run in runs if name in run.gradients])
+        signal, noise = mean("grad_signal_sq"), mean("grad_noise_sq")
+        scale = noise / signal if noise is not None and signal is not None and signal > 0 else None
+        context = _mean([run.context_tokens for run in runs if np.isfinite(run.context_tokens)])
+        rows.append(
+            {"setting": group.setting, "arm": group.arm, "batch_size": group.batch_size, "seeds": len(runs),
+             "grad_norm_sq": mean("grad_norm_sq"), "grad_signal_sq": signal, "grad_noise_sq": noise,
+             "noise_scale_seqs": scale, "noise_scale_tokens": scale * context if scale and context else None,
+             **{name: mean(name) for name in FIELDS if name != "grad_norm"}}
+        )  # fmt: skip
+    return rows
+
+
+def noise_scale_fits(rows: list[Row]) -> list[Row]:
+    """Fit E|g|^2 = |G|^2 + tr(S)/B over the batch sizes of each arm; needs three."""
+    fits: list[Row] = []
+    for setting, arm in dict.fromkeys((row["setting"], row["arm"]) for row in rows):
+        own = [r for r in rows if (r["setting"], r["arm"]) == (setting, arm) and (r["grad_norm_sq"] or 0) > 0]
+        if len(own) < 3:
+            continue
+        sizes = np.array([row["batch_size"] for row in own])
+        law = batch_law.fit(sizes, np.array([row["grad_norm_sq"] for row in own]), "gradients", setting, arm)
+        if law is None:
+            continue
+        interval = intervals.central(law.draws[:, 1] / law.draws[:, 0]) if law.draws is not None else None
+        fits.append(
+            {"setting": setting, "arm": arm, "signal_sq": law.a, "noise_sq": law.b, "noise_scale_seqs": law.ratio,
+             **bounds("noise_scale_seqs", interval), "batch_sizes": law.points}
+        )  # fmt: skip
+    return fits
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None

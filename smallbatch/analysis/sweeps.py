@@ -1,0 +1,230 @@
+"""Sweep and run directories of this trainer, read into the run table.
+
+One idea: a cell is what its directory says it is, and a directory that says nothing is a missing cell. A file that is
+damaged costs its cell and is stated; only a directory that holds no runs at all is refused.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallbatch.analysis import curves, gradients, naming
+from smallbatch.analysis.naming import Identity, Named
+from smallbatch.analysis.table import Run, RunTable, without_duplicates
+from smallbatch.errors import UserError
+from smallbatch.records import STATUSES, read_json, read_metrics
+
+GRID_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run that was asked for: where it is, or would be, and its config as {dotted key: value}."""
+
+    directory: Path
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A directory of cells; `base` is the config that they deviate from, where there is one."""
+
+    name: str
+    directory: Path
+    cells: tuple[Cell, ...]
+    arm_keys: tuple[str, ...]
+    base: dict[str, Any] | None
+
+
+def read(paths: Sequence[Path]) -> RunTable:
+    """Return the run table of sweep directories, run directories, or directories of run directories."""
+    notes: Counter[str] = Counter()
+    sweeps = _told_apart([find(path, notes) for path in paths])
+    identities = naming.identify(
+        [Named(sweep.name, [cell.config for cell in sweep.cells], sweep.arm_keys) for sweep in sweeps]
+    )
+    runs: list[Run] = []
+    provenance: list[dict[str, Any]] = []
+    for sweep, own in zip(sweeps, identities, strict=True):
+        results: list[dict[str, Any]] = []
+        found = [_read_cell(cell, i, notes, results) for cell, i in zip(sweep.cells, own, strict=True)]
+        runs += found
+        provenance.append(_provenance(sweep, found, results))
+    kept, dropped = without_duplicates(runs)
+    said = [text if count == 1 else f"{text} ({count} times)" for text, count in notes.items()]
+    return RunTable(tuple(kept), (*said, *dropped), tuple(provenance))
+
+
+def find(path: Path, notes: Counter[str]) -> Sweep:
+    """Return the cells of a directory. Raises UserError where it holds neither a sweep nor a run."""
+    if not path.is_dir():
+        raise UserError(f"there is no directory {path}; name a sweep directory, a run directory or a folder of runs")
+    name = path.resolve().name
+    if (path / "grid.json").exists():
+        return _asked_for(path)
+    if (path / "config.json").exists():
+        return Sweep(name, path, (_run_directory(path),), (), None)
+    cells = []
+    for directory in sorted(p for p in path.iterdir() if p.is_dir() and (p / "config.json").exists()):
+        try:
+            cells.append(_run_directory(directory))
+        except UserError as error:
+            notes[f"{error}; left out"] += 1
+    if not cells:
+        raise UserError(
+            f"{path} is no sweep (grid.json), no run (config.json, result.json) and holds no runs; "
+            "name a directory that `smallbatch.sweep` or `smallbatch.train` wrote"
+        )
+    return Sweep(name, path, tuple(cells), (), None)
+
+
+def _run_directory(path: Path) -> Cell:
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{path / 'config.json'} is damaged: it holds no config")
+    return Cell(path, naming.flatten(config))
+
+
+def _asked_for(path: Path) -> Sweep:
+    grid = read_json(path / "grid.json")
+    try:
+        if grid["format"] != GRID_FORMAT:
+            raise UserError(f"{path / 'grid.json'} has format {grid['format']!r}, not {GRID_FORMAT}; update smallbatch")
+        base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
+        cells = tuple(
+            Cell(path / "cells" / cell["id"], {**base, **cell["values"], **cell["config"]}) for cell in grid["cells"]
+        )
+        arm_keys = (arms,) if isinstance(arms, str) else tuple(map(str, arms))
+        name = str(grid["name"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / 'grid.json'} is damaged ({error}); restore it from a copy") from error
+    if not cells:
+        raise UserError(f"{path / 'grid.json'} asks for no cells; there is nothing to report")
+    return Sweep(name, path, cells, arm_keys, grid["config"])
+
+
+def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
+    """Sweeps of the same name are called by their directories, so that they stay two settings."""
+    times = Counter(sweep.name for sweep in sweeps)
+    directories = {sweep.directory.resolve() for sweep in sweeps}
+    if len(directories) < len(sweeps):
+        raise UserError("a directory is named twice; name each once")
+    return [
+        sweep if times[sweep.name] == 1 else
+        Sweep(str(sweep.directory), sweep.directory, sweep.cells, sweep.arm_keys, sweep.base)
+        for sweep in sweeps
+    ]  # fmt: skip
+
+
+def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: list[dict[str, Any]]) -> Run:
+    """Return the run of a cell. What cannot be read is noted, and makes it a missing one."""
+    where, config = cell.directory, cell.config
+    try:
+        status, loss, result = _outcome(where)
+    except UserError as error:
+        status, loss, result = "missing", np.nan, {}
+        notes[f"{error}; counted as missing"] += 1
+    known: dict[str, Any] = {}
+    if result:
+        results.append(result)
+        known = _along_the_run(where, notes)
+    return Run(
+        setting=identity.setting,
+        arm=identity.arm,
+        point=identity.point,
+        batch_size=_number(config.get(naming.BATCH_SIZE)),
+        seed=int(config.get(naming.SEED) or 0),
+        status=status,
+        loss_nats=loss,
+        average_loss_nats=_number(result.get("average_validation_loss_nats")),
+        learning_rate=known.pop("peak_lr", _number(config.get("optimizer.peak_lr"))),
+        tokens=_number(result.get("tokens")),
+        flops=_number(result.get("flops")),
+        steps=_number(result.get("optimizer_steps")),
+        secs=_number(result.get("secs")),
+        tokens_per_sec=_number(result.get("tokens_per_sec")),
+        peak_memory_bytes=_number(result.get("peak_memory_bytes")),
+        params=_number(result.get("params")),
+        context_tokens=_number(config.get("model.context_tokens")),
+        source=str(where),
+        **known,
+    )
+
+
+def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
+    """Return (status, loss, result.json) of a run directory; the result is {} where the run did not end by itself.
+
+    Read key by key, not by records.read_result, which refuses results of other versions: they are read years later.
+    """
+    if (where / "result.json").exists():
+        result = read_json(where / "result.json")
+        if not isinstance(result, dict) or result.get("status") not in STATUSES:
+            raise UserError(f"{where / 'result.json'} is not the result of a run")
+        if result["status"] == "preempted":
+            return "missing", np.nan, {}
+        loss = _number(result.get("validation_loss_nats"))
+        diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
+        return ("diverged", np.inf, result) if diverged else ("done", loss, result)
+    if (where / "cut.json").exists():
+        return "cut", _number(read_json(where / "cut.json").get("validation_loss_nats")), {}
+    return ("failed" if (where / "failed.json").exists() else "missing"), np.nan, {}
+
+
+def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
+    """Return the curves of a run, what it recorded of gradients, and its learning rate after transfer rules."""
+    known: dict[str, Any] = {}
+    try:
+        records = read_metrics(where / "metrics.jsonl")
+        train = [record for record in records if record["kind"] == "train"]
+        if train:
+            known["training"] = curves.training_curve(train)
+            known["gradients"] = gradients.second_half(train)
+            validations = [record for record in records if record["kind"] == "validation"]
+            if validations:
+                known["validation"] = curves.validation_curve(validations, known["training"])
+        with (where / "metrics.jsonl").open("rb") as file:
+            if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                notes["a metrics.jsonl ends in half a line, which was left out"] += 1
+    except UserError as error:
+        notes[f"{error}; its curve was left out"] += 1
+    if (where / "plan.json").exists():
+        try:
+            known["peak_lr"] = _number(read_json(where / "plan.json")["hypers"]["peak_lr"])
+        except (UserError, KeyError, TypeError) as error:
+            notes[f"{where / 'plan.json'} has no learning rate ({error}); that of the config is taken"] += 1
+    return known
+
+
+def _provenance(sweep: Sweep, runs: list[Run], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Say where the numbers come from: versions, code, data, devices, seeds, statuses, the base config."""
+    versions: dict[str, set[str]] = {}
+    for result in results:
+        for package, version in (result.get("versions") or {}).items():
+            versions.setdefault(package, set()).add(str(version))
+    different = lambda key: sorted({str(result.get(key)) for result in results if result.get(key) is not None})
+    devices = {" ".join(map(str, (result.get("device") or {}).values())) for result in results}
+    return {
+        "name": sweep.name,
+        "directory": str(sweep.directory),
+        "cells": len(runs),
+        "statuses": dict(Counter(run.status for run in runs)),
+        "seeds": sorted({run.seed for run in runs}),
+        "versions": {package: sorted(found) for package, found in sorted(versions.items())},
+        "code": different("git_sha"),
+        "code_with_local_changes": sum(bool(result.get("git_dirty")) for result in results),
+        "datasets": different("dataset_sha256"),
+        "devices": sorted(devices),
+        "fingerprints": different("fingerprint"),
+        "finished": [min(times), max(times)] if (times := different("finished")) else [],
+        "config": sweep.base,
+    }
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return np.nan
+    return float(value)

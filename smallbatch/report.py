@@ -1,0 +1,50 @@
+"""Report what a grid says: best batch size, optimizer gaps, robustness, cost, critical batch size.
+
+Reads sweep directories, run directories, or a CSV or Parquet file of another trainer's runs, and writes a page, tables
+and summary.json. It needs no accelerator, and the runs may be years old.
+"""
+
+from pathlib import Path
+
+from absl import flags as absl_flags
+
+from smallbatch import cli
+from smallbatch.errors import UserError
+
+
+def define_flags(flags) -> None:
+    string = lambda name, text: absl_flags.DEFINE_string(name, None, text, flag_values=flags)
+    number = lambda name, default, text, **bounds: absl_flags.DEFINE_float(
+        name, default, text, flag_values=flags, **bounds
+    )
+    string("out", "directory of the report; unset: WORKDIR/report, and ./report for several or for a --csv")
+    string("csv", "a CSV or Parquet file of runs, a row each")
+    string("columns", "what its columns are: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter's without =")
+    number("delta_nats", 0.02, "a loss this much above the best still counts as good", lower_bound=0.0)
+    number("target_loss_nats", None, "loss of costs and critical batch sizes; unset: one that many grids reach")
+    number("overhead_frac", 0.2, "overhead that defines the critical batch size", lower_bound=0.0)
+    number("reference_batch_size", None, "where its perfect scaling starts; unset: the smallest", lower_bound=0.0)
+
+
+def main(words: list[str], flags) -> None:
+    if not words and not flags.csv:
+        raise UserError("name a sweep directory: python -m smallbatch.report WORKDIR, or a file: --csv=runs.csv")
+    if flags.columns and not flags.csv:
+        raise UserError("--columns names the columns of a --csv, and there is none")
+    from smallbatch.analysis import columns, output, study, sweeps
+    from smallbatch.analysis.table import joined
+
+    tables = [sweeps.read([Path(word) for word in words])] if words else []
+    if flags.csv:
+        tables.append(columns.read(Path(flags.csv), flags.columns or ""))
+    questions = study.Questions(
+        flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size
+    )
+    found = study.analyze(joined(tables), questions)
+    default = Path(words[0]) / "report" if len(words) == 1 and not flags.csv else Path("report")
+    page = output.write(found, Path(flags.out) if flags.out else default)
+    print(f"{output.text(found)}\n\n{page}")
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, config=False, words="WORKDIR ...")

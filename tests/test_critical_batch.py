@@ -1,0 +1,121 @@
+"""Critical batch size, budgets and costs from sweeps on disk whose curves are known."""
+
+import numpy as np
+import pytest
+from grids import CONTEXT_TOKENS, Cell, write_sweep
+
+from smallbatch.analysis import budgets, critical_batch, gradients, sweeps
+from smallbatch.records import read_json, write_json
+
+SIZES = (1, 2, 4, 8, 16, 32)
+BUDGET_TOKENS = 2**24  # whole steps between records at every batch size
+A, B = 20.0, 400.0  # steps to reach 3 nats: A + B / batch size
+
+
+def curve(batch_size):
+    """A straight line in steps that comes to 3 nats after A + B / batch size steps."""
+    steps = BUDGET_TOKENS / CONTEXT_TOKENS / batch_size
+    return lambda share: 5.0 - 2.0 * share * steps / (A + B / batch_size)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    cells = [
+        Cell({"train.batch_size": b, "train.budget_tokens": BUDGET_TOKENS}, float(curve(b)(1.0)), curve=curve(b),
+             records=512, tokens_per_sec=1e4 * b**0.5,
+             extra={"grad_norm": lambda _, b=b: (2 + 50 / b) ** 0.5, "update_norm": lambda _, b=b: 0.1 * b,
+                    "grad_signal_sq": lambda _: 2.0, "grad_noise_sq": lambda _: 60.0})
+        for b in SIZES
+    ]  # fmt: skip
+    return sweeps.read([write_sweep(tmp_path_factory.mktemp("sweep"), cells)])
+
+
+def test_the_law_of_steps_and_the_critical_batch_size_are_found(table):
+    (found,) = critical_batch.critical_batches(table, target_nats=3.0)
+    assert found.steps == pytest.approx(A + B / np.array(SIZES), rel=1e-6)
+    assert (found.law.a, found.law.b) == pytest.approx((A, B), rel=1e-6)
+    assert found.batch_size == pytest.approx(1.2 * 1 + 0.2 * 20)
+
+
+def test_overhead_and_reference_change_the_number_and_its_definition(table):
+    (found,) = critical_batch.critical_batches(table, 3.0, overhead_frac=0.5, reference_batch_size=4)
+    assert found.batch_size == pytest.approx(1.5 * 4 + 0.5 * 20)
+    assert found.definition == (
+        "largest batch size whose steps to a training loss of 3 nats are at most 1.5 x perfect scaling from batch "
+        "size 4"
+    )
+    # by the definition itself: at B* the steps are exactly 1.5 x those of perfect scaling
+    steps = lambda size: A + B / size
+    assert steps(found.batch_size) == pytest.approx(1.5 * steps(4) * 4 / found.batch_size)
+
+
+def test_a_target_that_is_not_reached_or_reached_at_once_leaves_a_batch_size_out_and_says_so(table):
+    lowest = float(curve(32)(1.0))
+    (found,) = critical_batch.critical_batches(table, target_nats=lowest - 0.5)
+    assert found.not_reached == (32.0,) and 32 not in found.batch_sizes
+    first = [float(c.loss_nats[0]) for run in table.runs if (c := budgets.curve_of(run, "training"))]
+    (found,) = critical_batch.critical_batches(table, target_nats=sorted(first)[3])
+    assert set(found.at_once) == {size for size, loss in zip(SIZES, first, strict=True) if loss <= sorted(first)[3]}
+
+
+def test_cost_ratios_are_those_of_the_curves(table):
+    rows = {row["batch_size"]: row for row in budgets.cost_ratios(table, target_nats=3.0)}
+    tokens = {b: (A * b + B) * CONTEXT_TOKENS for b in SIZES}
+    for b in SIZES:
+        assert rows[b]["tokens"] == pytest.approx(tokens[b], rel=1e-6)
+        assert rows[b]["flops_ratio"] == pytest.approx(tokens[b] / tokens[1], rel=1e-6)
+        assert rows[b]["secs"] == pytest.approx(tokens[b] / (1e4 * b**0.5), rel=1e-6)
+    assert min(row["secs_ratio"] for row in rows.values()) == 1.0
+    never = budgets.cost_ratios(table, target_nats=-1e6)
+    assert all(np.isinf(row["flops"]) and np.isnan(row["flops_ratio"]) for row in never)
+
+
+def test_the_default_target_is_one_that_half_of_the_grids_reach(table):
+    rows = budgets.cost_ratios(table)
+    reached = sum(np.isfinite(row["flops"]) for row in rows)
+    assert len(SIZES) / 2 <= reached < len(SIZES)
+
+
+def test_loss_at_shares_of_the_budget_is_read_off_the_curves(table):
+    rows = [row for row in budgets.loss_at_budgets(table) if row["batch_size"] == 8 and row["axis"] == "tokens"]
+    assert [row["budget"] for row in rows] == [BUDGET_TOKENS / 8, BUDGET_TOKENS / 4, BUDGET_TOKENS / 2, BUDGET_TOKENS]
+    shares = np.array([0.125, 0.25, 0.5, 1 - 0.5 / 512])  # the last record's middle
+    assert [row["loss_nats"] for row in rows] == pytest.approx(curve(8)(shares), rel=1e-6)
+
+
+def test_gradients_over_batch_sizes_give_the_noise_scale(table):
+    rows = gradients.gradient_rows(table)
+    assert [row["noise_scale_seqs"] for row in rows] == pytest.approx([30.0] * len(SIZES))
+    assert rows[0]["noise_scale_tokens"] == pytest.approx(30.0 * CONTEXT_TOKENS)
+    (fit,) = gradients.noise_scale_fits(rows)
+    assert (fit["signal_sq"], fit["noise_sq"], fit["noise_scale_seqs"]) == pytest.approx((2.0, 50.0, 25.0), rel=1e-6)
+    (row,) = critical_batch.critical_rows(critical_batch.critical_batches(table, 3.0), rows)
+    assert row["median_noise_scale_seqs"] == pytest.approx(30.0)
+
+
+def test_the_cheapest_of_several_points_counts(tmp_path):
+    slow = lambda share: 5.0 - 2.0 * share
+    fast = lambda share: 5.0 - 2.5 * share
+    cells = [
+        Cell({"train.batch_size": 4, "optimizer.peak_lr": lr, "train.seed": s}, 3.0, curve=c, records=128)
+        for lr, c in ((1e-3, slow), (2e-3, fast)) for s in (0, 1)
+    ]  # fmt: skip
+    (row,) = budgets.cost_ratios(sweeps.read([write_sweep(tmp_path, cells)]), target_nats=4.0)
+    assert row["tokens"] == pytest.approx(0.4 * 2**20)
+
+
+def test_laws_over_model_sizes_need_three(tmp_path):
+    cells = [
+        Cell({"train.batch_size": b, "model.width": w, "train.budget_tokens": BUDGET_TOKENS}, 2.0, records=512,
+             curve=lambda s, b=b, w=w: 5.0 - 2.0 * s * BUDGET_TOKENS / CONTEXT_TOKENS / b / (20 + 20 * (w / 4) / b))
+        for w in (64, 128, 256) for b in (1, 2, 4, 8, 16)
+    ]  # fmt: skip
+    path = write_sweep(tmp_path, cells)
+    for result in path.glob("cells/*/result.json"):
+        width = read_json(result.parent / "config.json")["model"]["width"]
+        write_json(result, read_json(result) | {"params": 100 * width})
+    found = critical_batch.critical_batches(sweeps.read([path]), target_nats=3.5)
+    assert [c.batch_size for c in found] == pytest.approx([1.2 + 0.2 * w / 4 for w in (64, 128, 256)], rel=1e-4)
+    (law,) = critical_batch.scaling_laws(found)
+    expected = np.polyfit(np.log([64, 128, 256]), np.log([1.2 + 0.2 * w / 4 for w in (64, 128, 256)]), 1)[0]
+    assert law["against"] == "params" and law["exponent"] == pytest.approx(expected, rel=1e-4)

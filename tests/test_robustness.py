@@ -1,0 +1,94 @@
+"""Robustness: widths, regrets and profiles of basins whose shape is known."""
+
+import numpy as np
+import pytest
+from grids import Basin, Cell, basin_cells, replaced, table_of
+
+from smallbatch.analysis import robustness, surfaces
+from smallbatch.analysis.robustness import width_log2
+
+X = np.arange(-3.0, 4.0)
+
+
+def test_the_width_of_a_vee_is_exact():
+    width, beyond = width_log2(X, 2 + 0.1 * np.abs(X), 0.15)
+    assert width == pytest.approx(3.0) and not beyond
+
+
+def test_a_basin_that_leaves_the_grid_is_said_to():
+    width, beyond = width_log2(X, 2 + 0.01 * np.abs(X - 3), 0.02)
+    assert width == pytest.approx(2.0) and beyond
+
+
+def test_towards_a_diverged_cell_the_basin_ends_at_the_last_that_did_not():
+    losses = np.array([np.inf, 2.5, 2.0, 2.0, 2.01, np.inf, np.inf])
+    width, beyond = width_log2(X, losses, 0.02)
+    assert width == pytest.approx(2 + 0.04) and not beyond  # 0.04 of the doubling towards 2.5
+
+
+def test_a_second_basin_does_not_widen_the_first():
+    losses = np.array([2.0, 2.5, 2.5, 2.5, 2.5, 2.01, 2.5])
+    assert width_log2(X, losses, 0.02)[0] == pytest.approx(0.04)
+
+
+def test_many_tables_are_measured_as_one_by_one():
+    tables = np.random.default_rng(0).uniform(2, 2.1, (50, 7))
+    tables[3, 2] = np.inf
+    width, beyond = width_log2(X, tables, 0.03)
+    for i, table in enumerate(tables):
+        assert (width[i], beyond[i]) == width_log2(X, table, 0.03)
+
+
+def test_half_lives_are_multiplied_not_decays():
+    assert robustness.scale("optimizer.b1", 0.9) == pytest.approx(6.5788, abs=1e-4)
+    ratio = robustness.scale("optimizer.b2", 0.999) / robustness.scale("optimizer.b2", 0.99)
+    assert ratio == pytest.approx(10.045, abs=0.001)
+    for value in (0, 0.0, -1.0, True, "cosine", None):
+        assert np.isnan(robustness.scale("optimizer.peak_lr", value))
+
+
+def test_a_profile_goes_through_the_tuned_point_alone():
+    basin = Basin()
+    cells = [
+        Cell({"train.batch_size": 4, "optimizer.peak_lr": 2.0**k, "optimizer.t2_tokens": t},
+             basin.loss(4, 2.0**k) + 0.05 * abs(np.log2(t / 1e6)))
+        for k in range(-12, -5) for t in (2.5e5, 1e6, 4e6)
+    ]  # fmt: skip
+    rows = robustness.robustness(table_of(cells), 0.02)
+    by_name = {row["hyperparameter"]: row for row in rows}
+    assert by_name["optimizer.t2_tokens"]["tuned_value"] == 1e6
+    assert by_name["optimizer.t2_tokens"]["width_log2"] == pytest.approx(0.8)  # 0.02 / 0.05 on each side
+    assert by_name["optimizer.t2_tokens"]["largest_regret_nats"] == pytest.approx(0.1)
+    assert by_name["optimizer.peak_lr"]["cells"] == 7 and by_name["optimizer.peak_lr"]["edge_of_grid"] is None
+
+
+def test_regret_counts_multipliers_within_8_and_a_divergence_among_them_is_infinite():
+    cells = basin_cells(Basin(lr_1=2.0**-9, exponent=0.0), [4], range(-13, -4), [0])
+    (row,) = robustness.robustness(table_of(cells), 0.02)
+    assert row["largest_regret_nats"] == pytest.approx(0.03 * 9)  # three doublings; four are beyond
+    assert (row["regret_from_multiplier"], row["regret_to_multiplier"]) == (0.125, 8.0)
+    far = [replaced(c, status="diverged") if c.values["optimizer.peak_lr"] == 2.0**-5 else c for c in cells]
+    assert robustness.robustness(table_of(far), 0.02)[0]["largest_regret_nats"] == pytest.approx(0.27)
+    near = [replaced(c, status="diverged") if c.values["optimizer.peak_lr"] == 2.0**-7 else c for c in cells]
+    assert robustness.robustness(table_of(near), 0.02)[0]["largest_regret_nats"] == np.inf
+
+
+def test_an_optimum_at_the_edge_is_flagged_and_a_missing_cell_counted():
+    cells = basin_cells(Basin(lr_1=2.0**-12, exponent=0.0), [4], range(-12, -7), [0])
+    cells[2] = replaced(cells[2], status="missing", loss_nats=None)
+    (row,) = robustness.robustness(table_of(cells), 0.02)
+    assert row["edge_of_grid"] == "lowest" and row["missing"] == 1 and row["cells"] == 4
+
+
+def test_a_map_shows_the_best_over_the_rest_and_tells_diverged_from_not_run():
+    values = lambda lr, wd, t: {
+        "train.batch_size": 4, "optimizer.peak_lr": lr, "optimizer.weight_decay": wd, "optimizer.t2_tokens": t
+    }  # fmt: skip
+    cells = [
+        Cell(values(1e-3, 0.0, 1e6), 2.5), Cell(values(1e-3, 0.0, 2e6), 2.4), Cell(values(2e-3, 0.0, 1e6), 2.6),
+        Cell(values(1e-3, 0.1, 1e6), None, "diverged"), Cell(values(2e-3, 0.1, 1e6), None, "missing"),
+    ]  # fmt: skip
+    rows = surfaces.surfaces(table_of(cells))
+    found = {(r["x_value"], r["y_value"]): r["loss_nats"] for r in rows
+             if (r["x"], r["y"]) == ("optimizer.peak_lr", "optimizer.weight_decay")}  # fmt: skip
+    assert found == {(1e-3, 0.0): 2.4, (1e-3, 0.1): np.inf, (2e-3, 0.0): 2.6, (2e-3, 0.1): None}

@@ -1,0 +1,127 @@
+"""Reading sweeps: every cell that was asked for is there, as what became of it, and damage is stated."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from grids import BUDGET_TOKENS, CONTEXT_TOKENS, Basin, Cell, basin_cells, replaced, write_run, write_sweep
+
+from smallbatch.analysis import sweeps
+from smallbatch.errors import UserError
+
+
+def lrs(*statuses, **values):
+    return [
+        Cell({"train.batch_size": 4, "optimizer.peak_lr": 0.001 * 2**i, **values}, 2.5 + 0.1 * i, status)
+        for i, status in enumerate(statuses)
+    ]
+
+
+def test_every_cell_is_read_as_what_became_of_it(tmp_path):
+    statuses = ("done", "diverged", "missing", "failed", "cut", "preempted")
+    table = sweeps.read([write_sweep(tmp_path, lrs(*statuses))])
+    assert [run.status for run in table.runs] == ["done", "diverged", "missing", "failed", "cut", "missing"]
+    assert [run.final_loss_nats for run in table.runs][:2] == [2.5, math.inf]
+    assert table.runs[4].final_loss_nats == math.inf  # cut short: worse than any finished one
+    assert all(math.isnan(table.runs[i].final_loss_nats) for i in (2, 3, 5))
+    assert table.provenance[0]["statuses"] == {"done": 1, "diverged": 1, "missing": 2, "failed": 1, "cut": 1}
+
+
+def test_a_run_is_read_with_its_totals_and_curves(tmp_path):
+    cell = Cell({"train.batch_size": 4}, 2.5, validations=5, extra={"grad_norm": lambda share: 2.0})
+    (run,) = sweeps.read([write_sweep(tmp_path, [cell])]).runs
+    assert (run.batch_size, run.seed, run.tokens, run.params, run.context_tokens) == (4, 0, BUDGET_TOKENS, 851_968, 256)
+    assert run.steps == BUDGET_TOKENS / CONTEXT_TOKENS / 4 and run.learning_rate == 0.003
+    assert len(run.training.tokens) == 20 and len(run.validation.tokens) == 5
+    assert run.training.secs[-1] == pytest.approx(BUDGET_TOKENS / 1e5 * 39 / 40)
+    assert run.gradients == {"grad_norm": 2.0, "grad_norm_sq": 4.0}
+
+
+def test_a_run_directory_and_a_folder_of_them_are_read_too(tmp_path):
+    for i, cell in enumerate(lrs("done", "diverged", "missing")):
+        write_run(tmp_path / "folder" / f"run-{i}", cell)
+    (tmp_path / "folder" / "notes").mkdir()
+    assert [run.status for run in sweeps.read([tmp_path / "folder"]).runs] == ["done", "diverged"]
+    (run,) = sweeps.read([tmp_path / "folder" / "run-0"]).runs
+    assert run.loss_nats == 2.5 and run.arm == "adam" and run.point == ()
+
+
+def test_damage_costs_a_cell_its_part_and_is_stated(tmp_path):
+    path = write_sweep(tmp_path, lrs("done", "done", "done", "done"))
+    cells = [path / "cells" / f"{i:06x}" for i in range(4)]
+    metrics = cells[0] / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-30])
+    (cells[1] / "metrics.jsonl").write_text("rubbish\n")
+    (cells[2] / "result.json").write_text('{"status": "do')
+    (cells[3] / "result.json").write_text('{"status": "splendid"}')
+    table = sweeps.read([path])
+    assert [run.status for run in table.runs] == ["done", "done", "missing", "missing"]
+    assert len(table.runs[0].training.tokens) == 19 and table.runs[1].training is None
+    for words in (
+        "ends in half a line",
+        "metrics.jsonl:1 is not a record",
+        "result.json is damaged",
+        "not the result of a run",
+    ):
+        assert any(words in note for note in table.notes), words
+
+
+def test_results_of_another_version_are_read(tmp_path):
+    path = write_sweep(tmp_path, lrs("done"))
+    result = path / "cells" / "000000" / "result.json"
+    values = json.loads(result.read_text())
+    del values["average_validation_loss_nats"]
+    result.write_text(json.dumps(values | {"of_the_future": 1}))
+    assert sweeps.read([path]).runs[0].loss_nats == 2.5
+
+
+def test_the_same_point_and_seed_twice_is_one_run_and_is_stated(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, lrs("done")[0])
+    table = sweeps.read([tmp_path])
+    assert len(table.runs) == 1 and any("repeated a point and seed" in note for note in table.notes)
+
+
+def test_a_transferred_learning_rate_is_that_of_the_plan(tmp_path):
+    path = write_sweep(tmp_path, lrs("done"))
+    (path / "cells" / "000000" / "plan.json").write_text('{"hypers": {"peak_lr": 0.25}}')
+    assert sweeps.read([path]).runs[0].learning_rate == 0.25
+
+
+def test_unequal_grids_and_seeds_make_a_matrix_with_holes(tmp_path):
+    cells = basin_cells(Basin(), [1], range(-10, -6), [0]) + basin_cells(Basin(), [1], [-9], [1, 2])
+    cells += [replaced(cells[0], values={**cells[0].values, "train.batch_size": 16})]
+    one, sixteen = sweeps.read([write_sweep(tmp_path, cells)]).groups
+    assert one.loss_PxS.shape == (4, 3) and np.isnan(one.loss_PxS).sum() == 6
+    assert sixteen.loss_PxS.shape == (1, 1)
+
+
+def test_two_sweeps_of_one_name_are_two_settings(tmp_path):
+    paths = [write_sweep(tmp_path / name, lrs("done")) for name in ("x", "y")]
+    assert len(sweeps.read(paths).settings) == 2
+    with pytest.raises(UserError, match="named twice"):
+        sweeps.read([paths[0], paths[0]])
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "is no sweep"),
+        ({"notes.txt": "hello"}, "is no sweep"),
+        ({"grid.json": "{"}, "grid.json is damaged"),
+        ({"grid.json": '{"format": 1}'}, "grid.json is damaged"),
+        ({"grid.json": '{"format": 2}'}, "has format 2, not 1"),
+        ({"grid.json": '{"format": 1, "name": "x", "config": {}, "cells": []}'}, "asks for no cells"),
+        ({"grid.json": "[]"}, "grid.json is damaged"),
+        ({"config.json": "[]"}, "is damaged"),
+    ],
+)
+def test_what_is_no_sweep_is_one_line(tmp_path, files, words):
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=words) as raised:
+        sweeps.read([tmp_path])
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="there is no directory"):
+        sweeps.read([tmp_path / "nowhere"])
