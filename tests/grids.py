@@ -49,7 +49,7 @@ def nested(changes: dict[str, Any]) -> dict[str, Any]:
 def write_sweep(path: Path, cells: list[Cell], name: str = "synthetic", **grid: Any) -> Path:
     """Write a sweep directory: grid.json and the run directory of every cell that is not missing."""
     path.mkdir(parents=True, exist_ok=True)
-    listed = [{"id": f"{i:06x}", "values": cell.values, "config": {**cell.values}} for i, cell in enumerate(cells)]
+    listed = [{"id": f"{i:06x}", "values": cell.values} for i, cell in enumerate(cells)]
     swept = sorted({key for cell in cells for key in cell.values})
     write_json(
         path / "grid.json", {"format": 1, "name": name, "swept": swept, "config": base(), "cells": listed, **grid}

@@ -15,7 +15,8 @@ def warnings(study: Study) -> list[str]:
     """Return what is to be known, the gravest first."""
     table, said = study.table, []
     counts = {
-        status: sum(run.status == status for run in table.runs) for status in ("missing", "failed", "cut", "diverged")
+        status: sum(run.status == status for run in table.runs)
+        for status in ("missing", "failed", "cut", "skipped", "diverged")
     }
     of = f"of {len(table.runs)} runs"
     if counts["missing"]:
@@ -26,6 +27,8 @@ def warnings(study: Study) -> list[str]:
         said.append(f"{counts['failed']} {of} failed; look at failed.json in their directories. They count as missing.")
     if counts["cut"]:
         said.append(f"{counts['cut']} {of} were cut short by early stopping: counted as worse than any finished one.")
+    if counts["skipped"]:
+        said.append(f"{counts['skipped']} {of} were skipped above a learning rate that diverged: counted as diverged.")
     if counts["diverged"]:
         said.append(f"{counts['diverged']} {of} diverged: counted as a loss of +infinity.")
     for row in study.rows("equal_flops"):

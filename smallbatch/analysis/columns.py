@@ -25,6 +25,7 @@ STATUS_WORDS = {
     **dict.fromkeys(("failed", "crashed", "error"), "failed"),
     **dict.fromkeys(("missing", "running", "pending", "killed", "preempted"), "missing"),
     "cut": "cut",
+    "skipped": "skipped",
 }
 
 

@@ -95,9 +95,7 @@ def _asked_for(path: Path) -> Sweep:
         if grid["format"] != GRID_FORMAT:
             raise UserError(f"{path / 'grid.json'} has format {grid['format']!r}, not {GRID_FORMAT}; update smallbatch")
         base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
-        cells = tuple(
-            Cell(path / "cells" / cell["id"], {**base, **cell["values"], **cell["config"]}) for cell in grid["cells"]
-        )
+        cells = tuple(Cell(path / "cells" / cell["id"], {**base, **cell["values"]}) for cell in grid["cells"])
         arm_keys = (arms,) if isinstance(arms, str) else tuple(map(str, arms))
         name = str(grid["name"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -164,13 +162,14 @@ def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
         result = read_json(where / "result.json")
         if not isinstance(result, dict) or result.get("status") not in STATUSES:
             raise UserError(f"{where / 'result.json'} is not the result of a run")
-        if result["status"] == "preempted":
-            return "missing", np.nan, {}
-        loss = _number(result.get("validation_loss_nats"))
-        diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
-        return ("diverged", np.inf, result) if diverged else ("done", loss, result)
+        if result["status"] != "preempted":  # which is one that may be cut, or goes on
+            loss = _number(result.get("validation_loss_nats"))
+            diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
+            return ("diverged", np.inf, result) if diverged else ("done", loss, result)
     if (where / "cut.json").exists():
         return "cut", _number(read_json(where / "cut.json").get("validation_loss_nats")), {}
+    if (where / "skipped.json").exists():
+        return "skipped", np.inf, {}
     return ("failed" if (where / "failed.json").exists() else "missing"), np.nan, {}
 
 

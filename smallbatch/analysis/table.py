@@ -14,8 +14,9 @@ import numpy as np
 
 from smallbatch.analysis.curves import Curve
 
-# done, diverged: results. cut: ended early because it was clearly worse; failed: crashed; missing: not run, or not yet.
-STATUSES = ("done", "diverged", "cut", "failed", "missing")
+# done, diverged: results. cut: ended early because it was clearly worse; skipped: not run, because a lower learning
+# rate diverged; failed: crashed; missing: not run, or not yet.
+STATUSES = ("done", "diverged", "cut", "skipped", "failed", "missing")
 Point: TypeAlias = tuple[tuple[str, Any], ...]  # ((hyperparameter, value), ...), sorted by name
 
 
@@ -48,7 +49,7 @@ class Run:
     @property
     def final_loss_nats(self) -> float:
         """The loss that grids are compared by: a run cut short was worse, so that it counts like a diverged one."""
-        return np.inf if self.status == "cut" else self.loss_nats
+        return np.inf if self.status in ("cut", "skipped") else self.loss_nats
 
 
 @dataclass(frozen=True, eq=False)
