@@ -7,6 +7,7 @@ Nothing here imports JAX: results are read on a laptop, months later.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -132,10 +133,12 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
     """Return the records of metrics.jsonl, of one kind or all. Raises UserError for what is not a record."""
     if not Path(path).exists():
         raise UserError(f"there is no file {path}; is this a run directory?")
+    lines = _complete_lines(path)
     records = []
-    for number, line in enumerate(_complete_lines(path), 1):
+    for number, record in enumerate(_at_once(lines) or map(_parsed, lines), 1):
         try:
-            record = json.loads(line, parse_constant=_not_json)
+            if isinstance(record, ValueError):
+                raise record
             if not _has_fields(record):
                 raise ValueError(f"its fields are {', '.join(record)}")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -143,6 +146,23 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
         if kind in (None, record["kind"]):
             records.append(record)
     return records
+
+
+def _at_once(lines: list[bytes]) -> list[Any]:
+    """Return what the lines hold, parsed as one array, three times as fast as one by one; [] if a line is no JSON."""
+    try:
+        records = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_not_json)
+    except ValueError:
+        return []
+    return records if len(records) == len(lines) else []
+
+
+def _parsed(line: bytes) -> Any:
+    """Return what a line holds, or the error that it is not JSON."""
+    try:
+        return json.loads(line, parse_constant=_not_json)
+    except ValueError as error:
+        return error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,8 +256,12 @@ def _complete_lines(path: str | Path) -> list[bytes]:
 
 
 def _has_fields(record: dict[str, Any]) -> bool:
-    kind = record["kind"]
-    return set(FIELDS[kind]) <= record.keys() <= {*FIELDS[kind], *OPTIONAL_FIELDS[kind]}
+    return _are_fields(record["kind"], tuple(record))
+
+
+@functools.lru_cache(maxsize=256)  # the records of a sweep have the same fields a million times
+def _are_fields(kind: str, names: tuple[str, ...]) -> bool:
+    return set(FIELDS[kind]) <= set(names) <= {*FIELDS[kind], *OPTIONAL_FIELDS[kind]}
 
 
 def _finite(value: Any) -> Any:

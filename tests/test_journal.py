@@ -35,7 +35,7 @@ class Run:
         self.journal.close()
 
     def add(self, step: int, losses) -> int | None:
-        return self.journal.add(step, np.asarray(losses, np.float32), learning_rate)
+        return self.journal.add(step, {"loss": np.asarray(losses, np.float32)}, learning_rate)
 
     def written(self) -> list[dict]:
         return records.read_metrics(self.path)
@@ -136,6 +136,27 @@ def test_speed_counts_the_time_that_the_learning_rate_waits_for_the_device(tmp_p
     with Run(tmp_path) as run:
         run.journal.mark(0)
         for step in range(10, 60, 10):
-            run.journal.add(step, np.ones(10, np.float32), slow_rate)
+            run.journal.add(step, {"loss": np.ones(10, np.float32)}, slow_rate)
         speeds = [record["tokens_per_sec"] for record in run.written()]
     assert speeds[1:] == [10 * 512 / 2] * 4
+
+
+def test_diagnostics_are_means_of_what_there_is_and_the_noise_scale_is_the_ratio_of_means(tmp_path):
+    values = {
+        "loss": np.full(10, 3.0),
+        "clipped": np.repeat([1.0, 0.0], 5),
+        "grad_norm": np.arange(10.0),
+        "grad_signal_sq": np.array([np.nan, *range(1, 10)]),
+        "grad_noise_sq": np.array([np.nan, *range(10, 100, 10)]),
+        "update_norm": np.full(10, 0.5),
+        "update_rms": np.full(10, 0.1),
+        "update_cosine": np.full(10, np.nan),
+    }
+    with Run(tmp_path) as run:
+        for half in (slice(0, 5), slice(5, 10)):
+            run.journal.add(half.stop, {name: x[half].astype(np.float32) for name, x in values.items()}, learning_rate)
+    (record,) = run.written()
+    assert (record["clipped_frac"], record["grad_norm"], record["update_norm"]) == (0.5, 4.5, 0.5)
+    assert (record["grad_signal_sq"], record["grad_noise_sq"], record["update_cosine"]) == (5.0, 50.0, None)
+    assert record["noise_scale_tokens"] == pytest.approx(10 * 256)
+    assert record["path_per_token"] == pytest.approx(0.5 / 512)

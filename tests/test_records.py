@@ -35,6 +35,7 @@ def validation(step, bits_per_byte=1.75):
 
 RESULT = Result(
     status="done", validation_loss_nats=3.5, bits_per_byte=None, perplexity=math.exp(3.5),
+    average_validation_loss_nats=None,
     train_loss_nats=3.25, tokens=640, flops=1e7, tokens_per_sec=640.0, optimizer_steps=10, secs=1.5,
     peak_memory_bytes=None, fingerprint="ab" * 32, dataset_sha256="cd" * 32, diverged_at_step=None,
     sample="def f():\n\t'é'", params=1000, seed=0, batch_size=1,
@@ -124,6 +125,15 @@ def test_a_line_that_is_no_record_is_named(path, line):
     with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run") as raised:
         read_metrics(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("rubbish", ['{"kind": "train"}, {"kind": "train"}', '{"a": [1', "2]}", "", "1, 2"])
+def test_a_line_is_one_record_though_the_file_is_parsed_at_once(path, rubbish):
+    write(path, train(1))
+    with path.open("a") as file:
+        file.write(f"{rubbish}\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run"):
+        read_metrics(path)
 
 
 def test_a_missing_metrics_file_is_an_error_for_a_reader(path):

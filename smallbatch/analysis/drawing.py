@@ -37,8 +37,10 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)))
 ARMS_LIGHT = ("#0064a6", "#c14e00", "#00805f", "#9c4d80", "#8a6a00", "#2b7aa8", "#555555", "#7a3b12")
 ARMS_DARK = ("#5fb3f0", "#ff9350", "#3ccf9f", "#e9a0cd", "#f0c23c", "#8fd3ff", "#bbbbbb", "#d9a066")
 BATCH_LEVELS = 49  # quarters of a doubling from 1 to 4,096 sequences
-SPREAD = 5.0  # doublings over which half of the colours are spent: small batches are what is told apart most often
-LIGHT_RANGE, DARK_RANGE = (0.0, 0.83), (0.26, 1.0)  # of viridis: what stands out from white, and from black
+SPREAD = 8.0  # doublings over which half of the colours are spent: small batches are what is told apart most often
+# From batch size 1 to 4,096: hue in degrees, the same in both themes (blue, violet, red, orange, ochre), and lightness,
+# which rises too, for readers who do not see the hues; its ends keep a contrast of 3:1 to the page.
+HUES, LIGHT_LIGHTNESS, DARK_LIGHTNESS = (262.0, 460.0), (0.36, 0.65), (0.58, 0.93)
 
 
 def batch_colour(batch_size: float) -> str:
@@ -59,20 +61,33 @@ def arm_style(index: int) -> dict:
 
 def palette() -> dict[str, tuple[str, str]]:
     """Return {CSS variable: (colour in the light theme, in the dark theme)}."""
-    from matplotlib.colors import to_hex
-
-    viridis = matplotlib.colormaps["viridis"]
     doublings = np.arange(BATCH_LEVELS) / 4
-    batches = (1 - 2 ** (-doublings / SPREAD)) / (1 - 2 ** (-doublings[-1] / SPREAD))
-    colours = {
-        f"--b{i}": (
-            to_hex(viridis(np.interp(x, (0, 1), LIGHT_RANGE))),
-            to_hex(viridis(np.interp(x, (0, 1), DARK_RANGE))),
-        )
-        for i, x in enumerate(batches)
-    }
+    colours = {}
+    for i, x in enumerate((1 - 2 ** (-doublings / SPREAD)) / (1 - 2 ** (-doublings[-1] / SPREAD))):
+        hue, *lightness = (np.interp(x, (0, 1), ends) for ends in (HUES, LIGHT_LIGHTNESS, DARK_LIGHTNESS))
+        colours[f"--b{i}"] = (from_oklch(lightness[0], hue), from_oklch(lightness[1], hue))
     colours |= {f"--a{i}": pair for i, pair in enumerate(zip(ARMS_LIGHT, ARMS_DARK, strict=True))}
     return colours | {"--ink": ("#1c1c1e", "#e8e8ea"), "--line": ("#d4d4d8", "#46464c")}
+
+
+def from_oklch(lightness: float, hue_degrees: float) -> str:
+    """Return the most vivid sRGB colour of a lightness and hue of the OKLCH space (Ottosson 2020, "A perceptual color
+    space for image processing"), of a chroma of 0.19 at most."""
+    to_lms = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]]
+    )
+    to_rgb = np.array(
+        [[4.0767416621, -3.3077115913, 0.2309699292], [-1.2684380046, 2.6097574011, -0.3413193965],
+         [-0.0041960863, -0.7034186147, 1.707614701]]
+    )  # fmt: skip
+    angle = np.deg2rad(hue_degrees)
+    rgb = np.zeros(3)
+    for chroma in np.arange(0.19, 0.0, -0.005):
+        rgb = to_rgb @ (to_lms @ np.array([lightness, chroma * np.cos(angle), chroma * np.sin(angle)])) ** 3
+        if (rgb >= 0).all() and (rgb <= 1).all():
+            break
+    encoded = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * np.clip(rgb, 0, 1) ** (1 / 2.4) - 0.055)
+    return "#" + "".join(f"{round(255 * channel):02x}" for channel in np.clip(encoded, 0, 1))
 
 
 def new_axes(x_label: str, title: str, left_inches: float = 0.55) -> Axes:

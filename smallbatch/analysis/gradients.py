@@ -28,7 +28,8 @@ def second_half(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     half = records[len(records) // 2 :]
     found: dict[str, float] = {}
-    for name in (*FIELDS, *SQUARES):
+    recorded = {name for record in half[-1:] for name in record}  # a run records the same fields throughout
+    for name in recorded.intersection((*FIELDS, *SQUARES)):
         values = [record[name] for record in half if record.get(name) is not None]
         if values:
             found[name] = float(np.mean(values))
