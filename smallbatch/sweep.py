@@ -20,6 +20,13 @@ def define_flags(flags) -> None:
     absl_flags.DEFINE_boolean(
         "stop_diverged", False, "skip learning rates above one that diverged, all else equal", flag_values=flags
     )
+    absl_flags.DEFINE_enum(
+        "engine", "local", ["local", "ray"], "local: a process a core; ray: the nodes of a Ray cluster",
+        flag_values=flags,
+    )  # fmt: skip
+    absl_flags.DEFINE_string(
+        "ray_address", None, "HOST:PORT of a Ray cluster; unset: the one this machine is part of", flag_values=flags
+    )
     absl_flags.DEFINE_boolean("keep_checkpoints", False, "of cells that are done", flag_values=flags)
 
 

@@ -47,7 +47,7 @@ MAY_IMPORT |= {name: set(MAY_IMPORT) | {"cli"} for name in COMMANDS}
 # Below `plan` nobody sees a ConfigDict: these two are handed one, to make the plan and to know whose directory it is.
 SEE_CONFIG = {"training/run.py", "training/workdir.py"}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "tokenizers", "pyarrow", "wandb"}
-HEAVY |= {"tensorboardX", "tensorflow"}
+HEAVY |= {"tensorboardX", "tensorflow", "ray"}
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 

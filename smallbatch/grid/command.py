@@ -4,6 +4,7 @@ import sys
 
 from smallbatch.config import Config
 from smallbatch.data import prepare
+from smallbatch.errors import UserError
 from smallbatch.grid import board, cost
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import SweepDirectory
@@ -45,13 +46,14 @@ def cores_of(cells: list[Cell]) -> int:
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
     """Run the chosen cells; return the exit code: 1 if any failed."""
-    found = plan_cells(cells)
+    cluster = _ray_engine(directory, chosen, flags) if flags.engine == "ray" else None
+    found = plan_cells(cells, platform=cluster.platform if cluster else "cpu")
     left = directory.write_grid(name, config, cells)
     if left:
         say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
     corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
     states = {cell.id: directory.state(cell.id) for cell in chosen}
-    engine = LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
+    engine = cluster or LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
     for line in cost.beyond_corpus(chosen, found, corpus_tokens):
         say(line)
     say(cost.cost_text(cost.cost(chosen, found, states, engine.size)))
@@ -61,6 +63,14 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
     if "missing" in chosen_states:
         say(f"stopped with {chosen_states.count('missing'):,} cells to run; the same command goes on")
     return 1 if "failed" in chosen_states else 0
+
+
+def _ray_engine(directory: SweepDirectory, cells: list[Cell], flags):
+    try:
+        from smallbatch.grid.ray_engine import RayEngine
+    except ImportError as error:
+        raise UserError("--engine=ray needs Ray: pip install 'smallbatch[ray]'") from error
+    return RayEngine(directory, flags.keep_checkpoints, cores_of(cells), flags.ray_address)
 
 
 def say(text: str) -> None:

@@ -11,7 +11,7 @@ from smallbatch.grid import cost as costs
 from smallbatch.grid.board import Board, text
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import ENDED, State, SweepDirectory
-from smallbatch.grid.local import LocalEngine, Task
+from smallbatch.grid.tasks import Engine, Task
 from smallbatch.stopping import Stop
 
 WRITE_EVERY_SECS = 2.0
@@ -50,7 +50,7 @@ def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
     return {spec: len(prepare.prepare(spec).train) for spec in {plan.data for plan in cell_plans}}
 
 
-def run(sweep: Sweep, engine: LocalEngine, say: Callable[[str], None]) -> dict[str, State]:
+def run(sweep: Sweep, engine: Engine, say: Callable[[str], None]) -> dict[str, State]:
     """Run what is missing until nothing is, or a stop is asked for; write results.csv as cells end."""
     watch = _Watch(sweep)
     for cell in sweep.chosen:
