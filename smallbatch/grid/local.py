@@ -116,9 +116,7 @@ class LocalEngine:
         with contextlib.suppress(OSError):  # it died: its end is on the way as an event
             print(order, file=worker.process.stdin, flush=True)
 
-    def _take(
-        self, worker: _Worker, answer: dict | None, waiting: collections.deque[Task], failures: Failures
-    ) -> None:
+    def _take(self, worker: _Worker, answer: dict | None, waiting: collections.deque[Task], failures: Failures) -> None:
         task, worker.task = worker.task, None
         if answer is None:
             self._workers.remove(worker)

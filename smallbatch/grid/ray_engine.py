@@ -1,7 +1,7 @@
 """The engine for many machines: a running Ray cluster gives each cell to a node that has room.
 
-Ray carries a few strings to a node and one back, and nothing is lost with them: what a cell has reached is read from the
-sweep directory, on a file system that all nodes see. So a cell whose node was lost goes on elsewhere, from its
+Ray carries a few strings to a node and one back, and nothing is lost with them: what a cell has reached is read from
+the sweep directory, on a file system that all nodes see. So a cell whose node was lost goes on elsewhere, from its
 checkpoint, as soon as the claim of the lost node is free.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import logging
 import os
 import random
 import socket
@@ -107,10 +108,14 @@ class RayEngine:
 
 
 def _connect(address: str | None) -> None:
+    address = address or os.environ.get("RAY_ADDRESS") or "auto"
+    host, _, port = address.rpartition(":")
     try:
-        ray.init(address or "auto", log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"at {address}" if address else "here"
+        if port.isdecimal():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        where = "here" if address == "auto" else f"at {address}"
         raise UserError(
             f"there is no Ray cluster {where}; start one with `ray start --head` or the scripts in launch/, "
             "and name it with --ray_address=HOST:PORT"
