@@ -21,9 +21,13 @@ def define_flags(flags) -> None:
         "stop_diverged", False, "skip learning rates above one that diverged, all else equal", flag_values=flags
     )
     absl_flags.DEFINE_enum(
-        "engine", "auto", ["auto", "local", "lanes"], "local: a process a core; lanes: cells at once in one program",
+        "engine", "auto", ["auto", "local", "lanes", "ray"],
+        "local: a process a core; lanes: cells at once in one program; ray: the nodes of a Ray cluster",
         flag_values=flags,
     )  # fmt: skip
+    absl_flags.DEFINE_string(
+        "ray_address", None, "HOST:PORT of a Ray cluster; unset: the one this machine is part of", flag_values=flags
+    )
     absl_flags.DEFINE_integer("lanes", None, "cells at once of --engine=lanes; unset: measured", 1, flag_values=flags)
     absl_flags.DEFINE_integer(
         "halving", None, "let the best 1/N of the learning rates go on at budget/N^2 and budget/N", 2, flag_values=flags

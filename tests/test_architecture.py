@@ -48,7 +48,7 @@ MAY_IMPORT |= {name: set(MAY_IMPORT) | {"cli"} for name in COMMANDS}
 # Below `plan` nobody sees a ConfigDict: these two are handed one, to make the plan and to know whose directory it is.
 SEE_CONFIG = {"training/run.py", "training/workdir.py"}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "tokenizers", "pyarrow", "wandb"}
-HEAVY |= {"tensorboardX", "tensorflow", "duckdb", "jinja2", "matplotlib", "scipy"}
+HEAVY |= {"tensorboardX", "tensorflow", "duckdb", "jinja2", "matplotlib", "scipy", "ray"}
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 
 

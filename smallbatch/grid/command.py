@@ -47,19 +47,20 @@ def cores_of(cells: list[Cell]) -> int:
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
     """Run the chosen cells; return the exit code: 1 if any failed."""
-    engine_name, devices, platform = _engine(flags.engine, cells)
-    found = plan_cells(cells, devices, platform)
+    cluster = _ray_engine(directory, chosen, flags) if flags.engine == "ray" else None
+    engine_name, platform = ("ray", cluster.platform) if cluster else _here(flags.engine, cells)
+    if engine_name == "lanes" and flags.halving:
+        raise UserError("--halving stops cells one by one, and lanes run together; use --engine=local")
+    found = plan_cells(cells, platform=platform)
     left = directory.write_grid(name, config, cells)
     if left:
         say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
     corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
     states = {cell.id: directory.state(cell.id) for cell in chosen}
     if engine_name == "lanes":
-        if flags.halving:
-            raise UserError("--halving stops cells one by one, and lanes run together; use --engine=local")
         engine = LaneEngine(directory, cells, found, flags.lanes, flags.keep_checkpoints)
     else:
-        engine = LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
+        engine = cluster or LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
     for line in cost.beyond_corpus(chosen, found, corpus_tokens):
         say(line)
     say(cost.cost_text(cost.cost(chosen, found, states, engine.size)))
@@ -71,16 +72,22 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
     return 1 if "failed" in chosen_states else 0
 
 
-def _engine(name: str, cells: list[Cell]) -> tuple[str, int, str]:
-    """Return the engine, and the devices and the platform that a cell gets; auto takes lanes on an accelerator."""
+def _here(name: str, cells: list[Cell]) -> tuple[str, str]:
+    """Return the engine of this machine and the platform that a cell gets; auto takes lanes on an accelerator."""
     if name == "local":
-        return "local", 1, "cpu"
+        return "local", "cpu"
     from smallbatch.training.programs import cpu_cores, start_jax
 
     _, platform = start_jax(cpu_cores() if name == "lanes" else 1, cells[0].config.data.cache_dir)
-    if name == "auto" and platform == "cpu":
-        return "local", 1, "cpu"
-    return "lanes", 1, platform
+    return ("local", "cpu") if name == "auto" and platform == "cpu" else ("lanes", platform)
+
+
+def _ray_engine(directory: SweepDirectory, cells: list[Cell], flags):
+    try:
+        from smallbatch.grid.ray_engine import RayEngine
+    except ImportError as error:
+        raise UserError("--engine=ray needs Ray: pip install 'smallbatch[ray]'") from error
+    return RayEngine(directory, flags.keep_checkpoints, cores_of(cells), flags.ray_address)
 
 
 def say(text: str) -> None:

@@ -13,7 +13,7 @@ from smallbatch import records
 from smallbatch.data import prepare
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import RESULTS, SweepDirectory
-from smallbatch.grid.local import Task
+from smallbatch.grid.tasks import Task
 from smallbatch.plan import Plan
 
 MOST_LANES = 64

@@ -16,19 +16,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import SweepDirectory
-
-ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Task:
-    """A cell, to be run to its end or until so many tokens."""
-
-    cell: Cell
-    program: str  # what it has compiled in common with others
-    until_tokens: int | None = None
+from smallbatch.grid.tasks import Failures, Task
 
 
 @dataclass
@@ -67,7 +56,7 @@ class LocalEngine:
         """
         waiting = collections.deque(tasks)
         self._events = queue.Queue()  # not to hear of the workers of a run before
-        attempts: collections.Counter[str] = collections.Counter()
+        failures = Failures(self._directory)
         try:
             for cores in self._cores[: len(tasks)]:
                 self._start(cores)
@@ -83,7 +72,7 @@ class LocalEngine:
                     worker, answer = self._events.get(timeout=1.0)
                 except queue.Empty:
                     continue
-                self._take(worker, answer, waiting, attempts)
+                self._take(worker, answer, waiting, failures)
         finally:
             self._end()
 
@@ -122,7 +111,7 @@ class LocalEngine:
         with contextlib.suppress(OSError):  # it died: its end is on the way as an event
             print(order, file=worker.process.stdin, flush=True)
 
-    def _take(self, worker: _Worker, answer: dict | None, waiting: collections.deque[Task], attempts) -> None:
+    def _take(self, worker: _Worker, answer: dict | None, waiting: collections.deque[Task], failures: Failures) -> None:
         task, worker.task = worker.task, None
         if answer is None:
             self._workers.remove(worker)
@@ -130,14 +119,8 @@ class LocalEngine:
             if task is not None or waiting:
                 self._start(worker.cores)
             answer = {"status": "failed", "error": _death(code), "again": True}
-        if task is None or answer["status"] != "failed":
-            return
-        attempts[task.cell.id] += 1
-        if answer["again"] and attempts[task.cell.id] < ATTEMPTS:
+        if task is not None and failures.again(task, answer):
             waiting.append(task)
-            return
-        about = {"error": answer["error"], "attempts": attempts[task.cell.id]}
-        self._directory.mark(task.cell.id, "failed", {"error": f"{about['error']} ({about['attempts']} attempts)"})
 
     def _end(self) -> None:
         """Let the workers save what they are at, and wait for them."""

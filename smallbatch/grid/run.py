@@ -12,8 +12,7 @@ from smallbatch.grid import halving
 from smallbatch.grid.board import Board, text
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import RESULTS, State, SweepDirectory
-from smallbatch.grid.lanes import LaneEngine
-from smallbatch.grid.local import LocalEngine, Task
+from smallbatch.grid.tasks import Engine, Task
 from smallbatch.stopping import Stop
 
 WRITE_EVERY_SECS = 2.0
@@ -54,7 +53,7 @@ def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
     return {spec: len(prepare.prepare(spec).train) for spec in {plan.data for plan in cell_plans}}
 
 
-def run(sweep: Sweep, engine: LocalEngine | LaneEngine, say: Callable[[str], None]) -> dict[str, State]:
+def run(sweep: Sweep, engine: Engine, say: Callable[[str], None]) -> dict[str, State]:
     """Run what is missing until nothing is, or a stop is asked for; write results.csv as cells end."""
     watch = _Watch(sweep)
     for cell in sweep.chosen:

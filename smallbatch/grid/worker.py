@@ -36,6 +36,25 @@ def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, ke
         return result.status
 
 
+def attempt(directory: SweepDirectory, cell: Cell, until_tokens: int | None, keep_checkpoints: bool) -> dict:
+    """Run a cell with all it says in its log; return {"id": ..., "status": ...}.
+
+    status: what `run_cell` returns, or "failed", with "error" and whether to try "again".
+    """
+    answer: dict = {"id": cell.id}
+    with _logged(directory.log(cell.id)):
+        try:
+            answer["status"] = run_cell(directory, cell, until_tokens, keep_checkpoints)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            answer |= {"status": "failed", "error": str(error), "again": False}
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            answer |= {"status": "failed", "error": reason, "again": True}
+    return answer
+
+
 def main(path: str, cores: str, keep_checkpoints: bool) -> None:
     if cores:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
@@ -45,18 +64,7 @@ def main(path: str, cores: str, keep_checkpoints: bool) -> None:
     os.dup2(2, 1)  # whatever prints
     orders = _Orders()
     for order in orders:
-        cell = cells[order["id"]]
-        answer = {"id": cell.id}
-        with _logged(directory.log(cell.id)):
-            try:
-                answer["status"] = run_cell(directory, cell, order["until_tokens"], keep_checkpoints)
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                answer |= {"status": "failed", "error": str(error), "again": False}
-            except Exception as error:
-                traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                answer |= {"status": "failed", "error": reason, "again": True}
+        answer = attempt(directory, cells[order["id"]], order["until_tokens"], keep_checkpoints)
         print(json.dumps(answer), file=answers)
 
 

@@ -1,0 +1,122 @@
+"""A sweep on a Ray cluster ends in the table of one machine, whatever happens to nodes, workers and the command."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray_cluster
+import runs
+import test_sweep
+
+from smallbatch import records
+from smallbatch.grid.directory import SweepDirectory
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers of a node in /proc")
+
+home = runs.home
+
+LONG = {"train__budget_tokens": 5120, "train__log_every_tokens": 640}
+SAVED = {"train__checkpoint_every_secs": 0.0}  # eight times a cell, so that it can be met in the middle
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ray_cluster.Cluster]:
+    """A cluster with one node; tests add more, and take away what they added."""
+    with ray_cluster.cluster() as cluster:
+        cluster.add_node()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home, tmp_path_factory) -> list[dict[str, str]]:
+    """The table of a sweep of one machine that nothing happened to."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    done = test_sweep.sweep(test_sweep.grid_file(home, directory / "grid.py", **LONG), directory / "sweep")
+    assert done.returncode == 0, done.stderr
+    return numbers(directory / "sweep")
+
+
+def numbers(workdir: Path) -> list[dict[str, str]]:
+    """Return the table without the ids, which tell how often a cell is saved."""
+    return [{key: value for key, value in row.items() if key != "id"} for row in test_sweep.table(workdir)]
+
+
+def start(cluster: ray_cluster.Cluster, config: Path, workdir: Path) -> subprocess.Popen:
+    return test_sweep.start(config, workdir, "--engine=ray", f"--ray_address={cluster.address}")
+
+
+def wait_for_saved_cell(process: subprocess.Popen, workdir: Path, nodes: list[int]) -> tuple[str, int]:
+    """Wait until a cell on one of these nodes is under way and has saved something; return it and its worker."""
+    found: list[tuple[str, int]] = []
+
+    def look() -> bool:
+        for claim in workdir.glob("claims/*"):
+            try:
+                pid = json.loads(claim.read_text())["pid"]
+            except (OSError, ValueError):
+                continue
+            theirs = pid in {worker for node in nodes for worker in ray_cluster.children(node)}
+            if theirs and runs.steps_saved(workdir / "cells" / claim.name):
+                found.append((claim.name, pid))
+        return bool(found)
+
+    assert runs.wait_until(process, look), process.communicate()[1]
+    return found[0]
+
+
+def test_a_lost_node_and_a_killed_worker_change_no_number(cluster, home, undisturbed, tmp_path):
+    config = test_sweep.grid_file(home, tmp_path / "grid.py", **LONG, **SAVED)
+    workdir, node = tmp_path / "sweep", cluster.add_node()
+    process = start(cluster, config, workdir)
+    lost, _ = wait_for_saved_cell(process, workdir, [node])
+    cluster.lose_node(node)
+    killed, pid = wait_for_saved_cell(process, workdir, cluster.nodes)
+    os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert numbers(workdir) == undisturbed
+    for cell in (lost, killed):
+        assert "going on after update" in (workdir / "cells" / cell / "log.txt").read_text()
+    assert not SweepDirectory(workdir).claims.holders()
+
+
+def test_a_stop_saves_the_cells_under_way_before_the_command_ends(cluster, home, tmp_path):
+    workdir = tmp_path / "sweep"
+    # A cell that takes minutes and would not save for an hour.
+    endless = {
+        "train__budget_tokens": 1280 * 1000,
+        "train__log_every_tokens": 1280,
+        "train__checkpoint_every_secs": 3600.0,
+    }
+    config = test_sweep.grid_file(home, tmp_path / "grid.py", 'axis("train.batch_size", [1])', **endless)
+    process = start(cluster, config, workdir)
+    assert runs.wait_until(process, lambda: any(runs.record_count(cell) for cell in workdir.glob("cells/*")))
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "the same command goes on" in err and "Traceback" not in err
+    (cell,) = workdir.glob("cells/*")
+    assert records.read_result(cell / "result.json").status == "preempted" and runs.steps_saved(cell)
+    assert not SweepDirectory(workdir).claims.holders()
+
+
+def test_a_cluster_that_is_not_there_is_one_line(home, tmp_path):
+    done = test_sweep.sweep(
+        test_sweep.grid_file(home, tmp_path / "grid.py"),
+        tmp_path / "sweep",
+        "--engine=ray",
+        "--ray_address=127.0.0.1:1",
+    )
+    assert done.returncode == 2 and "there is no Ray cluster at 127.0.0.1:1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "sweep").exists()
+
+
+def test_without_ray_installed_the_engine_says_what_to_install(home, tmp_path, monkeypatch):
+    (tmp_path / "ray.py").write_text("raise ImportError('no ray here')")
+    monkeypatch.setattr(runs, "ROOT", f"{tmp_path}:{runs.ROOT}")  # becomes PYTHONPATH
+    done = test_sweep.sweep(test_sweep.grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep", "--engine=ray")
+    assert done.returncode == 2 and "pip install 'smallbatch[ray]'" in done.stderr
