@@ -121,7 +121,11 @@ def cheapest(costs_PxS: np.ndarray) -> tuple[float, int | None]:
 
 
 def common_target(groups: list[Group], kind: str, share: float) -> float | None:
-    """Return the lowest loss, rounded up to 0.01 nats, that at least this share of the grids reaches in the mean."""
+    """Return the lowest loss that at least this share of the grids reaches in the mean.
+
+    Rounded up to 0.01 nats, for a person to remember; but not where only the ends of the runs are known, which may have
+    been stopped at that very loss.
+    """
     reached = []
     for group in groups:
         lowest = [[_lowest(run, kind) for run in row] for row in group.runs]
@@ -131,7 +135,8 @@ def common_target(groups: list[Group], kind: str, share: float) -> float | None:
     if not reached:
         return None
     needed = min(len(reached), max(1, int(np.ceil(share * len(groups)))))
-    return float(np.ceil(100 * sorted(reached)[needed - 1] - 1e-9) / 100)
+    target = sorted(reached)[needed - 1]
+    return target if kind == "end" else float(np.ceil(100 * target - 1e-9) / 100)
 
 
 def _lowest(run: Run | None, kind: str) -> float:

@@ -1,10 +1,11 @@
 """How figures look: small SVGs whose colours are the page's, so that one drawing serves a light and a dark theme.
 
 One idea: matplotlib draws with stand-in colours, which are replaced by CSS variables afterwards. A batch size has the
-same colour in every figure of every report, by its logarithm on a map that colour-blind people read too; an arm has a
-colour and a marker. Text stays text, in the reader's font.
+same hue in every figure of every report and in both themes, and its own lightness, for readers who do not see the hue;
+an arm has a colour and a marker. Text stays text, in the reader's font.
 """
 
+import functools
 import io
 import re
 import textwrap
@@ -59,6 +60,7 @@ def arm_style(index: int) -> dict:
     }
 
 
+@functools.cache
 def palette() -> dict[str, tuple[str, str]]:
     """Return {CSS variable: (colour in the light theme, in the dark theme)}."""
     doublings = np.arange(BATCH_LEVELS) / 4

@@ -106,7 +106,8 @@ def render(study: Study, pictures: dict[str, list[Picture]], title: str) -> str:
         name for name in drawing.palette() if any(f"({name})" in svg for svg in used) or name in ("--ink", "--line")
     ]
     sections = [
-        {"name": s.name, "title": s.title, "says": s.says, "unsaid": missing[s.name], "pictures": pictures[s.name],
+        {"name": s.name, "title": s.title, "says": s.says, "unsaid": missing[s.name][0].upper() + missing[s.name][1:],
+         "pictures": pictures[s.name],
          "sheets": [study.sheets[name] for name in s.sheets if study.rows(name)]}
         for s in SECTIONS
     ]  # fmt: skip
