@@ -69,9 +69,12 @@ def write_run(directory: Path, cell: Cell) -> None:
     if cell.status == "failed":
         write_json(directory / "failed.json", {"error": "out of memory", "attempts": 3})
         return
-    if cell.status == "cut":
-        write_json(directory / "cut.json", {"tokens": BUDGET_TOKENS // 4, "validation_loss_nats": cell.loss_nats})
+    if cell.status == "skipped":
+        write_json(directory / "skipped.json", {"error": "a lower learning rate diverged"})
         return
+    if cell.status == "cut":  # beside the result of the run that waits where it was cut
+        write_json(directory / "cut.json", {"tokens": BUDGET_TOKENS // 4, "validation_loss_nats": cell.loss_nats})
+        cell = dataclasses.replace(cell, status="preempted")
     peak_lr = config["optimizer"]["peak_lr"]
     write_json(directory / "plan.json", {"hypers": {"peak_lr": peak_lr}})
     _write_metrics(directory / "metrics.jsonl", cell, config)

@@ -64,7 +64,7 @@ def full(tmp_path_factory):
                    "grad_signal_sq": lambda _: 1.0, "grad_noise_sq": lambda _: 9.0}  # fmt: skip
     cells = grid(extra=diagnostics, records=40)
     cells += [replaced(c, values={**c.values, "optimizer.weight_decay": 0.1}) for c in cells[:72]]
-    for i, status in enumerate(("diverged", "missing", "failed", "cut")):
+    for i, status in enumerate(("diverged", "missing", "failed", "cut", "skipped")):
         cells[7 * i + 1] = replaced(cells[7 * i + 1], status=status)
     path = write_sweep(tmp_path_factory.mktemp("full") / "sweep", cells, name="<script>alert(1)</script> & co")
     done = report(path)
@@ -81,6 +81,7 @@ def test_the_terminal_gets_answers_warnings_and_the_path(full):
         "1 of 216 runs failed",
         "1 of 216 runs were cut short",
         "1 of 216 runs diverged",
+        "1 of 216 runs were skipped above a learning rate that diverged",
     ):
         assert words in said
 

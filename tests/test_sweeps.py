@@ -19,13 +19,21 @@ def lrs(*statuses, **values):
 
 
 def test_every_cell_is_read_as_what_became_of_it(tmp_path):
-    statuses = ("done", "diverged", "missing", "failed", "cut", "preempted")
+    statuses = ("done", "diverged", "missing", "failed", "cut", "preempted", "skipped")
     table = sweeps.read([write_sweep(tmp_path, lrs(*statuses))])
-    assert [run.status for run in table.runs] == ["done", "diverged", "missing", "failed", "cut", "missing"]
+    assert [run.status for run in table.runs] == ["done", "diverged", "missing", "failed", "cut", "missing", "skipped"]
     assert [run.final_loss_nats for run in table.runs][:2] == [2.5, math.inf]
     assert table.runs[4].final_loss_nats == math.inf  # cut short: worse than any finished one
+    assert table.runs[6].final_loss_nats == math.inf  # above a learning rate that diverged
     assert all(math.isnan(table.runs[i].final_loss_nats) for i in (2, 3, 5))
-    assert table.provenance[0]["statuses"] == {"done": 1, "diverged": 1, "missing": 2, "failed": 1, "cut": 1}
+    assert table.provenance[0]["statuses"] == {
+        "done": 1,
+        "diverged": 1,
+        "missing": 2,
+        "failed": 1,
+        "cut": 1,
+        "skipped": 1,
+    }
 
 
 def test_a_run_is_read_with_its_totals_and_curves(tmp_path):
