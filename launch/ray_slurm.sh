@@ -38,42 +38,46 @@ workers=${nodes[*]:1}
 # Ray counts the cores of the machine; the job may have fewer. Slurm would bind a single task to one core.
 step=(srun --nodes=1 --ntasks=1 --overlap --cpu-bind=none)
 # shellcheck disable=SC2016  # to be expanded on the node
-start='exec ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" "$@"'
+on_node='exec ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" "$@"'
 
-run() {
-  if [[ -n $dry_run ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
+show() {
+  printf '%q ' "$@"
+  echo
 }
-
+start() { # in the background; $! is the command itself, so that signals reach it
+  if [[ -n $dry_run ]]; then show "$@"; else "$@" & fi
+}
 trap 'kill -TERM $(jobs -p) 2>/dev/null || true; wait' EXIT
 
-run ray get-auth-token --generate | if [[ -n $dry_run ]]; then cat; else cat >/dev/null; fi
-run "${step[@]}" --nodelist="${nodes[0]}" bash -c "$start" - --head --port="${address#*:}" --include-dashboard=false &
-[[ -z $dry_run ]] || wait
-for ((tries = 60; tries > 0; tries--)); do
-  run ray health-check --address="$address" && break
-  sleep 5
-done
-if ((tries == 0)); then
-  echo "error: the head of the Ray cluster did not start on ${nodes[0]}" >&2
-  exit 1
+if [[ -n $dry_run ]]; then show ray get-auth-token --generate; else ray get-auth-token --generate >/dev/null; fi
+start "${step[@]}" --nodelist="${nodes[0]}" bash -c "$on_node" - --head --port="${address#*:}" --include-dashboard=false
+if [[ -n $dry_run ]]; then
+  show ray health-check --address="$address"
+else
+  tries=60
+  until ray health-check --address="$address" 2>/dev/null; do
+    if ((--tries == 0)); then
+      echo "error: the head of the Ray cluster did not start on ${nodes[0]}" >&2
+      exit 1
+    fi
+    sleep 5
+  done
 fi
 for node in $workers; do # those that are late join the sweep when they come
-  run "${step[@]}" --nodelist="$node" bash -c "$start" - --address="$address" &
-  [[ -z $dry_run ]] || wait
+  start "${step[@]}" --nodelist="$node" bash -c "$on_node" - --address="$address"
 done
+sweep=(python -m smallbatch.sweep --engine=ray --ray_address="$address" "$@")
+start "${sweep[@]}"
+if [[ -n $dry_run ]]; then
+  exit 0
+fi
 
-run python -m smallbatch.sweep --engine=ray --ray_address="$address" "$@" &
-sweep=$!
-trap 'kill -TERM "$sweep" 2>/dev/null || true' TERM
+pid=$!
+trap 'kill -TERM "$pid" 2>/dev/null || true' TERM
 code=0
-wait "$sweep" || code=$?
-if kill -0 "$sweep" 2>/dev/null; then # told to stop: it saves
+wait "$pid" || code=$?
+if kill -0 "$pid" 2>/dev/null; then # told to stop: it saves
   code=0
-  wait "$sweep" || code=$?
+  wait "$pid" || code=$?
 fi
 exit "$code"

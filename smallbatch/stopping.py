@@ -5,7 +5,10 @@ import signal
 
 
 class Stop:
-    """SIGTERM and Ctrl-C ask for a stop at the next edge; a second Ctrl-C stops at once."""
+    """SIGTERM and Ctrl-C ask for a stop at the next edge; a second Ctrl-C stops at once.
+
+    Inside another Stop, a stop that was asked for there is asked for here.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -15,6 +18,8 @@ class Stop:
         for name in (signal.SIGTERM, signal.SIGINT):
             with contextlib.suppress(ValueError):  # not the main thread: a notebook or a test handles signals itself
                 self._before[name] = signal.signal(name, self._on_signal)
+        outer = [getattr(handler, "__self__", None) for handler in self._before.values()]
+        self.requested |= any(isinstance(stop, Stop) and stop.requested for stop in outer)
         return self
 
     def __exit__(self, *_: object) -> None:

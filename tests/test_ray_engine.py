@@ -104,6 +104,13 @@ def test_a_stop_saves_the_cells_under_way_before_the_command_ends(cluster, home,
     assert not SweepDirectory(workdir).claims.holders()
 
 
+def test_a_core_is_taken_by_one_worker_at_a_time(tmp_path, monkeypatch):
+    from smallbatch.grid import ray_engine
+
+    monkeypatch.setattr(ray_engine.tempfile, "tempdir", str(tmp_path))
+    assert [ray_engine._take(core) for core in (0, 1, 0)] == [True, True, False]
+
+
 def test_a_cluster_that_is_not_there_is_one_line(home, tmp_path):
     done = test_sweep.sweep(
         test_sweep.grid_file(home, tmp_path / "grid.py"),

@@ -27,6 +27,7 @@ from smallbatch.grid import worker
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import SweepDirectory
 from smallbatch.grid.tasks import Failures, Task
+from smallbatch.stopping import Stop
 
 WAIT_SECS = 1.0
 SAVE_SECS = 120.0  # for cells to save what they are at
@@ -146,16 +147,18 @@ def _end(under_way: list[ray.ObjectRef]) -> None:
 
 def _run_cell(order: str) -> str:
     """Run a cell on a node, and return `worker.attempt`'s answer as JSON."""
-    asked = json.loads(order)
-    if asked["cores"]:
-        _keep_to_cores(asked["cores"])
-    directory = SweepDirectory(Path(asked["directory"]))
-    try:
-        os.chdir(asked["cwd"])  # paths in a config may be relative
-        cell = _cells(directory.path)[asked["id"]]
-    except (OSError, UserError) as error:
-        raise RuntimeError(f"{socket.gethostname()} does not see what the sweep sees: {error}") from error
-    return json.dumps(worker.attempt(directory, cell, asked["until_tokens"], asked["keep_checkpoints"]))
+    # Hears of a stop until the trainer does: Ray raises Ctrl-C once, and such an exception may get lost in an import.
+    with Stop():
+        asked = json.loads(order)
+        if asked["cores"]:
+            _keep_to_cores(asked["cores"])
+        directory = SweepDirectory(Path(asked["directory"]))
+        try:
+            os.chdir(asked["cwd"])  # paths in a config may be relative
+            cell = _cells(directory.path)[asked["id"]]
+        except (OSError, UserError) as error:
+            raise RuntimeError(f"{socket.gethostname()} does not see what the sweep sees: {error}") from error
+        return json.dumps(worker.attempt(directory, cell, asked["until_tokens"], asked["keep_checkpoints"]))
 
 
 @functools.cache
