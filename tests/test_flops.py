@@ -64,7 +64,7 @@ def test_xla_counts_the_same_but_for_the_causal_half_of_attention():
     def counted(model: ModelSpec) -> float:
         tokens = jnp.zeros((1, 1, model.context_tokens + 1), jnp.int32)
         params = gpt.abstract_params(model)
-        lowered = jax.jit(lambda p: steps.mean_loss_and_grads(model, p, tokens)).lower(params)
+        lowered = jax.jit(lambda p: steps.mean_loss_and_grads(model, False, p, tokens)).lower(params)
         analysis = lowered.compile().cost_analysis()
         assert analysis is not None
         return analysis["flops"] / model.context_tokens

@@ -13,7 +13,7 @@ from smallbatch import plan as plans
 from smallbatch.data import prepare
 from smallbatch.data.held_out import is_held_out
 from smallbatch.training import run, trainer, workdir
-from smallbatch.training.programs import Programs
+from smallbatch.training.programs import Compiled, Programs
 from smallbatch.training.validation import validate
 
 home = runs.home
@@ -111,13 +111,17 @@ def test_flops_of_a_run_depend_on_tokens_and_not_on_batch_size_or_accumulation(h
 def test_second_set_of_numbers_compiles_nothing(home):
     def chunk(**changes) -> str:
         settings = {name.replace("__", "."): value for name, value in changes.items()}
-        programs = Programs(run.make_plan(runs.tiny_config(home, settings)))
-        return programs._chunk.lower(
-            programs.abstract_state,
-            programs.hypers,
-            jax.ShapeDtypeStruct(programs._tokens_shape(), np.int32, sharding=programs._tokens_sharding),
-            jax.ShapeDtypeStruct((), np.int32, sharding=programs._replicated),
+        plan = run.make_plan(runs.tiny_config(home, settings))
+        assert (Programs(plan).compiled is shared) is ("optimizer__schedule" not in changes)
+        compiled = Compiled(plan.program)  # not the shared one, which is lowered only once
+        return compiled._chunk.lower(
+            compiled.abstract_state,
+            Programs(plan).hypers,
+            jax.ShapeDtypeStruct(compiled.tokens_shape, np.int32, sharding=compiled.tokens_sharding),
+            jax.ShapeDtypeStruct((), np.int32, sharding=compiled.replicated),
         ).as_text()
+
+    shared = Programs(run.make_plan(runs.tiny_config(home, {}))).compiled
 
     first = chunk()
     others = {"optimizer__peak_lr": 0.1, "optimizer__t2_tokens": 77.0, "optimizer__b1": 0.5, "optimizer__eps": 1e-3}
@@ -131,13 +135,14 @@ def test_no_program_is_compiled_twice_in_a_run(home, tmp_path):
     config = runs.tiny_config(home, {"train.validate_every_tokens": 320})
     plan = run.make_plan(config)
     programs = Programs(plan)
+    programs.compiled = Compiled(plan.program)  # whose programs no other test has run
     directory = workdir.Workdir(tmp_path / "run")
     directory.path.mkdir()
     one = trainer.Trainer(programs, prepare.prepare(plan.data), directory, checkpoint_every_secs=0.0)
     one.run(*one.restore(), lambda tokens: [])
     assert len(runs.numbers(directory.path, "validation")) == 4
-    assert programs._score._cache_size() == programs._learning_rate._cache_size() == 1
-    assert programs._chunk._cache_size() == 0  # compiled ahead, once; never through a call
+    assert programs.compiled.score._cache_size() == programs.compiled.learning_rate._cache_size() == 1
+    assert programs.compiled._chunk._cache_size() == 0  # compiled ahead, once; never through a call
 
 
 def test_chunks_of_one_update_and_of_seven_are_the_same_run(home, tmp_path):
