@@ -42,6 +42,7 @@ OPTIONAL_FIELDS = {
 WALL_CLOCK_FIELDS = ("secs", "tokens_per_sec")  # all else is the same in every repetition of a run
 MAYBE_FINITE_FIELDS = {"loss_nats", "bits_per_byte", *OPTIONAL_FIELDS["train"], *OPTIONAL_FIELDS["validation"]}
 
+LONGEST_RECORD_BYTES = 10_000
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -146,6 +147,16 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
         if kind in (None, record["kind"]):
             records.append(record)
     return records
+
+
+def last_tokens(path: Path) -> int:
+    """Return how far a run is by its newest record, 0 if it has none; reads the end of the file alone."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_RECORD_BYTES))
+            return json.loads(file.read().split(b"\n")[-2])["tokens"]
+    except (OSError, IndexError, ValueError):  # not there yet, empty, or not a whole line
+        return 0
 
 
 def _at_once(lines: list[bytes]) -> list[Any]:

@@ -173,6 +173,16 @@ def test_run_whose_result_was_not_written_finds_it_again_from_the_last_checkpoin
     assert_same_run(home, path, reference)
 
 
+def test_a_stop_at_a_token_count_is_scored_even_if_its_result_was_lost(home, tmp_path):
+    config = runs.tiny_config(home, {})
+    first = run.train(config, tmp_path, until_tokens=640)
+    assert (first.status, first.tokens) == ("preempted", 640) and first.validation_loss_nats is not None
+    (tmp_path / "result.json").unlink()
+    again = run.train(config, tmp_path, until_tokens=640)
+    assert (again.tokens, again.validation_loss_nats) == (640, first.validation_loss_nats)
+    assert run.train(config, tmp_path).status == "done"
+
+
 def test_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(home, reference, tmp_path, capsys):
     path = tmp_path / "run"
     runs.unfinished(reference, path)

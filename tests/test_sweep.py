@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import runs
 
-from smallbatch import records
+from smallbatch import config_files, records
+from smallbatch.grid.cells import enumerate_cells
 from smallbatch.grid.claims import Claims
 from smallbatch.grid.directory import SweepDirectory
 
@@ -181,14 +182,24 @@ def test_an_impossible_cell_is_refused_before_anything_starts(home, tmp_path):
 
 
 def test_learning_rates_above_one_that_diverged_are_skipped_when_asked(home, tmp_path):
-    grid = 'axis("optimizer.peak_lr", [1e5, 1e6, 1e7])'
+    grid = 'axis("optimizer.peak_lr", [1e5, 1e6, 1e7, 1e8])'
     config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
-    assert sweep(config, workdir, "--only=peak_lr=100000").returncode == 0
-    assert [row["status"] for row in table(workdir)] == ["diverged", "missing", "missing"]
     assert sweep(config, workdir, "--stop_diverged").returncode == 0
-    assert [row["status"] for row in table(workdir)] == ["diverged", "skipped", "skipped"]
+    # As many as there are workers begin at once; the last is to be skipped on the way.
+    assert [row["status"] for row in table(workdir)][::3] == ["diverged", "skipped"]
     status = sweep(config, workdir, "--status")
     assert status.stdout.splitlines()[0].split() == ["batch", "diverged", "skipped"]
+    assert sweep(config, workdir).returncode == 0
+    assert [row["status"] for row in table(workdir)] == ["diverged"] * 4
+
+
+def test_cells_get_the_cores_that_their_mesh_asks_for(home, tmp_path):
+    grid = 'point({"train.batch_size": 4, "mesh.data": 2})'
+    done = sweep(grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep")
+    assert done.returncode == 0, done.stderr
+    (row,) = table(tmp_path / "sweep")
+    plan = records.read_json(tmp_path / "sweep" / "cells" / row["id"] / "plan.json")
+    assert row["status"] == "done" and plan["mesh"]["data"] == 2
 
 
 def test_dry_run_says_what_a_grid_costs_and_writes_nothing(home, tmp_path):
@@ -251,3 +262,20 @@ def test_successive_halving_lets_the_best_learning_rates_finish_as_they_would_ha
     assert [row["tokens"] for row in halved] == ["320", "320", "640", "1280"]
     finished = [row for row in halved if row["status"] == "done"]
     assert [row for row in whole if row["id"] in {r["id"] for r in finished}] == finished
+
+
+def test_halving_waits_for_rivals_that_another_sweep_is_at_work_on(home, tmp_path):
+    grid = 'axis("optimizer.peak_lr", [1e-5, 1e-4, 1e-3, 1e-2])'
+    config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
+    base = config_files.load(str(config))
+    cells = enumerate_cells(base, config_files.load_grid(str(config)))
+    directory = SweepDirectory(workdir)
+    directory.write_grid("grid", base, cells)
+    with directory.claims.held(cells[-1].id):
+        process = start(config, workdir, "--halving=2")
+        assert runs.wait_until(process, lambda: len(list(workdir.glob("cells/*/result.json"))) == 3)
+        time.sleep(3)
+        assert not list(workdir.glob("cells/*/cut.json"))  # it might be among the best
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert [row["status"] for row in table(workdir)] == ["cut", "cut", "cut", "done"]

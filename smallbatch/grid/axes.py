@@ -15,6 +15,7 @@ Values: TypeAlias = dict[str, Any]  # what a cell changes
 Grid: TypeAlias = tuple[Values, ...]
 
 BATCH_SIZE = "train.batch_size"
+LEARNING_RATE = "optimizer.peak_lr"
 
 
 def axis(key: str, values: Iterable[Any]) -> Grid:

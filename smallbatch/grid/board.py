@@ -8,32 +8,25 @@ from contextlib import suppress
 from typing import TextIO
 
 from smallbatch.grid.axes import BATCH_SIZE
-from smallbatch.grid.cells import Cell, shown
+from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import State
 from smallbatch.progress import format_secs
 
 COLUMNS = ("done", "running", "diverged", "failed", "cut", "skipped", "missing")
 LINE_EVERY_SECS = 30.0
+LIVE_EVERY_SECS = 0.9
 
 
 def rows(cells: list[Cell], states: dict[str, State], running: set[str]) -> list[list[str]]:
     """Return a row for each batch size: how many cells are in which state, the best loss so far and where it is."""
     table = []
-    for size in dict.fromkeys(cell.config.train.batch_size for cell in cells):
-        of_size = [cell for cell in cells if cell.config.train.batch_size == size]
+    for size in dict.fromkeys(cell.flat[BATCH_SIZE] for cell in cells):
+        of_size = [cell for cell in cells if cell.flat[BATCH_SIZE] == size]
         counts = Counter("running" if cell.id in running else states[cell.id].status for cell in of_size)
         best = min(of_size, key=lambda cell: _loss(states[cell.id]))
         loss = _loss(states[best.id])
-        found = math.isfinite(loss)
-        place = " ".join(
-            f"{key.rpartition('.')[2]}={shown(value)}"
-            for key, value in best.values.items()
-            if key != BATCH_SIZE and value is not None
-        )
-        table.append(
-            [f"{size:,}", *(str(counts[name] or "") for name in COLUMNS), f"{loss:.4f}" if found else "",
-             place if found else ""]
-        )  # fmt: skip
+        found = [f"{loss:.4f}", best.name_without(BATCH_SIZE)] if math.isfinite(loss) else ["", ""]
+        table.append([f"{size:,}", *(str(counts[name] or "") for name in COLUMNS), *found])
     return table
 
 
@@ -56,7 +49,7 @@ class Board:
         self._stream = sys.stderr if stream is None else stream
         self._started = time.monotonic()
         self._first: float | None = None  # tokens that were there when it started
-        self._shown = 0.0
+        self._shown = -math.inf
         self._live = None
 
     def __enter__(self) -> "Board":
@@ -74,14 +67,16 @@ class Board:
             with suppress(OSError, ValueError):
                 self._live.stop()
 
+    @property
+    def is_due(self) -> bool:
+        """Tell whether it is time to show it again."""
+        return time.monotonic() - self._shown >= (LIVE_EVERY_SECS if self._live else LINE_EVERY_SECS)
+
     def show(self, states: dict[str, State], running: set[str], done_tokens: float, total_tokens: float) -> None:
-        """Show it again, if it is time to."""
-        now = time.monotonic()
+        """Show it again."""
+        self._shown = now = time.monotonic()
         if self._first is None:
             self._first = done_tokens
-        if now - self._shown < (0.9 if self._live else LINE_EVERY_SECS):
-            return
-        self._shown = now
         left = ""
         if done_tokens > self._first:
             rate = (done_tokens - self._first) / (now - self._started)

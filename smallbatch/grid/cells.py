@@ -7,7 +7,7 @@ from typing import Any
 
 from smallbatch import config as configs
 from smallbatch.errors import UserError, did_you_mean
-from smallbatch.grid.axes import Grid, Values
+from smallbatch.grid.axes import LEARNING_RATE, Grid, Values
 
 ID_LENGTH = 12
 
@@ -32,7 +32,11 @@ class Cell:
     @property
     def name(self) -> str:
         """Return the swept values that are set, the sections left out: batch_size=4 peak_lr=0.001."""
-        there = {key: value for key, value in self.values.items() if value is not None}
+        return self.name_without()
+
+    def name_without(self, *keys: str) -> str:
+        """Return the name without some keys."""
+        there = {key: value for key, value in self.values.items() if value is not None and key not in keys}
         return " ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in there.items())
 
 
@@ -59,6 +63,15 @@ def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
     if not cells:
         raise UserError("the grid has no cells")
     return list(cells.values())
+
+
+def rivals(cells: list[Cell]) -> list[list[Cell]]:
+    """Return the groups of cells that differ in the learning rate alone; a cell without rivals is in none."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        others = {key: value for key, value in cell.values.items() if key != LEARNING_RATE}
+        groups.setdefault(repr(others), []).append(cell)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def swept_keys(grid: Grid) -> list[str]:

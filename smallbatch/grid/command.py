@@ -18,14 +18,14 @@ SHOWN_CELLS = 40
 def status_text(directory: SweepDirectory, cells: list[Cell]) -> str:
     """Return how a sweep stands; reads its directory and nothing else."""
     directory.read_grid()
-    states = {cell.id: directory.state(cell.id) for cell in cells}
-    return board.text(cells, states, directory.claims.holders())
+    return board.text(cells, directory.states(cells), directory.claims.holders())
 
 
 def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell]) -> str:
     """Return the cells, by id and swept values, and what is left to run of them. Writes nothing."""
-    states = {cell.id: directory.state(cell.id) for cell in cells}
-    found = plan_cells(chosen)
+    states = directory.states(cells)
+    devices = devices_of(cells)
+    found = plan_cells(chosen, devices)
     lines = [f"{cell.id}  {states[cell.id].status:<8}  {cell.name}" for cell in chosen[:SHOWN_CELLS]]
     if len(chosen) > SHOWN_CELLS:
         lines.append(f"... and {len(chosen) - SHOWN_CELLS:,} more")
@@ -35,32 +35,33 @@ def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell
         lines += cost.beyond_corpus(chosen, found, known)
     else:
         lines.append("the corpus is not prepared yet: whether budgets repeat it is said at the start")
-    workers = len(core_groups(cores_of(chosen)))
+    workers = len(core_groups(devices))
     return "\n".join([*lines, cost.cost_text(cost.cost(chosen, found, states, workers))])
 
 
-def cores_of(cells: list[Cell]) -> int:
-    """Return how many cores a worker gets: one, or what the largest mesh of the grid asks for."""
+def devices_of(cells: list[Cell]) -> int:
+    """Return how many devices, or cores of a CPU, a cell gets: one, or what the largest mesh asks for."""
     meshes = [cell.config.mesh for cell in cells]
     return max(mesh.cpu_devices or (mesh.data or 1) * mesh.fsdp * (mesh.tensor or 1) for mesh in meshes)
 
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
     """Run the chosen cells; return the exit code: 1 if any failed."""
-    cluster = _ray_engine(directory, chosen, flags) if flags.engine == "ray" else None
+    devices = devices_of(cells)
+    cluster = _ray_engine(directory, devices, flags) if flags.engine == "ray" else None
     engine_name, platform = ("ray", cluster.platform) if cluster else _here(flags.engine, cells)
     if engine_name == "lanes" and flags.halving:
         raise UserError("--halving stops cells one by one, and lanes run together; use --engine=local")
-    found = plan_cells(cells, platform=platform)
+    found = plan_cells(cells, devices, platform)
     left = directory.write_grid(name, config, cells)
     if left:
         say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
     corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
-    states = {cell.id: directory.state(cell.id) for cell in chosen}
+    states = directory.states(chosen)
     if engine_name == "lanes":
         engine = LaneEngine(directory, cells, found, flags.lanes, flags.keep_checkpoints)
     else:
-        engine = cluster or LocalEngine(directory, core_groups(cores_of(chosen)), flags.keep_checkpoints)
+        engine = cluster or LocalEngine(directory, core_groups(devices), flags.keep_checkpoints)
     for line in cost.beyond_corpus(chosen, found, corpus_tokens):
         say(line)
     say(cost.cost_text(cost.cost(chosen, found, states, engine.size)))
@@ -82,12 +83,12 @@ def _here(name: str, cells: list[Cell]) -> tuple[str, str]:
     return ("local", "cpu") if name == "auto" and platform == "cpu" else ("lanes", platform)
 
 
-def _ray_engine(directory: SweepDirectory, cells: list[Cell], flags):
+def _ray_engine(directory: SweepDirectory, devices: int, flags):
     try:
         from smallbatch.grid.ray_engine import RayEngine
     except ImportError as error:
         raise UserError("--engine=ray needs Ray: pip install 'smallbatch[ray]'") from error
-    return RayEngine(directory, flags.keep_checkpoints, cores_of(cells), flags.ray_address)
+    return RayEngine(directory, flags.keep_checkpoints, devices, flags.ray_address)
 
 
 def say(text: str) -> None:

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,17 @@ class SweepDirectory:
         workdir = self.cell(cell_id)
         if workdir.result.exists():
             result = records.read_result(workdir.result)
-            if result.status in ("done", "diverged"):
+            if result.status in RESULTS:
                 fields = {field.name for field in dataclasses.fields(State)} & vars(result).keys()
                 return State(**{name: getattr(result, name) for name in fields})
         for status in ("cut", "skipped", "failed"):
             if (path := workdir.path / f"{status}.json").exists():
                 return State(**({"status": status} | records.read_json(path)))
         return State("missing")
+
+    def states(self, cells: Iterable[Cell]) -> dict[str, State]:
+        """Return {id: how far the cell is}."""
+        return {cell.id: self.state(cell.id) for cell in cells}
 
     def mark(self, cell_id: str, status: str, about: dict[str, Any]) -> None:
         """Write down that a cell ended without a result."""
@@ -125,9 +130,8 @@ class SweepDirectory:
         """Free the space that only a cell that goes on needs."""
         shutil.rmtree(self.cell(cell_id).checkpoints, ignore_errors=True)
 
-    def write_results(self, cells: list[Cell]) -> dict[str, State]:
-        """Write results.csv; return the states in it."""
-        states = {cell.id: self.state(cell.id) for cell in cells}
+    def write_results(self, cells: list[Cell], states: dict[str, State]) -> None:
+        """Write results.csv."""
         columns = ["validation_loss_nats", "tokens", "flops", "secs"]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -136,4 +140,3 @@ class SweepDirectory:
             state = states[cell.id]
             writer.writerow([cell.id, *cell.values.values(), state.status, *(getattr(state, name) for name in columns)])
         records.write_bytes(self.results_csv, text.getvalue().encode())
-        return states

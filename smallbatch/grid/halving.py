@@ -6,15 +6,14 @@ T/f^2 and T/f tokens, and the best 1/f of them, rounded up, go on from where the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from smallbatch import records
-from smallbatch.grid.cells import Cell
+from smallbatch.grid.cells import Cell, rivals
 from smallbatch.grid.directory import SweepDirectory
 from smallbatch.plan import Plan
 
 RUNGS = 2
-LEARNING_RATE = "optimizer.peak_lr"
 
 
 def rungs(plan: Plan, factor: int) -> list[int]:
@@ -22,15 +21,6 @@ def rungs(plan: Plan, factor: int) -> list[int]:
     counts = [plan.budget_tokens // factor**power for power in range(RUNGS, 0, -1)]
     whole = [plan.phase_at(plan.step_at(tokens)).tokens_at(plan.step_at(tokens)) for tokens in counts]
     return [tokens for tokens in dict.fromkeys(whole) if tokens < plan.budget_tokens]
-
-
-def rivals(cells: list[Cell]) -> list[list[Cell]]:
-    """Return the groups of cells that differ in the learning rate alone; a cell without rivals is in none."""
-    groups: dict[str, list[Cell]] = {}
-    for cell in cells:
-        others = {key: value for key, value in cell.values.items() if key != LEARNING_RATE}
-        groups.setdefault(repr(others), []).append(cell)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def paused(directory: SweepDirectory, cell_id: str) -> tuple[int, float] | None:
@@ -69,22 +59,32 @@ def climb(
     cells: list[Cell],
     plans: dict[str, Plan],
     factor: int,
-    run_until: Callable[[list[tuple[Cell, int]]], bool],
+    run_all: Callable[[Callable[[], Sequence[tuple[Cell, int]]]], bool],
 ) -> None:
-    """Bring all rivals to each rung, and cut there. `run_until` runs cells to token counts; False if it was stopped."""
+    """Bring all rivals to each rung, and cut there.
+
+    run_all: given a function that returns the cells which have not come as far as they should, with the token counts to
+        stop at, runs them until it returns none; False if it was stopped before.
+    """
     groups = rivals(cells)
     for rung in range(RUNGS):
-        due: list[tuple[Cell, int]] = []
-        for group in groups:
-            for cell in group:
-                at_rungs = rungs(plans[cell.id], factor)
-                at = paused(directory, cell.id)
-                waits = directory.state(cell.id).status in ("missing", "failed")
-                if waits and rung < len(at_rungs) and (at is None or at[0] < at_rungs[rung]):
-                    due.append((cell, at_rungs[rung]))
-        if due and not run_until(due):
+        if not run_all(lambda rung=rung: _below(directory, groups, plans, factor, rung)):
             return
         for group in groups:
             at_rungs = rungs(plans[group[0].id], factor)
             if rung < len(at_rungs):
                 cut(directory, group, rung, at_rungs[rung], factor)
+
+
+def _below(
+    directory: SweepDirectory, groups: list[list[Cell]], plans: dict[str, Plan], factor: int, rung: int
+) -> list[tuple[Cell, int]]:
+    """Return the cells that have not reached a rung, with the tokens that it is at."""
+    found = []
+    for cell in (cell for group in groups for cell in group):
+        at_rungs = rungs(plans[cell.id], factor)
+        if rung < len(at_rungs) and directory.state(cell.id).status == "missing":
+            at = paused(directory, cell.id)
+            if at is None or at[0] < at_rungs[rung]:
+                found.append((cell, at_rungs[rung]))
+    return found

@@ -50,10 +50,7 @@ class LocalEngine:
         return len(self._cores)
 
     def run(self, tasks: list[Task], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> None:
-        """Run tasks until all have ended or `stop()` says so.
-
-        on_change: called now and then, and after each end, with the ids of the cells under way.
-        """
+        """Run tasks until all have ended, or until `stop()` says so (see tasks.Engine)."""
         waiting = collections.deque(tasks)
         self._events = queue.Queue()  # not to hear of the workers of a run before
         failures = Failures(self._directory)
@@ -61,12 +58,11 @@ class LocalEngine:
             for cores in self._cores[: len(tasks)]:
                 self._start(cores)
             while not stop():
+                on_change({worker.task.cell.id for worker in self._workers if worker.task})
                 for worker in self._workers:
                     if worker.task is None and waiting:
                         self._give(worker, self._choose(worker, waiting))
-                running = {worker.task.cell.id for worker in self._workers if worker.task}
-                on_change(running)
-                if not running and not waiting:
+                if not any(worker.task for worker in self._workers):
                     return
                 try:
                     worker, answer = self._events.get(timeout=1.0)

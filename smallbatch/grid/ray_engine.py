@@ -72,11 +72,11 @@ class RayEngine:
         under_way: dict[ray.ObjectRef, Task] = {}
         try:
             while not stop():
+                on_change({task.cell.id for task in under_way.values()})
                 # No more than run at once: a task that waits in Ray could not be told from one that runs.
                 for _ in range(min(len(waiting), self.size - len(under_way))):
                     task = waiting.popleft()
                     under_way[self._remote.remote(self._order(task))] = task
-                on_change({task.cell.id for task in under_way.values()})
                 if not under_way and not waiting:
                     return
                 ended, _ = ray.wait(list(under_way), timeout=WAIT_SECS)

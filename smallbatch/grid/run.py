@@ -1,7 +1,8 @@
 """A sweep from cells to results.csv: what is missing is given to an engine, again and again, until nothing is."""
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from smallbatch import plan as plans
@@ -9,14 +10,16 @@ from smallbatch import records
 from smallbatch.data import prepare
 from smallbatch.grid import cost as costs
 from smallbatch.grid import halving
+from smallbatch.grid.axes import LEARNING_RATE
 from smallbatch.grid.board import Board, text
-from smallbatch.grid.cells import Cell
+from smallbatch.grid.cells import Cell, rivals
 from smallbatch.grid.directory import RESULTS, State, SweepDirectory
 from smallbatch.grid.tasks import Engine, Task
 from smallbatch.stopping import Stop
 
-WRITE_EVERY_SECS = 2.0
-WAIT_SECS = 2.0  # between two looks at cells that another sweep is at work on
+WRITE_SECS = 2.0
+LOOK_SECS = 5.0  # between two looks at all cells: another sweep may be at work on some
+WAIT_SECS = 2.0  # between two looks where all that is left is under way elsewhere
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,13 @@ class Sweep:
     stop_diverged: bool = False
     halving: int | None = None  # factor of successive halving
 
-    def open_cells(self) -> list[Cell]:
-        """Return the chosen cells that have not ended; what was cut or skipped goes on where that is not asked for."""
-        asked = [name for name, on in (("skipped", self.stop_diverged), ("cut", self.halving)) if on]
-        return [cell for cell in self.chosen if self.directory.state(cell.id).status not in (*RESULTS, *asked)]
+    def missing(self) -> list[Cell]:
+        """Return the chosen cells that are to be run."""
+        return [cell for cell in self.chosen if self.directory.state(cell.id).status == "missing"]
 
 
-def plan_cells(cells: list[Cell], devices: int = 1, platform: str = "cpu") -> dict[str, plans.Plan]:
-    """Return the plan of every cell on a worker's devices. Raises UserError that names the cell."""
+def plan_cells(cells: list[Cell], devices: int, platform: str = "cpu") -> dict[str, plans.Plan]:
+    """Return the plan of every cell on the devices that it gets. Raises UserError that names the cell."""
     vocab_sizes: dict = {}
     found = {}
     for cell in cells:
@@ -55,29 +57,28 @@ def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
 
 def run(sweep: Sweep, engine: Engine, say: Callable[[str], None]) -> dict[str, State]:
     """Run what is missing until nothing is, or a stop is asked for; write results.csv as cells end."""
-    watch = _Watch(sweep)
-    for cell in sweep.chosen:
-        sweep.directory.unmark(cell.id, "failed")  # a new command tries again
+    _reopen(sweep)
     with Stop() as stop, Board(sweep.cells) as board:
-        stopping = lambda: stop.requested
+        watch = _Watch(sweep, board)
+
+        def run_all(due: Callable[[], Sequence[tuple[Cell, int | None]]]) -> bool:
+            """Run cells to token counts, None for their ends, until none is due; False if it was stopped before."""
+            while not stop.requested and (left := due()):
+                holders = sweep.directory.claims.holders()
+                free = [(cell, until_tokens) for cell, until_tokens in left if cell.id not in holders]
+                if free:
+                    tasks = [Task(cell, repr(sweep.plans[cell.id].program), until) for cell, until in free]
+                    engine.run(tasks, watch.look, lambda: stop.requested)
+                else:
+                    watch.look(holders)
+                    time.sleep(WAIT_SECS)
+            return not stop.requested
+
         if sweep.halving:
-            _halve(sweep, sweep.halving, engine, watch, board, stopping)
-        while not stop.requested:
-            if sweep.stop_diverged:
-                skip_above_diverged(sweep)
-            failed = {cell.id for cell in sweep.chosen if sweep.directory.state(cell.id).status == "failed"}
-            left = [cell for cell in sweep.open_cells() if cell.id not in failed]
-            if not left:
-                break
-            holders = sweep.directory.claims.holders()
-            free = [cell for cell in left if cell.id not in holders]
-            if not free:
-                watch.look(board, holders)
-                time.sleep(WAIT_SECS)
-                continue
-            tasks = [Task(cell, repr(sweep.plans[cell.id].program)) for cell in free]
-            engine.run(tasks, lambda running: watch.look(board, running), stopping)
-        states = watch.write()
+            halving.climb(sweep.directory, sweep.chosen, sweep.plans, sweep.halving, run_all)
+        run_all(lambda: [(cell, None) for cell in sweep.missing()])
+    states = sweep.directory.states(sweep.cells)
+    sweep.directory.write_results(sweep.cells, states)
     say(text(sweep.cells, states, set()))
     for cell in sweep.chosen:
         if states[cell.id].status == "failed":
@@ -85,67 +86,56 @@ def run(sweep: Sweep, engine: Engine, say: Callable[[str], None]) -> dict[str, S
     return states
 
 
-def _halve(sweep: Sweep, factor: int, engine, watch: "_Watch", board: Board, stopping: Callable[[], bool]) -> None:
-    def run_until(due: list[tuple[Cell, int]]) -> bool:
-        tasks = [Task(cell, repr(sweep.plans[cell.id].program), tokens) for cell, tokens in due]
-        engine.run(tasks, lambda running: watch.look(board, running), stopping)
-        return not stopping()
+def _reopen(sweep: Sweep) -> None:
+    """Forget why cells were not finished by an earlier command, if this one is to run them."""
+    kept = {"skipped": sweep.stop_diverged, "cut": sweep.halving}
+    for cell in sweep.chosen:
+        sweep.directory.unmark(cell.id, "failed", *(status for status, wanted in kept.items() if not wanted))
+    if sweep.stop_diverged:
+        skip_above_diverged(sweep, sweep.directory.states(sweep.cells), set())
 
-    halving.climb(sweep.directory, sweep.chosen, sweep.plans, factor, run_until)
 
-
-def skip_above_diverged(sweep: Sweep) -> None:
-    """Mark cells that differ from a diverged one by a higher learning rate alone."""
-    key = "optimizer.peak_lr"
-    others = lambda cell: repr({k: v for k, v in cell.values.items() if k != key})
-    diverged = {}
-    for cell in sweep.cells:
-        if sweep.directory.state(cell.id).status == "diverged":
-            rate = cell.config.optimizer.peak_lr
-            diverged[others(cell)] = min(rate, diverged.get(others(cell), rate))
-    for cell in sweep.open_cells():
-        if cell.config.optimizer.peak_lr > diverged.get(others(cell), float("inf")):
-            about = f"peak_lr={diverged[others(cell)]:g} diverged, all else equal"
-            sweep.directory.mark(cell.id, "skipped", {"error": about})
+def skip_above_diverged(sweep: Sweep, states: dict[str, State], running: set[str]) -> None:
+    """Mark missing cells that differ from a diverged one by a higher learning rate alone; `states` learns of it."""
+    chosen = {cell.id for cell in sweep.chosen} - running
+    for group in rivals(sweep.cells):
+        diverged = [cell.flat[LEARNING_RATE] for cell in group if states[cell.id].status == "diverged"]
+        lowest = min(diverged, default=math.inf)
+        for cell in (cell for cell in group if cell.flat[LEARNING_RATE] > lowest):
+            if cell.id in chosen and states[cell.id].status == "missing":
+                about = f"peak_lr={lowest:g} diverged, all else equal"
+                sweep.directory.mark(cell.id, "skipped", {"error": about})
+                states[cell.id] = State("skipped", error=about)
 
 
 class _Watch:
-    """Looks at the cells' files now and then; a cell that has ended is not looked at again."""
+    """Looks at the cells' files: at once where an engine says that a cell has ended, now and then at all."""
 
-    def __init__(self, sweep: Sweep):
-        self._sweep = sweep
-        self._ended: dict[str, State] = {}
-        self._written = 0.0
+    def __init__(self, sweep: Sweep, board: Board):
+        self._sweep, self._board = sweep, board
+        self._states = sweep.directory.states(sweep.cells)
+        self._running: set[str] = set()
+        self._looked, self._written = time.monotonic(), -math.inf
+        self._changed = True  # since results.csv was written
         self._total = sum(plan.budget_tokens for plan in sweep.plans.values())
 
-    def look(self, board: Board, running: set[str]) -> None:
-        """Show how the sweep stands; write results.csv when cells have ended."""
-        before = len(self._ended)
-        states = self._states()
+    def look(self, running: set[str]) -> None:
+        """Take in what has ended, skip what need not run, write results.csv and show the board if it is time to."""
         now = time.monotonic()
-        if len(self._ended) > before and now - self._written > WRITE_EVERY_SECS:
-            self.write()
-        done = sum(state.tokens or 0 for state in self._ended.values())
-        done += sum(self._under_way(cell_id) for cell_id in running if cell_id not in self._ended)
-        board.show(states, running, done, self._total)
-
-    def write(self) -> dict[str, State]:
-        """Write results.csv and return all states."""
-        self._written = time.monotonic()
-        return self._sweep.directory.write_results(self._sweep.cells)
-
-    def _states(self) -> dict[str, State]:
-        states = {}
-        for cell in self._sweep.cells:
-            state = self._ended.get(cell.id) or self._sweep.directory.state(cell.id)
-            if state.status in ("done", "diverged"):
-                self._ended[cell.id] = state
-            states[cell.id] = state
-        return states
-
-    def _under_way(self, cell_id: str) -> int:
-        path = self._sweep.directory.cell(cell_id).metrics
-        if not path.exists():
-            return 0
-        found = records.read_metrics(path)
-        return found[-1]["tokens"] if found else 0
+        ended, self._running = self._running - running, running
+        if now - self._looked > LOOK_SECS:
+            self._looked = now
+            ended = {cell_id for cell_id, state in self._states.items() if state.status not in RESULTS}
+        found = {cell_id: self._sweep.directory.state(cell_id) for cell_id in ended}
+        news = {cell_id: state for cell_id, state in found.items() if state != self._states[cell_id]}
+        self._states |= news
+        if self._sweep.stop_diverged and any(state.status == "diverged" for state in news.values()):
+            skip_above_diverged(self._sweep, self._states, running)
+        self._changed |= bool(news)
+        if self._changed and now - self._written > WRITE_SECS:
+            self._written, self._changed = now, False
+            self._sweep.directory.write_results(self._sweep.cells, self._states)
+        if self._board.is_due:
+            done = sum(state.tokens or 0 for state in self._states.values())
+            done += sum(records.last_tokens(self._sweep.directory.cell(cell_id).metrics) for cell_id in running)
+            self._board.show(self._states, running, done, self._total)

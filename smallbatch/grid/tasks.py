@@ -34,8 +34,9 @@ class Engine(Protocol):
     def run(self, tasks: list[Task], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> None:
         """Run tasks until all have ended, or until `stop()` says so; then those under way are saved.
 
-        A cell that somebody else holds is left to them: the caller looks again.
-        on_change: called now and then, and after each end, with the ids of the cells under way.
+        A cell that somebody else holds is left to them: the caller looks again. One that is marked as skipped before
+        its turn comes is not run.
+        on_change: called with the ids of the cells under way, now and then, and after an end before more are begun.
         """
         ...
 

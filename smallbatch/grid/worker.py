@@ -20,16 +20,15 @@ from smallbatch.grid.directory import SweepDirectory
 
 
 def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, keep_checkpoints: bool) -> str:
-    """Train a cell, or go on with it, and return its status; "busy" where another process is at it."""
+    """Train a missing cell, or go on with it, and return its status; "busy" where another process is at it."""
     from smallbatch.training import run
 
     with directory.claims.held(cell.id) as mine:
         if not mine:
             return "busy"
-        state = directory.state(cell.id)
-        if state.status in ("done", "diverged"):
-            return state.status
-        directory.unmark(cell.id, "failed", "skipped", "cut")
+        status = directory.state(cell.id).status
+        if status != "missing":  # it has ended, or was skipped, since the order was given
+            return status
         result = run.train(cell.config, directory.cell(cell.id).path, until_tokens)
         if result.status != "preempted" and not keep_checkpoints:
             directory.drop_checkpoints(cell.id)

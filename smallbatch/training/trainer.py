@@ -111,11 +111,11 @@ class Trainer:
         self._checkpoints.wait()
         if diverged_at is not None:
             return self._outcome("diverged", diverged_at, state, None, journal, diverged_at)
-        if step < self._run.optimizer_steps:
-            return self._outcome("preempted", step, state, score if step == self._until_step else None, journal, None)
-        if score is None:  # restored from the last checkpoint: everything but the result was there
+        there = step >= self._until_step
+        if there and score is None:  # restored from its last checkpoint: everything but the result was there
             score = self._validate(state, journal, progress)
-        return self._outcome("done", step, state, score, journal, None)
+        status = "done" if step == self._run.optimizer_steps else "preempted"
+        return self._outcome(status, step, state, score if there else None, journal, None)
 
     def _take_in(self, pending: tuple[int, int, Metrics], journal: Journal, progress: Progress) -> int | None:
         """Wait for a chunk, write its records, show them. Returns the update at which it diverged, or None."""
