@@ -25,6 +25,7 @@ from smallbatch.errors import UserError
 
 HEARTBEAT_SECS = 30  # a process that is not heard of for so long is lost
 RETRY_SECS = 0.2
+CALL_SECS = 5.0  # that a process which has come may take to say who it is
 WORKERS_URL = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
 
 
@@ -103,61 +104,55 @@ def roll_call(where: Place, what: str, timeout_secs: float) -> None:
 
 def _call(port: int, where: Place, what: str, deadline: float) -> str:
     """Wait for all the others, tell them how it went, and return that: "" where all are there."""
-    there: dict[int, socket.socket] = {}
-    problem = ""
     try:
         server = socket.create_server(("", port))
     except OSError as error:
         return f"process 0 cannot listen on port {port} ({error.strerror}); choose another --coordinator_address"
-    with server:
-        while len(there) < where.process_count - 1 and not problem:
+    missing, problem, others = set(range(1, where.process_count)), "", []
+    with contextlib.ExitStack() as open_sockets:
+        open_sockets.enter_context(server)
+        while missing and not problem:
             server.settimeout(max(0.01, deadline - time.monotonic()))
             try:
-                connection, _ = server.accept()
-                connection.settimeout(5.0)
-                other = json.loads(connection.makefile().readline())
-            except TimeoutError:
-                if time.monotonic() < deadline:
-                    continue
-                missing = sorted(set(range(1, where.process_count)) - there.keys())
-                problem = (
-                    f"process {', '.join(map(str, missing))} of {where.process_count} did not come to "
-                    f"{where.coordinator_address} in time; look at its output, and start all again"
-                )
-                break
-            except (OSError, ValueError):  # not one of ours
+                connection = open_sockets.enter_context(server.accept()[0])
+                connection.settimeout(CALL_SECS)
+                other = json.loads(_line(connection))
+            except (OSError, ValueError):  # nobody, or not one of ours
+                if time.monotonic() >= deadline:
+                    names = ", ".join(map(str, sorted(missing)))
+                    problem = (
+                        f"process {names} of {where.process_count} did not come to {where.coordinator_address} in "
+                        "time; look at its output, and start all again"
+                    )
                 continue
+            others.append(connection)
             index = other["process_id"]
             if (other["process_count"], other["what"]) != (where.process_count, what):
                 problem = f"process {index} was started with other settings than process 0; give all the same"
-            elif index in there:
+            elif index not in missing:
                 problem = f"two processes say that they are number {index}; give each its own --process_id"
-            if problem:
-                _send(connection, problem)
-            there[index] = connection
-        for connection in there.values():
-            _send(connection, problem)
+            missing.discard(index)
+        for connection in others:
+            with contextlib.suppress(OSError):
+                connection.sendall((json.dumps(problem) + "\n").encode())
+                connection.recv(1)  # the other end closes first, so that the port is free at once
     return problem
 
 
-def _send(connection: socket.socket, problem: str) -> None:
-    try:
-        with connection:
-            connection.sendall((json.dumps(problem) + "\n").encode())
-            connection.recv(1)  # the other end closes first, so that the port is free at once
-    except OSError:
-        pass
+def _line(connection: socket.socket) -> bytes:
+    with connection.makefile("rb") as file:
+        return file.readline()
 
 
 def _answer(host: str, port: int, where: Place, what: str, deadline: float) -> str:
     """Go to process 0 and return what it says."""
     about = {"process_id": where.process_id, "process_count": where.process_count, "what": what}
-    while time.monotonic() < deadline + 5.0:  # process 0, which knows more, is to be the first to give up
+    while time.monotonic() < deadline + CALL_SECS:  # process 0, which knows more, is to be the first to give up
         try:
-            with socket.create_connection((host, port), timeout=5.0) as connection:
-                connection.settimeout(max(1.0, deadline + 5.0 - time.monotonic()))
+            with socket.create_connection((host, port), timeout=CALL_SECS) as connection:
+                connection.settimeout(max(1.0, deadline + CALL_SECS - time.monotonic()))
                 connection.sendall((json.dumps(about) + "\n").encode())
-                return json.loads(connection.makefile().readline())
+                return json.loads(_line(connection))
         except (OSError, ValueError):  # not there yet
             time.sleep(RETRY_SECS)
     return f"process 0 cannot be reached at {where.coordinator_address}; start it, or correct --coordinator_address"
