@@ -18,6 +18,7 @@ from smallbatch.training.programs import Programs
 home = runs.home
 
 CHANGES = runs.LONG | {
+    "train.budget_tokens": 5120,  # 40 updates
     "train.batch_size": 4,
     "train.validate_every_tokens": None,
     "train.checkpoint_every_secs": 0.3,
@@ -90,7 +91,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(h
     processes[3].send_signal(signal.SIGTERM)  # one is enough
     for code, _, err in ended(processes):
         assert code == 0, err
-    assert runs.result_of(path)["status"] == "preempted" and max(runs.steps_saved(path)) < 75
+    assert runs.result_of(path)["status"] == "preempted" and max(runs.steps_saved(path)) < 40
 
     done = runs.command(home, CHANGES, path)
     assert done.returncode == 0 and "going on after update" in done.stderr
