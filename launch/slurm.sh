@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Run a command of smallbatch in a Slurm job that goes on by itself: the tasks of an array share a sweep, or the nodes of
-# a job share a run.
+# Run a command of smallbatch in Slurm jobs that go on by themselves: a sweep that the tasks of an array share, or a run
+# over several nodes.
 #
 #   sbatch --array=1-8 --cpus-per-task=8 --time=4:00:00 launch/slurm.sh sweep --config=configs/quickstart_grid.py \
 #       --workdir=/shared/sweeps/first
@@ -8,11 +8,11 @@
 #       --config=configs/gpt3xl.py:adam1 --workdir=/shared/runs/first
 #   launch/slurm.sh --dry_run train --config=...        print what it would do
 #
-# Submit it from the directory to run in, with Python's environment active. Directory, environment and --workdir must be on
-# file systems that all nodes see.
+# Submit it from the directory to run in, with Python's environment active. Directory, environment and --workdir must be
+# on file systems that all nodes see.
 #
-# Array: every task runs the same sweep, and claims in --workdir share out the cells; how many tasks start, when and where
-# does not matter. On GPUs ask for --gpus=1 a task.
+# Array: every task runs the same sweep, and claims in --workdir share out the cells; how many tasks start, when and
+# where does not matter. On GPUs ask for --gpus=1 a task.
 # Several nodes: one task a GPU, and the GPUs by --gpus-per-node. In a Slurm step of several tasks, JAX gives the n-th
 # task of a node the n-th GPU that it sees; --gpus-per-task would show each task one GPU only. On CPUs: one task a node.
 #
@@ -76,7 +76,7 @@ if [[ -n $dry_run ]]; then
 fi
 
 time_is_up=
-trap 'time_is_up=yes; "${save[@]}"' USR1
+trap 'time_is_up=yes; "${save[@]}" || true' USR1
 trap : TERM # scancel and pre-emption: Slurm tells the step itself; stay until it has saved
 "${step[@]}" &
 pid=$!

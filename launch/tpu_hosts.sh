@@ -24,8 +24,8 @@ on() { # HOSTS COMMAND
     --ssh-flag=-oServerAliveInterval=30 --command="$2"
 }
 
-# Copy what is committed, and FILES, to all hosts; install it in ~/smallbatch/.venv. The Python of TPU VMs may be too old:
-# unless $PYTHON names one there, uv brings one.
+# Copy what is committed, and FILES, to all hosts; install it in ~/smallbatch/.venv. The Python of TPU VMs may be too
+# old: unless $PYTHON names one there, uv brings one.
 install() { # EXTRAS [FILES]
   local new_venv='python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --seed --python=3.12'
   if [[ -n ${PYTHON:-} ]]; then

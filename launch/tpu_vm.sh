@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
 # Run a command of smallbatch on all hosts of a TPU VM, which is made for it, and made again whenever it is taken away.
 #
-#   launch/tpu_vm.sh --setup='sudo mkdir -p /mnt/runs; mountpoint /mnt/runs || sudo mount -t nfs 10.0.0.2:/runs /mnt/runs' \
+#   launch/tpu_vm.sh --setup='mountpoint /mnt/runs || sudo mount -o X-mount.mkdir 10.0.0.2:/runs /mnt/runs' \
 #       NAME ZONE v6e-16 --spot -- train --config=configs/gpt3xl.py:adam1 --workdir=/mnt/runs/first
 #   launch/tpu_vm.sh --dry_run NAME ZONE v6e-16 -- train ...      print what it would do
 #
-# Run it in a clone of the repository, where gcloud is signed in and which stays connected; what is committed is installed.
-# What stands between the type and -- goes to gcloud compute tpus queued-resources create. A TPU VM of this name that is
-# there is used as it is.
+# Run it in a clone of the repository, on a machine that stays connected and where gcloud is signed in; what is
+# committed is installed. What stands between the type and -- goes to gcloud compute tpus queued-resources create. A TPU
+# VM of this name that is there is used as it is.
 #
 #   --setup=COMMAND      run on every host first, each time: to mount disks
 #   --delete_when_done   delete the TPU VM once the command has ended well; else it stays, and costs
 #
 # When the TPU VM is taken away (PREEMPTED, SUSPENDED or TERMINATED), what is on it is lost. It is deleted and requested
-# again, and the same command is run on the new one. A run goes on from --workdir by itself, so --workdir must outlive the
-# TPU VM and be the same on all hosts: a file system that --setup mounts, such as NFS (Filestore), or for train a bucket
-# mounted with gcsfuse. The same holds if you stop this script: write the command again, and it goes on.
+# again, and the same command is run on the new one. A run goes on from --workdir by itself, so --workdir must outlive
+# the TPU VM and be the same on all hosts: a file system that --setup mounts, such as NFS (Filestore), or for train a
+# bucket mounted with gcsfuse. The same holds if you stop this script: write the command again, and it goes on.
 # A sweep runs on the chips of one host; for more hosts there is ray_tpu_vm.sh.
 #
 # Tried: shellcheck, the dry run, and all of it with a stand-in for gcloud. Not on TPU VMs.
