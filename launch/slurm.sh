@@ -19,7 +19,9 @@
 # Two minutes before the time is up the command saves, and the job is put back into the queue, as Slurm does with jobs
 # that it pre-empts; the log goes on where it was. scancel saves too, and ends it.
 #
-# Tried: Slurm 22.05 with two node daemons on one machine, on CPUs, without cgroups: see README. Not on GPUs.
+# Tried: Slurm 22.05, two nodes played by one machine, CPUs, no cgroups: an array of two tasks on a sweep of four cells,
+# pre-empted three times, then cancelled; a run on one node whose job was told that its time is up; two processes of JAX
+# on two nodes at a real time limit, with a stand-in for the trainer. Not on GPUs, nor on a cluster.
 #
 #SBATCH --job-name=smallbatch
 #SBATCH --requeue

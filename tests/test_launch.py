@@ -11,11 +11,11 @@ import runs
 LAUNCH = runs.ROOT / "launch"
 TPU_VM = ["name", "zone-a", "v6e-16", "--spot", "--", "train", "--config=a b.py", "--workdir=/mnt/w"]
 
-# Plays a TPU VM that is taken away in its first run of the command, which is told to save and ends well.
+# Plays a TPU VM that is taken away in its first run of the command, which ends with $LOST_WITH.
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >>log
 case "$*" in
-  *" ssh "*smallbatch.train*) if [[ $(<state) == READY && ! -e taken ]]; then touch taken; echo PREEMPTED >state; fi ;;
+  *smallbatch.train*) if [[ ! -e taken ]]; then touch taken; echo PREEMPTED >state; exit "$LOST_WITH"; fi ;;
   *" create "*) echo WAITING_FOR_RESOURCES >state ;;
   *" delete "*) rm state ;;
   *" describe "*)
@@ -123,19 +123,14 @@ def test_a_dry_run_of_a_tpu_vm_makes_it_installs_and_runs_on_all_hosts_and_says_
     assert "taken away" in comment and "queued-resources delete name " in delete and "--force" in delete
 
 
-def test_a_tpu_vm_that_is_taken_away_is_made_again_and_the_same_command_run_again(tmp_path):
+@pytest.mark.parametrize("code", ["0", "1"], ids=["the run saved", "the connection broke"])
+def test_a_tpu_vm_that_is_taken_away_is_made_again_and_the_same_command_run_again(tmp_path, code):
     stand_ins = {"gcloud": GCLOUD, "git": "#!/bin/sh\n"}
-    done, told = play(tmp_path, "tpu_vm.sh", "--delete_when_done", *TPU_VM, stand_ins=stand_ins, POLL_SECS="0.01")
+    settings = {"POLL_SECS": "0.01", "LOST_WITH": code}
+    done, told = play(tmp_path, "tpu_vm.sh", "--delete_when_done", *TPU_VM, stand_ins=stand_ins, **settings)
     assert done.returncode == 0, done.stderr
-    what = {
-        " create ": "create",
-        " scp ": "copy",
-        "smallbatch[tpu]": "install",
-        "smallbatch.train": "run",
-        " delete ": "delete",
-    }
-    did = [name for line in told for sign, name in what.items() if sign in line]
-    assert did == ["create", "copy", "install", "run", "delete"] * 2
+    steps = [" create ", " scp ", "smallbatch[tpu]", "smallbatch.train", " delete "]
+    assert [step for line in told for step in steps if step in line] == steps * 2
     assert len({line for line in told if "smallbatch.train" in line}) == 1
     assert "name: PREEMPTED" in done.stderr
 
