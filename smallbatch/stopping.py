@@ -12,11 +12,12 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
+        self.interrupted = False  # by Ctrl-C
 
     def __enter__(self) -> "Stop":
         self._before = {}
         for name in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread: a notebook or a test handles signals itself
+            with contextlib.suppress(ValueError):  # not the main thread: signals are handled there
                 self._before[name] = signal.signal(name, self._on_signal)
         outer = [getattr(handler, "__self__", None) for handler in self._before.values()]
         self.requested |= any(isinstance(stop, Stop) and stop.requested for stop in outer)
@@ -31,3 +32,4 @@ class Stop:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        self.interrupted |= number == signal.SIGINT

@@ -34,7 +34,10 @@ def main(config, flags) -> int:
         plan, memory, dataset_tokens = run.dry_run(config)
         print(f"{summary.plan_text(plan, dataset_tokens)}\n{summary.memory_text(memory)}")
         return 0
-    result = run.train(config, path)
+    try:
+        result = run.train(config, path)
+    except run.Interrupted as stop:
+        result = stop.result
     print(summary.result_text(result, path))
     return 0
 

@@ -19,15 +19,27 @@ from smallbatch.training.programs import Memory, Programs, cpu_cores, start_jax
 from smallbatch.training.trainer import Outcome, Trainer, say
 
 
-def train(config: configs.Config, path: str | Path, until_tokens: int | None = None) -> records.Result:
-    """Train a validated config in a run directory, or go on where it stopped; return the result.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a cell of a notebook that is stopped: the run is saved, and has this result."""
 
+    def __init__(self, result: records.Result):
+        goes_on = "; the same call goes on" if result.status == "preempted" else ""
+        super().__init__(f"{result.status} and saved after update {result.optimizer_steps:,}{goes_on}")
+        self.result = result
+
+
+def train(config: configs.Config, path: str | Path | None = None, until_tokens: int | None = None) -> records.Result:
+    """Train in a run directory, or go on where it stopped; return the result, which gives the curves too.
+
+    path: unset: runs/quickstart-FINGERPRINT, as for the command without a config file.
     until_tokens: stop there as if told to, but with a validation: the same call without it goes on.
 
     Raises:
-        UserError: the data, the devices or the directory do not allow it.
+        UserError: the config, the data, the devices or the directory do not allow it.
+        Interrupted: by Ctrl-C, once the run is saved.
     """
-    workdir = workdirs.Workdir(Path(path))
+    configs.validate(config)
+    workdir = workdirs.Workdir(Path(path) if path is not None else workdirs.default_path(config, None))
     workdirs.check_owner(workdir, config)
     if (result := workdirs.finished(workdir)) is not None:
         return result
@@ -61,13 +73,16 @@ def train(config: configs.Config, path: str | Path, until_tokens: int | None = N
         if outcome.status == "done" and prompt_ids:
             sample = config.train.sample_prompt
             sample += _continuation(plan, outcome, tokenizer, prompt_ids, config.train.sample_tokens)
-        result = result_of(plan, dataset, outcome, sample, started)
-        records.write_result(workdir.result, result)
+        records.write_result(workdir.result, result_of(plan, dataset, outcome, sample, started))
+    result = records.read_result(workdir.result)
+    if outcome.interrupted:
+        raise Interrupted(result)
     return result
 
 
 def dry_run(config: configs.Config) -> tuple[plans.Plan, Memory, int | None]:
     """Return the plan, the memory of its compiled update, and the training tokens if the dataset is prepared."""
+    configs.validate(config)
     plan = make_plan(config)
     dataset = prepare.lookup(plan.data)
     memory = max((Programs(phase).memory() for phase in (plan, *plan.later)), key=lambda m: m.total_bytes)

@@ -42,6 +42,7 @@ class Outcome:
     diverged_at_step: int | None
     secs: float
     train_secs: float
+    interrupted: bool = False  # by Ctrl-C
 
 
 class Trainer:
@@ -208,6 +209,7 @@ class Trainer:
             diverged_at,
             journal.secs,
             journal.train_secs,
+            self._stop.interrupted,
         )
 
 
