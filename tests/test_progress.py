@@ -7,6 +7,7 @@ import re
 import time
 
 import pytest
+from ipykernel.iostream import OutStream
 
 from smallbatch.progress import Progress, format_bytes, format_count, format_secs
 
@@ -63,6 +64,17 @@ def test_a_closed_stream_is_ignored():
         progress.update(2)
     with Progress("train", 10, stream=log, every_secs=0) as progress:
         progress.update(1)
+
+
+def test_a_notebook_gets_a_line_that_changes():
+    shown: list[str] = []
+    stream = OutStream(None, None, "stderr", watchfd=False)  # what a kernel's sys.stderr is
+    stream.write = lambda text: shown.append(text) or len(text)
+    stream.flush = lambda: None
+    with Progress("train", 200, stream=stream) as progress:
+        progress.say("validating ...")
+        progress.update(200, loss="3.2")
+    assert shown == ["\rtrain    0%  0/200 tokens  validating ...", "\rtrain  100%  200/200 tokens  loss 3.2  ", "\n"]
 
 
 def test_a_terminal_gets_a_bar_with_the_same_words():

@@ -82,7 +82,6 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
 
 def dry_run(config: configs.Config) -> tuple[plans.Plan, Memory, int | None]:
     """Return the plan, the memory of its compiled update, and the training tokens if the dataset is prepared."""
-    configs.validate(config)
     plan = make_plan(config)
     dataset = prepare.lookup(plan.data)
     memory = max((Programs(phase).memory() for phase in (plan, *plan.later)), key=lambda m: m.total_bytes)
@@ -90,7 +89,8 @@ def dry_run(config: configs.Config) -> tuple[plans.Plan, Memory, int | None]:
 
 
 def make_plan(config: configs.Config) -> plans.Plan:
-    """Start JAX and return the plan of a config on its devices."""
+    """Start JAX and return the plan of a config on its devices. Raises UserError if it is not valid there."""
+    configs.validate(config)
     devices, platform = start_jax(plans.cpu_devices(config, cpu_cores()), config.data.cache_dir)
     vocab_size = prepare.vocab_size(plans.data_spec(config))
     return plans.make(config, vocab_size=vocab_size, device_count=devices, platform=platform)
