@@ -12,7 +12,6 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
-        self.interrupted = False  # by Ctrl-C
 
     def __enter__(self) -> "Stop":
         self._before = {}
@@ -32,4 +31,3 @@ class Stop:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
-        self.interrupted |= number == signal.SIGINT

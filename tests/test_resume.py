@@ -105,7 +105,9 @@ def test_ctrl_c_in_python_saves_and_then_raises(home, tmp_path, monkeypatch):
         save(*arguments)
 
     monkeypatch.setattr(Checkpoints, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="preempted and saved after update .*; the same call goes on") as raised:
+    with pytest.raises(
+        KeyboardInterrupt, match=r"preempted and saved after update \d+; the same call goes on"
+    ) as raised:
         run.train(config)
     assert isinstance(raised.value, run.Interrupted) and raised.value.result.status == "preempted"
     result = run.train(config)

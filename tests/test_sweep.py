@@ -165,7 +165,7 @@ def test_a_sweep_called_from_python_stops_and_goes_on_as_the_command_does(home, 
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt, match="stopped and saved with . cells to run; the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved with \d cells to run; the same call goes on"):
         command.sweep(config, grid, path)
     rows = command.sweep(config, grid, path)
     assert table(path) == table(undisturbed)

@@ -31,7 +31,7 @@ def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, ke
             return status
         try:
             result = run.train(cell.config, directory.cell(cell.id).path, until_tokens)
-        except run.Interrupted as stop:  # Ray stops its workers by Ctrl-C
+        except run.Interrupted as stop:
             result = stop.result
         if result.status != "preempted" and not keep_checkpoints:
             directory.drop_checkpoints(cell.id)

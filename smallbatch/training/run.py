@@ -1,5 +1,6 @@
 """A run from config to result.json: prepare the data, plan, train, sample, write down what came out."""
 
+import dataclasses
 import datetime
 import math
 import resource
@@ -20,7 +21,7 @@ from smallbatch.training.trainer import Outcome, Trainer, say
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, or a cell of a notebook that is stopped: the run is saved, and has this result."""
+    """SIGTERM, Ctrl-C or the stop button of a notebook, granted: the run is saved, and has this result."""
 
     def __init__(self, result: records.Result):
         goes_on = "; the same call goes on" if result.status == "preempted" else ""
@@ -36,7 +37,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
 
     Raises:
         UserError: the config, the data, the devices or the directory do not allow it.
-        Interrupted: by Ctrl-C, once the run is saved.
+        Interrupted: a KeyboardInterrupt, by SIGTERM or Ctrl-C, once the run is saved.
     """
     configs.validate(config)
     workdir = workdirs.Workdir(Path(path) if path is not None else workdirs.default_path(config, None))
@@ -73,9 +74,10 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         if outcome.status == "done" and prompt_ids:
             sample = config.train.sample_prompt
             sample += _continuation(plan, outcome, tokenizer, prompt_ids, config.train.sample_tokens)
-        records.write_result(workdir.result, result_of(plan, dataset, outcome, sample, started))
-    result = records.read_result(workdir.result)
-    if outcome.interrupted:
+        result = result_of(plan, dataset, outcome, sample, started)
+        records.write_result(workdir.result, result)
+    result = dataclasses.replace(result, directory=workdir.path)
+    if outcome.stopped:
         raise Interrupted(result)
     return result
 

@@ -42,7 +42,7 @@ class Outcome:
     diverged_at_step: int | None
     secs: float
     train_secs: float
-    interrupted: bool = False  # by Ctrl-C
+    stopped: bool = False  # by a signal
 
 
 class Trainer:
@@ -209,7 +209,7 @@ class Trainer:
             diverged_at,
             journal.secs,
             journal.train_secs,
-            self._stop.interrupted,
+            self._stop.requested,
         )
 
 
