@@ -16,6 +16,10 @@
 #SBATCH --signal=B:TERM@180
 set -euo pipefail
 
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^#SBATCH/{/^#SBATCH/d; s/^#$//; s/^# //; p}' "$0"
+  exit 0
+fi
 dry_run=
 if [[ ${1:-} == --dry_run ]]; then
   dry_run=yes

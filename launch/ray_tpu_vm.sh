@@ -5,12 +5,16 @@
 #   launch/ray_tpu_vm.sh --dry_run NAME ZONE --config=...          print what it would do
 #
 # Run it in a clone of the repository, where gcloud is signed in; what is committed is installed. The TPU VM must be there,
-# its Python ($PYTHON, default python3) at least 3.11, and --workdir on a file system that all its hosts have mounted (NFS
-# such as Filestore; not a bucket: claims need locks). When the VM was taken away, make another and run the same command.
+# and --workdir on a file system that all its hosts have mounted (NFS such as Filestore; not a bucket: claims need locks).
+# When the VM was taken away, make another and run the same command.
 #
 # Tried: shellcheck and the dry run. Not on TPU VMs.
 set -euo pipefail
 
+if [[ ${1:-} == --help ]]; then
+  sed -n '2,/^set/{/^set/d; s/^#$//; s/^# //; p}' "$0"
+  exit 0
+fi
 dry_run=
 if [[ ${1:-} == --dry_run ]]; then
   dry_run=yes
@@ -24,19 +28,9 @@ name=$1 zone=$2
 shift 2
 port=${RAY_PORT:-6379}
 
-run() {
-  if [[ -n $dry_run ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
-on() { run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker="$1" --command="$2"; } # HOSTS COMMAND
+# shellcheck source-path=SCRIPTDIR source=tpu_hosts.sh
+. "$(dirname "${BASH_SOURCE[0]}")/tpu_hosts.sh"
 
-files=$(mktemp -d)
-trap 'rm -rf "$files"' EXIT
-run git archive --format=tar.gz --output="$files/smallbatch.tar.gz" HEAD
 # Whoever reaches a Ray cluster can run anything on it: only holders of this token may.
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$files/auth_token")
 if [[ -n $dry_run ]]; then
@@ -45,14 +39,8 @@ else
   head_ip=$(gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(networkEndpoints[0].ipAddress)')
 fi
 
-run gcloud compute tpus tpu-vm scp "$files/smallbatch.tar.gz" "$files/auth_token" "$name:" --zone="$zone" --worker=all
-on all "set -e
-mkdir -p smallbatch .ray
-mv auth_token .ray/ && chmod 600 .ray/auth_token
-tar -xzf smallbatch.tar.gz -C smallbatch
-[ -d smallbatch/.venv ] || ${PYTHON:-python3} -m venv smallbatch/.venv
-smallbatch/.venv/bin/pip install --quiet -e 'smallbatch[tpu,ray]'
-smallbatch/.venv/bin/ray stop"
+install tpu,ray "$files/auth_token"
+on all "mkdir -p .ray && mv auth_token .ray/ && chmod 600 .ray/auth_token && smallbatch/.venv/bin/ray stop"
 
 ray='RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 smallbatch/.venv/bin/ray start'
 on 0 "$ray --head --port=$port --node-ip-address=$head_ip --include-dashboard=false"

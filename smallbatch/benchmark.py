@@ -47,13 +47,14 @@ def measure(programs, secs: float) -> float:
     updates = plan.steps_per_dispatch
     shape = (updates * plan.batch_size, plan.model.context_tokens + 1)
     tokens = np.random.default_rng(0).integers(plan.model.vocab_size, size=shape, dtype=np.int32)
+    sequences = lambda first, count: tokens[first : first + count]
     state = programs.init()
     for _ in range(2):
-        state, metrics = programs.update(state, programs.stage(tokens), updates)
+        state, metrics = programs.update(state, programs.stage(sequences, 0, updates), updates)
         np.asarray(metrics["loss"])  # waits for it
     dispatches, start = 0, time.perf_counter()
     while time.perf_counter() - start < secs:
-        state, metrics = programs.update(state, programs.stage(tokens), updates)
+        state, metrics = programs.update(state, programs.stage(sequences, 0, updates), updates)
         np.asarray(metrics["loss"])  # waits for it
         dispatches += 1
     return dispatches * updates * plan.tokens_per_step / (time.perf_counter() - start)

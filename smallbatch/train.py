@@ -14,6 +14,14 @@ from smallbatch import cli
 def define_flags(flags) -> None:
     absl_flags.DEFINE_string("workdir", None, "run directory; unset: runs/CONFIG-FINGERPRINT", flag_values=flags)
     absl_flags.DEFINE_boolean("dry_run", False, "print the plan and the memory it needs, then stop", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "coordinator_address", None, "HOST:PORT of process 0, for a run in several processes; unset: as Slurm, a TPU "
+        "slice or Kubernetes have it", flag_values=flags,
+    )  # fmt: skip
+    absl_flags.DEFINE_integer("process_count", None, "how many processes there are", 1, flag_values=flags)
+    absl_flags.DEFINE_integer("process_id", None, "which of them this is, from 0", 0, flag_values=flags)
+    absl_flags.DEFINE_float("join_secs", 60.0, "how long processes wait for each other at the start", 1.0,
+                            flag_values=flags)  # fmt: skip
 
 
 def main(config, flags) -> int:
@@ -28,18 +36,27 @@ def main(config, flags) -> int:
         print(summary.result_text(result, path))
         return 0
 
-    from smallbatch.training import run
+    from smallbatch.config import fingerprint
+    from smallbatch.training import hosts, run
+    from smallbatch.training.trainer import say
 
-    if flags.dry_run:
-        plan, memory, dataset_tokens = run.dry_run(config)
-        print(f"{summary.plan_text(plan, dataset_tokens)}\n{summary.memory_text(memory)}")
+    where = hosts.place(flags.coordinator_address, flags.process_count, flags.process_id)
+
+    def train() -> int:
+        hosts.join(where, fingerprint(config), flags.join_secs, say)
+        with hosts.only_first_speaks(where):
+            if flags.dry_run:
+                plan, memory, dataset_tokens = run.dry_run(config)
+                print(f"{summary.plan_text(plan, dataset_tokens)}\n{summary.memory_text(memory)}")
+                return 0
+            try:
+                result = run.train(config, path)
+            except run.Interrupted as stop:
+                result = stop.result
+            print(summary.result_text(result, path))
         return 0
-    try:
-        result = run.train(config, path)
-    except run.Interrupted as stop:
-        result = stop.result
-    print(summary.result_text(result, path))
-    return 0
+
+    return hosts.ending_together(train)
 
 
 if __name__ == "__main__":

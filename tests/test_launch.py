@@ -9,21 +9,58 @@ import pytest
 import runs
 
 LAUNCH = runs.ROOT / "launch"
+TPU_VM = ["name", "zone-a", "v6e-16", "--spot", "--", "train", "--config=a b.py", "--workdir=/mnt/w"]
+
+# Plays a TPU VM that is taken away in its first run of the command, which ends with $LOST_WITH.
+GCLOUD = """#!/usr/bin/env bash
+echo "$*" >>log
+case "$*" in
+  *smallbatch.train*) if [[ ! -e taken ]]; then touch taken; echo PREEMPTED >state; exit "$LOST_WITH"; fi ;;
+  *" create "*) echo WAITING_FOR_RESOURCES >state ;;
+  *" delete "*) rm state ;;
+  *" describe "*)
+    if [[ ! -e state ]]; then echo "ERROR: NOT_FOUND" >&2; exit 1; fi
+    cat state
+    if [[ $(<state) == WAITING_FOR_RESOURCES ]]; then echo READY >state; fi ;;
+esac
+"""
+# srun is told to stop through scancel, as Slurm's is, and ends well; the job learns of its time limit by itself.
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >>log
+if [[ -e in_time ]]; then exit "$(<in_time)"; fi
+kill -USR1 $PPID
+for _ in {1..500}; do if grep -q ^scancel log; then exit 0; fi; sleep 0.01; done
+exit 9
+"""
+RECORDED = """#!/usr/bin/env bash
+echo "${0##*/} $*" >>log
+if [[ $1 == show ]]; then cat preempted; fi
+"""
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 
 
-def launch(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
+def launch(script: str, *words: str, cwd: Path = runs.ROOT, **environment: str) -> subprocess.CompletedProcess:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "RAY_"))}
     return subprocess.run(
-        [LAUNCH / script, *words], env=kept | environment, capture_output=True, text=True, timeout=60, cwd=runs.ROOT
+        [LAUNCH / script, *words], env=kept | environment, capture_output=True, text=True, timeout=60, cwd=cwd
     )
+
+
+def play(directory: Path, script: str, *words: str, stand_ins: dict[str, str], **environment: str):
+    """Launch a script in a directory with stand-ins for commands; return how it ended and what they were told."""
+    for name, text in stand_ins.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    path = f"{directory}:{os.environ['PATH']}"
+    done = launch(script, *words, cwd=directory, PATH=path, **environment)
+    return done, (directory / "log").read_text().splitlines()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_a_script_is_executable_clean_and_says_what_it_was_tried_on(script):
     assert os.access(script, os.X_OK)
     found = subprocess.run(
-        [Path(sys.executable).with_name("shellcheck"), str(script)], capture_output=True, text=True, timeout=60
+        [Path(sys.executable).with_name("shellcheck"), "-x", str(script)], capture_output=True, text=True, timeout=60
     )
     assert found.returncode == 0, found.stdout
     assert "# Tried: " in script.read_text()
@@ -51,7 +88,8 @@ def test_a_dry_run_on_a_tpu_vm_installs_everywhere_and_sweeps_on_the_first_host(
     archive, copy, *commands = done.stdout.splitlines()
     assert archive.startswith("git archive ") and " scp " in copy and "--worker=all" in copy
     assert all(line.startswith("gcloud compute tpus tpu-vm ssh name --zone=zone-a ") for line in commands)
-    install, head, others, sweep = commands
+    install, token, head, others, sweep = commands
+    assert "--worker=all" in token and "auth_token" in token
     assert "--worker=all" in install and "smallbatch[tpu,ray]" in install
     assert "--worker=0 " in head and "--head" in head
     assert "--worker=all " in others and "--address=HEAD_IP:6379" in others
@@ -61,3 +99,118 @@ def test_a_dry_run_on_a_tpu_vm_installs_everywhere_and_sweeps_on_the_first_host(
 def test_a_tpu_vm_must_be_named():
     done = launch("ray_tpu_vm.sh", "--config=a.py")
     assert done.returncode == 2 and "NAME ZONE" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "script", [script for script in SCRIPTS if script.name != "tpu_hosts.sh"], ids=lambda s: s.name
+)
+def test_help_is_what_the_header_says(script):
+    done = launch(script.name, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert script.name in done.stdout and "--dry_run" in done.stdout and "Tried: " in done.stdout
+    assert "SBATCH" not in done.stdout and "pipefail" not in done.stdout
+
+
+def test_a_dry_run_of_a_tpu_vm_makes_it_installs_and_runs_on_all_hosts_and_says_what_comes_after_a_loss():
+    done = launch("tpu_vm.sh", "--dry_run", "--setup=mount x", *TPU_VM)
+    assert done.returncode == 0 and not done.stderr
+    create, setup, archive, copy, install, run, comment, delete = done.stdout.splitlines()
+    assert "queued-resources create name --node-id=name --zone=zone-a --accelerator-type=v6e-16 --spot" in create
+    assert "--runtime-version=v2-alpha-tpuv6e" in create and "mount" in setup
+    assert archive.startswith("git archive ") and " scp " in copy and "smallbatch[tpu]" in install
+    assert all("--worker=all" in line for line in (setup, copy, install, run))
+    assert "python -m smallbatch.train --config=a\\\\ b.py --workdir=/mnt/w" in run
+    assert "taken away" in comment and "queued-resources delete name " in delete and "--force" in delete
+
+
+@pytest.mark.parametrize("code", ["0", "1"], ids=["the run saved", "the connection broke"])
+def test_a_tpu_vm_that_is_taken_away_is_made_again_and_the_same_command_run_again(tmp_path, code):
+    stand_ins = {"gcloud": GCLOUD, "git": "#!/bin/sh\n"}
+    settings = {"POLL_SECS": "0.01", "LOST_WITH": code}
+    done, told = play(tmp_path, "tpu_vm.sh", "--delete_when_done", *TPU_VM, stand_ins=stand_ins, **settings)
+    assert done.returncode == 0, done.stderr
+    steps = [" create ", " scp ", "smallbatch[tpu]", "smallbatch.train", " delete "]
+    assert [step for line in told for step in steps if step in line] == steps * 2
+    assert len({line for line in told if "smallbatch.train" in line}) == 1
+    assert "name: PREEMPTED" in done.stderr
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_command_that_fails_on_a_tpu_vm_is_not_run_again(tmp_path, code):
+    fails = f"""#!/usr/bin/env bash
+echo "$*" >>log
+case "$*" in *describe*) echo READY ;; *smallbatch.train*) exit {code} ;; esac
+"""
+    done, told = play(
+        tmp_path, "tpu_vm.sh", *TPU_VM, stand_ins={"gcloud": fails, "git": "#!/bin/sh\n"}, POLL_SECS="0.01"
+    )
+    assert done.returncode == code and sum("smallbatch.train" in line for line in told) == 1
+    assert not any(word in line for line in told for word in (" create ", " delete "))
+    assert "queued-resources delete name" in done.stderr  # it stays, and costs
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["name"], "NAME ZONE TYPE"),
+        (["name", "zone-a", "v6e-16", "--spot"], "after --"),
+        (["name", "zone-a", "v6e-16", "--", "train", "--config=a.py"], "--workdir"),
+        (["--spot", "name"], "no option --spot"),
+    ],
+)
+def test_a_mistake_about_a_tpu_vm_is_one_line(words, says):
+    done = launch("tpu_vm.sh", *words)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_on_slurm_is_one_step_and_what_saves_and_requeues_it():
+    done = launch("slurm.sh", "--dry_run", "train", "--config=a b.py", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
+    assert done.returncode == 0 and not done.stderr
+    step, save, requeue = done.stdout.splitlines()
+    assert step.strip() == r"srun --kill-on-bad-exit=1 python -m smallbatch.train --config=a\ b.py"
+    assert "scancel --signal=TERM 7_2" in save and "scontrol requeue 7_2" in requeue
+
+
+@pytest.mark.parametrize(
+    ("in_time", "preempted", "code", "requeued"),
+    [(None, "None", 0, True), ("0", "None", 0, False), ("3", "None", 3, False), ("0", "2026-01-01T00:00:00", 0, True)],
+    ids=["time is up", "ends in time", "fails", "pre-empted"],
+)
+def test_a_slurm_job_that_must_stop_saves_and_is_requeued_and_no_other_is(tmp_path, in_time, preempted, code, requeued):
+    if in_time is not None:
+        (tmp_path / "in_time").write_text(in_time)
+    (tmp_path / "preempted").write_text(f"PreemptTime={preempted}\n")
+    done, told = play(
+        tmp_path, "slurm.sh", "sweep", "--workdir=w", SLURM_JOB_ID="9",
+        stand_ins={"srun": SRUN, "scancel": RECORDED, "scontrol": RECORDED},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert told[0] == "srun --kill-on-bad-exit=1 python -m smallbatch.sweep --workdir=w"
+    assert ("scancel --signal=TERM 9" in told) == (in_time is None)
+    assert ("scontrol requeue 9" in told) == requeued
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "says"),
+    [
+        ([], {"SLURM_JOB_ID": "9"}, "which command"),
+        (["train"], {}, "submit it with sbatch"),
+        (
+            ["train"],
+            {"SLURM_JOB_ID": "9", "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)", "SLURM_GPUS_ON_NODE": "8"},
+            "--ntasks-per-node",
+        ),
+    ],
+)
+def test_a_mistake_about_a_slurm_job_is_one_line(words, environment, says):
+    done = launch("slurm.sh", *words, **environment)
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_the_container_takes_what_it_runs_and_says_what_it_was_tried_on():
+    text = (LAUNCH / "Containerfile").read_text()
+    assert "# Tried: " in text and "\nUSER 1000\n" in text
+    copied = [word for line in text.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert all((runs.ROOT / name).exists() for name in copied)
+    assert {"pyproject.toml", "smallbatch", "configs"} <= set(copied)
+    assert 'ENTRYPOINT ["python", "-m", "smallbatch.train"]' in text

@@ -134,8 +134,9 @@ def batch_axis(axes: Axes, batch_sizes: Sequence[float]) -> None:
 
 
 def count_axis(axis, log: bool = True, whole: bool = False) -> None:
-    """Write counts with suffixes; ticks are sparse, for the figure is small."""
+    """Write counts with suffixes, on a logarithmic axis unless told; ticks are sparse, for the figure is small."""
     if log:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
         low, high = axis.get_view_interval()
         axis.set_major_locator(FixedLocator(log_ticks(low, high)))
         axis.set_minor_locator(NullLocator())

@@ -4,7 +4,7 @@ One idea: a figure is drawn from the rows of a sheet, comes with the sentence th
 where it would be empty. A panel is one small SVG; the page lays panels side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,8 @@ class Picture:
 
 
 def picture(axes: Axes, name: str, says: str, sheet: str) -> Picture:
+    """Return the panel of axes on which all is drawn but the legend."""
+    drawing.legend(axes)
     safe = "".join(c if c.isalnum() else "-" for c in name)
     return Picture(safe, drawing.to_svg(axes, safe, says), says, sheet)
 
@@ -43,12 +45,25 @@ def of_setting(study: Study, setting: str) -> str:
     return f" ({setting})" if len(study.table.settings) > 1 else ""
 
 
-def with_intervals(axes: Axes, rows: Sequence[Row], y: str, label: str, **style) -> None:
+def batch_axes(title: str, rows: Sequence[Row]) -> Axes:
+    """Return new axes over the batch sizes of the rows."""
+    axes = drawing.new_axes("batch size (sequences)", title)
+    drawing.batch_axis(axes, [row["batch_size"] for row in rows])
+    return axes
+
+
+def by_arm(study: Study, rows: Sequence[Row]) -> Iterator[tuple[list[Row], dict]]:
+    """Yield the rows of each arm, and how its line looks: its name in the legend, colour, marker and dashes."""
+    for (arm,), own in split(rows, "arm").items():
+        yield own, {"label": arm, **drawing.arm_style(study.table.arms.index(arm))}
+
+
+def with_intervals(axes: Axes, rows: Sequence[Row], y: str, **style) -> None:
     """Draw a line with markers over batch sizes, and bars where the rows have intervals."""
     x, value = column(rows, "batch_size"), column(rows, y)
     known = np.isfinite(value)
     low, high = column(rows, f"{y}_low"), column(rows, f"{y}_high")
-    axes.plot(x[known], value[known], label=label, **style)
+    axes.plot(x[known], value[known], **style)
     bars = known & np.isfinite(low) & np.isfinite(high)
     axes.vlines(x[bars], low[bars], high[bars], color=style["color"], linewidth=1.0, alpha=0.8)
 
@@ -58,13 +73,11 @@ def loss_against_batch(study: Study) -> list[Picture]:
     finite = [row for row in study.rows("equal_flops") if np.isfinite(row["chosen_loss_nats"] or np.inf)]
     losses = column(finite, "chosen_loss_nats")
     for (setting,), rows in split(finite, "setting").items():
-        axes = drawing.new_axes("batch size (sequences)", "loss (nats/token)")
-        for (arm,), own in split(rows, "arm").items():
-            with_intervals(axes, own, "chosen_loss_nats", arm, **drawing.arm_style(study.table.arms.index(arm)))
+        axes = batch_axes("loss (nats/token)", rows)
+        for own, style in by_arm(study, rows):
+            with_intervals(axes, own, "chosen_loss_nats", **style)
         if len(study.table.settings) > 1:  # side by side, on one scale
             axes.set_ylim(losses.min() - 0.05 * np.ptp(losses) - 0.01, losses.max() + 0.05 * np.ptp(losses) + 0.01)
-        drawing.batch_axis(axes, [row["batch_size"] for row in rows])
-        drawing.legend(axes)
         where = of_setting(study, setting)
         says = f"Loss of the chosen cell at equal FLOPs against batch size{where}; bars: 90% intervals."
         pictures.append(picture(axes, f"loss-{setting}", says, "equal_flops"))
@@ -72,21 +85,18 @@ def loss_against_batch(study: Study) -> list[Picture]:
 
 
 def gaps_against_batch(study: Study) -> list[Picture]:
-    """Every arm minus the reference arm; and where one optimizer has several arms, those minus the first of them."""
+    """Every arm minus the reference arm."""
     pictures = []
     reference = gaps.reference_arm(study.table)
     for (setting,), rows in split(study.rows("gaps"), "setting").items():
-        axes, drawn = drawing.new_axes("batch size (sequences)", f"loss minus that of {reference} (nats)"), []
-        for arm in study.table.arms:
-            own = [row for row in gaps.between(rows, arm, str(reference)) if np.isfinite(row["gap_nats"])]
-            if own:
-                with_intervals(axes, own, "gap_nats", arm, **drawing.arm_style(study.table.arms.index(arm)))
-                drawn += own
-        if not drawn:
+        against = [row for arm in study.table.arms for row in gaps.between(rows, arm, str(reference))
+                   if np.isfinite(row["gap_nats"])]  # fmt: skip
+        if not against:
             continue
+        axes = batch_axes(f"loss minus that of {reference} (nats)", against)
+        for own, style in by_arm(study, against):
+            with_intervals(axes, own, "gap_nats", **style)
         axes.axhline(0, color=INK, linewidth=0.8)
-        drawing.batch_axis(axes, [row["batch_size"] for row in drawn])
-        drawing.legend(axes)
         where = of_setting(study, setting)
         says = f"How much more loss than {reference} at the same batch size and FLOPs{where}; bars: 90% intervals."
         pictures.append(picture(axes, f"gap-{setting}", says, "gaps"))
@@ -100,17 +110,14 @@ def curves_along_budget(study: Study) -> list[Picture]:
     pictures = []
     for (setting, arm), rows in split(study.rows("loss_curves"), "setting", "arm").items():
         for name in ("flops", "steps", "secs"):
-            axes, drawn = drawing.new_axes(AXIS_LABELS[name], f"{arm}: {rows[0]['loss']} loss (nats) by batch size"), 0
+            axes = drawing.new_axes(AXIS_LABELS[name], f"{arm}: {rows[0]['loss']} loss (nats) by batch size")
             for (size,), own in split([row for row in rows if row["axis"] == name], "batch_size").items():
                 if len(own) >= FIRST_POINTS:
                     x, y = column(own, "budget"), column(own, "loss_nats")
                     axes.plot(x, y, color=drawing.batch_colour(size), label=batch_text(size))
-                    drawn += 1
-            if not drawn:
+            if not axes.lines:
                 continue
-            axes.set_xscale("log")
             drawing.count_axis(axes.xaxis)
-            drawing.legend(axes)
             says = (f"{arm}: lowest loss over the grid against {AXIS_LABELS[name]}{of_setting(study, setting)}, "
                     "a line a batch size.")  # fmt: skip
             pictures.append(picture(axes, f"curve-{setting}-{arm}-{name}", says, "loss_curves"))
@@ -125,14 +132,10 @@ def cost_against_batch(study: Study) -> list[Picture]:
             if len(reached) < 2:
                 continue
             target = reached[0]["target_loss_nats"]
-            axes = drawing.new_axes("batch size (sequences)", f"{unit} to {target:g} nats, x the least")
-            for (arm,), own in split(reached, "arm").items():
-                style = drawing.arm_style(study.table.arms.index(arm))
-                axes.plot(column(own, "batch_size"), column(own, f"{name}_ratio"), label=arm, **style)
-            drawing.batch_axis(axes, [row["batch_size"] for row in rows])
-            axes.set_yscale("log")
+            axes = batch_axes(f"{unit} to {target:g} nats, x the least", rows)
+            for own, style in by_arm(study, reached):
+                axes.plot(column(own, "batch_size"), column(own, f"{name}_ratio"), **style)
             drawing.count_axis(axes.yaxis)
-            drawing.legend(axes)
             never = [f"{row['arm']} at {batch_text(row['batch_size'])}" for row in rows if np.isinf(row[name])]
             listed = ", ".join(never) if len(never) <= NAMED else f"{len(never)} of {len(rows)} grids, see the data"
             says = (
@@ -149,23 +152,19 @@ def learning_rate_against_batch(study: Study) -> list[Picture]:
     for (setting,), rows in split(study.rows("learning_rates"), "setting").items():
         if len({row["batch_size"] for row in rows}) < 2:
             continue
-        axes = drawing.new_axes("batch size (sequences)", "best learning rate")
-        for (arm,), own in split(rows, "arm").items():
-            style = drawing.arm_style(study.table.arms.index(arm))
+        axes = batch_axes("best learning rate", rows)
+        for own, style in by_arm(study, rows):
             name = "best_learning_rate" if any(r["best_learning_rate"] for r in own) else "tuned_learning_rate"
             inside = [{"tuned_learning_rate_low": None, "tuned_learning_rate_high": None, **row} for row in own
                       if row[name] and not row["edge_of_grid"]]  # fmt: skip
-            with_intervals(axes, inside, name, arm, **{**style, "linestyle": "none"})
+            with_intervals(axes, inside, name, **style | {"linestyle": "none"})
             edges = [r for r in own if r["edge_of_grid"]]
             axes.plot(column(edges, "batch_size"), column(edges, "tuned_learning_rate"), linestyle="none", marker="_",
                       color=style["color"], markersize=9)  # fmt: skip
-            if found := laws.get((setting, arm)):
+            if found := laws.get((setting, own[0]["arm"])):
                 x = column(own, "batch_size")
                 axes.plot(x, found[0]["coefficient"] * x ** found[0]["exponent"], color=style["color"], linewidth=0.9)
-        drawing.batch_axis(axes, [row["batch_size"] for row in rows])
-        axes.set_yscale("log")
         drawing.count_axis(axes.yaxis)
-        drawing.legend(axes)
         says = (f"Best learning rate against batch size{of_setting(study, setting)}; lines: fitted power laws; a dash: "
                 "the best cell lies at the edge of its grid, and is not fitted.")  # fmt: skip
         pictures.append(picture(axes, f"learning-rate-{setting}", says, "learning_rates"))
@@ -180,14 +179,11 @@ def speed_and_memory(study: Study) -> list[Picture]:
             known = [row for row in rows if np.isfinite(row[name])]
             if len({row["batch_size"] for row in known}) < 2:
                 continue
-            axes = drawing.new_axes("batch size (sequences)", label)
-            for (arm,), own in split(known, "arm").items():
-                style = drawing.arm_style(study.table.arms.index(arm))
-                axes.plot(column(own, "batch_size"), column(own, name) / unit, label=arm, **style)
+            axes = batch_axes(label, known)
+            for own, style in by_arm(study, known):
+                axes.plot(column(own, "batch_size"), column(own, name) / unit, **style)
             axes.set_ylim(bottom=0)
-            drawing.batch_axis(axes, [row["batch_size"] for row in known])
             drawing.count_axis(axes.yaxis, log=False)
-            drawing.legend(axes)
             where = of_setting(study, setting)
             says = f"{label[0].upper()}{label[1:]} against batch size{where}, medians over finished runs."
             pictures.append(picture(axes, f"{name}-{setting}", says, "hardware"))

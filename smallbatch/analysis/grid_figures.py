@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from smallbatch.analysis import drawing
-from smallbatch.analysis.figures import INK, Picture, column, of_setting, picture
+from smallbatch.analysis.figures import INK, Picture, batch_axes, by_arm, column, of_setting, picture
 from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.robustness import scale_text
 from smallbatch.analysis.sheets import Row, batch_text, finite_number, key_text, size_text, split, value_text
@@ -47,7 +47,6 @@ def robustness_profiles(study: Study) -> list[Picture]:
         ticks = ticks[:: max(1, -(-len(ticks) // 9))]
         axes.set_xticks(2.0**ticks, [drawing.multiplier_text(t) for t in ticks])
         axes.set_ylim(-0.03 * top, top)
-        drawing.legend(axes)
         crosses = " Cross: diverged." if np.isinf(finite).any() else ""
         says = (f"{arm}: rise of the loss when the tuned {label} is multiplied{of_setting(study, setting)}. Dashed: "
                 f"the rise that still counts as good.{crosses}")  # fmt: skip
@@ -61,18 +60,14 @@ def widths(study: Study) -> list[Picture]:
         if len({row["batch_size"] for row in rows}) < 2:
             continue
         label = scale_text(name)
-        axes = drawing.new_axes("batch size (sequences)", f"width in doublings of {label}")
-        for (arm,), own in split(rows, "arm").items():
-            style = drawing.arm_style(study.table.arms.index(arm))
-            bars = [{**row, "width_log2_low": None} if row["wider_than_grid"] else row for row in own]
-            x, y = column(bars, "batch_size"), column(bars, "width_log2")
-            axes.plot(x, y, label=arm, **style)
+        axes = batch_axes(f"width in doublings of {label}", rows)
+        for own, style in by_arm(study, rows):
+            x, y = column(own, "batch_size"), column(own, "width_log2")
+            axes.plot(x, y, **style)
             open_ended = np.array([row["wider_than_grid"] for row in own], bool)
             axes.plot(x[open_ended], y[open_ended] , linestyle="none", marker=(3, 0, 0), markersize=9, fillstyle="none",
                       color=style["color"])  # fmt: skip
         axes.set_ylim(bottom=0)
-        drawing.batch_axis(axes, [row["batch_size"] for row in rows])
-        drawing.legend(axes)
         says = (f"Width of the basin within {study.questions.delta_nats:g} nats of its lowest loss, in doublings of "
                 f"{label}{of_setting(study, setting)}; a triangle: it goes on beyond the grid.")  # fmt: skip
         pictures.append(picture(axes, f"width-{setting}-{name}", says, "robustness"))
@@ -83,7 +78,6 @@ def random_search(study: Study) -> list[Picture]:
     pictures = []
     for (setting, arm), rows in split(study.rows("random_trials"), "setting", "arm").items():
         axes = drawing.new_axes("random trials of the grid", f"{arm}: expected best loss (nats) by batch size")
-        drawn = 0
         for (size,), own in split(rows, "batch_size").items():
             x, y = column(own, "trials"), column(own, "expected_best_loss_nats")
             low, high = column(own, "best_loss_nats_low"), column(own, "best_loss_nats_high")
@@ -94,11 +88,9 @@ def random_search(study: Study) -> list[Picture]:
             axes.plot(x[known], y[known], color=colour, marker="o", markersize=3, label=batch_text(size))
             band = known & np.isfinite(high)
             axes.fill_between(x[band], low[band], high[band], color=colour, alpha=0.12, linewidth=0)
-            drawn += 1
-        if not drawn:
+        if not axes.lines:
             continue
         drawing.count_axis(axes.xaxis, log=False, whole=True)
-        drawing.legend(axes)
         says = (f"{arm}: expected best loss after n random cells of the grid{of_setting(study, setting)}; bands: where "
                 "90% of searches end. A line begins where n trials cannot all diverge.")  # fmt: skip
         pictures.append(picture(axes, f"trials-{setting}-{arm}", says, "random_trials"))
@@ -158,7 +150,6 @@ def _heat_map(title: str, x: str, y: str, rows: list[Row], lowest: float, highes
     for share in np.linspace(0, 1, HEAT_STEPS):
         label = f"{'≥ ' if share == 1 else ''}{lowest + share * (highest - lowest):.2f}"
         axes.add_patch(Rectangle((-2, -2), 1, 1, facecolor=colours(share), label=label))  # out of sight: for the legend
-    drawing.legend(axes)
     return axes
 
 
@@ -179,10 +170,8 @@ def steps_to_target(study: Study) -> list[Picture]:
             axes.plot(np.full(len(own), size), own, "o", color=drawing.batch_colour(size))
         if (critical := c.batch_size or np.inf) <= 4 * c.batch_sizes.max():
             axes.axvline(critical, color=INK, linewidth=0.9, alpha=0.6)
-        axes.set_yscale("log")
         drawing.batch_axis(axes, list(c.batch_sizes))
         drawing.count_axis(axes.yaxis)
-        drawing.legend(axes)
         says = (f"{c.arm}: steps to the target against batch size{of_setting(study, c.setting)}. The upright line is "
                 f"the critical batch size, {size_text(critical)}: {c.definition}.")  # fmt: skip
         pictures.append(picture(axes, f"critical-{c.setting}-{c.arm}", says, "steps_to_target"))
@@ -202,8 +191,6 @@ def critical_against_scale(study: Study) -> list[Picture]:
         )
         axes.plot(x, y, "o", color="#0a0000")
         axes.plot(x, law["coefficient"] * x ** law["exponent"], color="#0a0000")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
         drawing.count_axis(axes.xaxis)
         drawing.count_axis(axes.yaxis)
         says = f"{arm}: critical batch size against {name}, exponent {law['exponent']:.3f}; bars: 90% intervals."
@@ -221,21 +208,17 @@ def gradients_against_batch(study: Study) -> list[Picture]:
             known = [row for row in rows if (row[name] or 0) > 0]
             if len({row["batch_size"] for row in known}) < 2:
                 continue
-            axes = drawing.new_axes("batch size (sequences)", label)
-            for (arm,), own in split(known, "arm").items():
-                style = drawing.arm_style(study.table.arms.index(arm))
+            axes = batch_axes(label, known)
+            for own, style in by_arm(study, known):
                 x = column(own, "batch_size")
-                fit = fits.get((setting, arm)) if name == "grad_norm_sq" else None
+                fit = fits.get((setting, own[0]["arm"])) if name == "grad_norm_sq" else None
                 if fit:
                     style["linestyle"] = "none"
                     sizes = np.geomspace(x.min(), x.max(), 40)
                     fitted = fit[0]["signal_sq"] + fit[0]["noise_sq"] / sizes
                     axes.plot(sizes, fitted, color=style["color"], linewidth=1.0)
-                axes.plot(x, column(own, name), label=arm, **style)
-            drawing.batch_axis(axes, [row["batch_size"] for row in known])
-            axes.set_yscale("log")
+                axes.plot(x, column(own, name), **style)
             drawing.count_axis(axes.yaxis)
-            drawing.legend(axes)
             where = of_setting(study, setting)
             says = f"{label[0].upper()}{label[1:]} against batch size{where}, over the second half of the runs."
             says += " Lines: |G|² + tr(S)/B, fitted." if fits and name == "grad_norm_sq" else ""

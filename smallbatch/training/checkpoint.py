@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smallbatch.errors import UserError
+from smallbatch.training import hosts
 
 LEFTOVER = re.compile(r"\d+\..*")  # of a save or a deletion that was killed
 
@@ -72,7 +73,7 @@ class Checkpoints:
             return
         try:
             pending.result()
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 whole = [step for step in self._steps() if step not in self._damaged]
                 for step in set(self._steps()) - set(whole[-self._keep :]):
                     _remove(self._directory / str(step))
@@ -95,7 +96,7 @@ class Checkpoints:
         Raises:
             UserError: all checkpoints are damaged, or the newest whole one is of another model or optimizer.
         """
-        steps = self._steps()[::-1]
+        steps = hosts.from_first(self._steps)[::-1]
         problem = ""
         for step in steps:
             path = self._directory / str(step)
@@ -141,7 +142,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
     def _remove_leftovers(self) -> None:
-        if jax.process_index() == 0:
+        if hosts.is_first():
             self._directory.mkdir(parents=True, exist_ok=True)
             for path in self._directory.iterdir():
                 if LEFTOVER.fullmatch(path.name):

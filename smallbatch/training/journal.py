@@ -12,9 +12,14 @@ from smallbatch.training.validation import Score
 
 
 class Journal:
-    """Turns losses of updates into records. What it must remember across a crash is in `progress()`."""
+    """Turns losses of updates into records. What it must remember across a crash is in `progress()`.
 
-    def __init__(self, plan: Plan, writer: records.MetricsWriter, trackers: list[Tracker], saved: dict | None = None):
+    Without a writer, as in all processes of a run but the first, it only looks out for divergence.
+    """
+
+    def __init__(
+        self, plan: Plan, writer: records.MetricsWriter | None, trackers: list[Tracker], saved: dict | None = None
+    ):
         saved = saved or {"sums": {}, "last_loss_nats": None, "secs": 0.0, "train_secs": 0.0}
         self.plan, self._writer, self._trackers = plan, writer, trackers  # the plan of the phase
         self._sums = {name: tuple(pair) for name, pair in saved["sums"].items()}  # (sum, number of values)
@@ -68,9 +73,10 @@ class Journal:
 
     def progress(self) -> dict:
         """Return what a resumed run needs, after making sure that all records are on the disk."""
-        self._writer.sync()
+        if self._writer:
+            self._writer.sync()
         return {
-            "records": self._writer.count,
+            "records": self._writer.count if self._writer else 0,
             "sums": {name: list(pair) for name, pair in self._sums.items()},
             "last_loss_nats": self.last_loss_nats,
             "secs": self.secs,
@@ -79,7 +85,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the files."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         for tracker in self._trackers:
             tracker.close()
 
@@ -121,7 +128,8 @@ class Journal:
         tokens = self.plan.tokens_at(step)
         record = {"kind": kind, "step": step, "tokens": tokens, "flops": tokens * self.plan.flops_per_token}
         record |= fields | {"secs": self.secs}
-        self._writer.write(record)
+        if self._writer:
+            self._writer.write(record)
         for tracker in self._trackers:
             tracker.write(record)
 

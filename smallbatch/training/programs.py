@@ -4,11 +4,12 @@ import contextlib
 import functools
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from platform import machine
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,7 @@ def compiler_options(platform: str, model: ModelSpec) -> dict[str, bool | str]:
     return options
 
 
+Sequences: TypeAlias = Callable[[int, int], np.ndarray]
 LEARNING_RATES = 4096  # computed together: a single one would wait on the device behind the chunk under way
 
 
@@ -83,7 +85,8 @@ class Compiled:
         self.replicated = sharding.replicated(self.mesh)
         self.state_shardings = self._state_shardings()
         jit = partial(jax.jit, compiler_options=compiler_options(spec.platform, spec.model))
-        self.init = jit(partial(steps.init_state, spec.model, spec.optimizer), out_shardings=self.state_shardings)
+        init = partial(steps.init_state, spec.model, spec.optimizer)
+        self.init = jit(lambda hypers: init(hypers, jax.random.key(hypers.seed)), out_shardings=self.state_shardings)
         self._chunk = jit(
             partial(
                 steps.update_chunk,
@@ -98,6 +101,7 @@ class Compiled:
         self.score = jit(partial(steps.scored, spec.model), out_shardings=self.replicated)
         self.evaluation_params = jit(partial(steps.evaluation_params, spec.optimizer))
         self.averaged_params = jit(steps.averaged_params)
+        self.gathered = jit(lambda params: params, out_shardings=self.replicated)
         rate = partial(optim.learning_rate, spec.optimizer.schedule)
         self.learning_rate = jax.jit(jax.vmap(rate, in_axes=(None, 0)))
 
@@ -149,7 +153,7 @@ class Programs:
         self.plan = plan
         self.compiled: Compiled = compiled(plan.program)
         self.mesh = self.compiled.mesh
-        self.hypers = jax.device_put(optim.Hypers.from_floats(**plan.hypers), self.compiled.replicated)
+        self.hypers = sharding.put(optim.Hypers.from_floats(**plan.hypers), self.compiled.replicated)
         self._learning_rates: tuple[int, np.ndarray] = -1, np.zeros(0)
 
     @property
@@ -162,18 +166,33 @@ class Programs:
 
     def init(self) -> steps.TrainState:
         """Return the state before the first update."""
-        return self.compiled.init(self.hypers, jax.device_put(jax.random.key(self.plan.seed), self.compiled.replicated))
+        return self.compiled.init(self.hypers)
 
-    def stage(self, tokens_NxB_T1: np.ndarray) -> jax.Array:
-        """Put up to K batches, int32 [N x B, T + 1], on the devices as K x A x M x (T + 1)."""
-        shape = self.compiled.tokens_shape
-        full = np.zeros((shape[0] * shape[1] * shape[2], shape[3]), np.int32)
-        full[: len(tokens_NxB_T1)] = tokens_NxB_T1
-        return jax.device_put(full.reshape(shape), self.compiled.tokens_sharding)
+    def stage(self, sequences: Sequences, first: int, updates: int) -> jax.Array:
+        """Put the batches of up to K updates on the devices, K x A x M x (T + 1); a process reads what its devices get.
+
+        sequences: (position, n) -> int32 [n, T + 1], the sequences from a position on. first: position of the first.
+        """
+        K, A, M, T1 = shape = self.compiled.tokens_shape
+
+        @functools.cache  # devices that split a sequence's work between them get the same
+        def rows(start: int, stop: int) -> np.ndarray:
+            if (start, stop) == (0, M):
+                whole = np.zeros((K * A * M, T1), np.int32)
+                whole[: updates * A * M] = sequences(first, updates * A * M)
+                return whole.reshape(shape)
+            part = np.zeros((K, A, stop - start, T1), np.int32)
+            for k in range(updates):
+                for a in range(A):
+                    part[k, a] = sequences(first + (k * A + a) * M + start, stop - start)
+            return part
+
+        place = self.compiled.tokens_sharding
+        return jax.make_array_from_callback(shape, place, lambda index: rows(*index[2].indices(M)[:2]))  # pyright: ignore[reportOptionalSubscript]
 
     def update(self, state: steps.TrainState, tokens: jax.Array, updates: int):
         """Return the state after `updates` updates on staged tokens, and their metrics; `state` is used up."""
-        count = jax.device_put(np.int32(updates), self.compiled.replicated)
+        count = sharding.put(np.int32(updates), self.compiled.replicated)
         return self.compiled_chunk(state, self.hypers, tokens, count)
 
     def evaluation_params(self, state: steps.TrainState) -> gpt.Params:
@@ -188,7 +207,7 @@ class Programs:
         """Return the weighted sum of losses in nats over one validation batch."""
         split = sharding.batch_sharding(self.mesh, 1)
         parts = lambda x_BxT: x_BxT.reshape(-1, self.plan.validation_microbatch_seqs, x_BxT.shape[1])
-        staged = (jax.device_put(parts(x), split) for x in (tokens_BxT1, weights_BxT))
+        staged = (sharding.put(parts(x), split) for x in (tokens_BxT1, weights_BxT))
         return self.compiled.score(params, *staged)
 
     def learning_rate(self, update: int) -> float:
@@ -204,7 +223,7 @@ class Programs:
         limit = device_memory_bytes(jax.local_devices()[0])
         needed = _bytes_per_device(self.abstract_state)
         if self.plan.platform == "cpu":
-            needed *= self.plan.mesh.devices  # they share the machine's memory
+            needed *= jax.local_device_count()  # they share the machine's memory
         if limit is not None and needed > limit:
             raise UserError(
                 f"the weights and the optimizer's state take {format_bytes(needed)}, and there are "

@@ -1,5 +1,6 @@
 """A run from config to result.json: prepare the data, plan, train, sample, write down what came out."""
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -15,6 +16,7 @@ from smallbatch import records, summary, trackers
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.shards import Dataset
 from smallbatch.errors import UserError
+from smallbatch.training import hosts
 from smallbatch.training import workdir as workdirs
 from smallbatch.training.programs import Memory, Programs, cpu_cores, start_jax
 from smallbatch.training.trainer import Outcome, Trainer, say
@@ -45,7 +47,9 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     if (result := workdirs.finished(workdir)) is not None:
         return result
     started = now()
-    with workdirs.claimed(workdir, config):
+    start(config)
+    with contextlib.ExitStack() as held:
+        hosts.from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
         plan = make_plan(config)  # before the data: what the devices forbid is said before any long work
         dataset = prepare.prepare(plan.data)
         tokenizer = tokenizers.load(dataset.dir)
@@ -54,9 +58,10 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         programs.check_memory()
         trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs)
         state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
-        records.write_json(workdir.plan, plan.to_dict())
-        if tokenizer is not None:
-            _keep(tokenizer, workdir.tokenizer)
+        if hosts.is_first():
+            records.write_json(workdir.plan, plan.to_dict())
+            if tokenizer is not None:
+                _keep(tokenizer, workdir.tokenizer)
         say(summary.start_text(plan, len(dataset.train)))
 
         def open_trackers(resumed_tokens: int) -> list[trackers.Tracker]:
@@ -72,10 +77,12 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         outcome = trainer.run(state, saved, open_trackers, until_step)
         sample = None
         if outcome.status == "done" and prompt_ids:
+            params = programs.compiled.gathered(outcome.params)
             sample = config.train.sample_prompt
-            sample += _continuation(plan, outcome, tokenizer, prompt_ids, config.train.sample_tokens)
+            sample += _continuation(plan, params, tokenizer, prompt_ids, config.train.sample_tokens)
         result = result_of(plan, dataset, outcome, sample, started)
-        records.write_result(workdir.result, result)
+        if hosts.is_first():
+            records.write_result(workdir.result, result)
     result = dataclasses.replace(result, directory=workdir.path)
     if outcome.stopped:
         raise Interrupted(result)
@@ -90,12 +97,26 @@ def dry_run(config: configs.Config) -> tuple[plans.Plan, Memory, int | None]:
     return plan, memory, None if dataset is None else len(dataset.train)
 
 
+def start(config: configs.Config) -> tuple[int, str]:
+    """Start JAX, if it does not run yet, as a config wants it; return (number of devices, platform)."""
+    return start_jax(plans.cpu_devices(config, cpu_cores()), config.data.cache_dir)
+
+
 def make_plan(config: configs.Config) -> plans.Plan:
     """Start JAX and return the plan of a config on its devices. Raises UserError if it is not valid there."""
     configs.validate(config)
-    devices, platform = start_jax(plans.cpu_devices(config, cpu_cores()), config.data.cache_dir)
+    devices, platform = start(config)
     vocab_size = prepare.vocab_size(plans.data_spec(config))
-    return plans.make(config, vocab_size=vocab_size, device_count=devices, platform=platform)
+    plan = plans.make(config, vocab_size=vocab_size, device_count=devices, platform=platform)
+    idle = set(range(jax.process_count())) - {device.process_index for device in jax.devices()[: plan.mesh.devices]}
+    if idle:
+        mesh = plan.mesh
+        raise UserError(
+            f"the mesh of {mesh.devices} devices (data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}) leaves "
+            f"process {', '.join(map(str, sorted(idle)))} without work; there are {devices} devices in "
+            f"{jax.process_count()} processes: choose a larger batch, mesh.fsdp or mesh.tensor, or fewer processes"
+        )
+    return plan
 
 
 def _prompt_ids(plan: plans.Plan, tokenizer, prompt: str, new_tokens: int) -> list[int]:
@@ -120,10 +141,10 @@ def _keep(tokenizer, directory: Path) -> None:
         raise UserError(f"cannot write {directory}: {error.strerror or error}; free some space") from error
 
 
-def _continuation(plan: plans.Plan, outcome: Outcome, tokenizer, prompt_ids: list[int], new_tokens: int) -> str:
+def _continuation(plan: plans.Plan, params, tokenizer, prompt_ids: list[int], new_tokens: int) -> str:
     from smallbatch.model.decode import generate
 
-    params = jax.device_put(outcome.params, jax.devices()[0])
+    params = jax.tree.map(lambda x: x.addressable_data(0), params)
     ids = generate(
         plan.model,
         params,
@@ -139,7 +160,7 @@ def _continuation(plan: plans.Plan, outcome: Outcome, tokenizer, prompt_ids: lis
 
 def result_of(plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str) -> records.Result:
     """Return what is written to result.json."""
-    device, score = jax.devices()[0], outcome.score
+    device, score = jax.local_devices()[0], outcome.score
     tokens = plan.phase_at(outcome.step).tokens_at(outcome.step)
     return records.Result(
         status=outcome.status,

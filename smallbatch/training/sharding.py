@@ -40,6 +40,16 @@ def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
+def put(values: Any, place: NamedSharding) -> Any:
+    """Return host values, the same in every process, as arrays on the devices of a mesh; each process fills its own."""
+
+    def array(value) -> jax.Array:
+        whole = np.asarray(value)
+        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+
+    return jax.tree.map(array, values)
+
+
 def average_over_data(mesh: Mesh, groups: int, loss_and_grads: LossAndGrads) -> LossAndGrads:
     """Return a function that has every group of devices along `data` work on its share, and averages once at the end.
 

@@ -21,7 +21,7 @@ from smallbatch.model import gpt
 from smallbatch.plan import Plan
 from smallbatch.progress import Progress
 from smallbatch.stopping import Stop
-from smallbatch.trackers import Tracker
+from smallbatch.training import hosts
 from smallbatch.training.checkpoint import Checkpoints
 from smallbatch.training.journal import Journal
 from smallbatch.training.programs import Programs
@@ -63,9 +63,11 @@ class Trainer:
         """
         self._until_step = self._run.optimizer_steps if until_step is None else until_step
         step = int(state.opt_state.count)
-        records.rewind(self._workdir.metrics, saved["records"] if saved else 0)
-        trackers: list[Tracker] = open_trackers(self._plan.tokens_at(step))
-        journal = Journal(self._plan, records.MetricsWriter(self._workdir.metrics), trackers, saved)
+        writer, trackers = None, []
+        if hosts.is_first():
+            records.rewind(self._workdir.metrics, saved["records"] if saved else 0)
+            writer, trackers = records.MetricsWriter(self._workdir.metrics), open_trackers(self._plan.tokens_at(step))
+        journal = Journal(self._plan, writer, trackers, saved)
         try:
             with journal.pause():
                 say(f"compiling {self._plan.model.layers} layers ...")
@@ -81,12 +83,17 @@ class Trainer:
     def _loop(self, state: TrainState, step: int, journal: Journal, progress: Progress) -> Outcome:
         pending: tuple[int, int, Metrics] | None = None  # (step after it, updates, metrics) of the chunk under way
         saved_at, score, diverged_at = time.monotonic(), None, None
+        agreement = hosts.Agreement(2)
         while diverged_at is None:
             plan = self._plan
             paused = step >= self._until_step
             validation_due = paused or self._validation_due(step)
-            stopping = paused or self._stop.requested  # read once: a signal between two looks would stop without saving
-            save_due = stopping or time.monotonic() - saved_at >= self._checkpoint_every_secs
+            # Asked once: a signal between two looks would stop without saving.
+            stopping, save_due = agreement.any(
+                self._stop.requested, time.monotonic() - saved_at >= self._checkpoint_every_secs
+            )
+            stopping |= paused
+            save_due |= stopping
             if pending and (validation_due or save_due or step == plan.last_step):
                 diverged_at, pending = self._take_in(pending, journal, progress), None
                 if diverged_at is None and validation_due:
@@ -103,8 +110,9 @@ class Trainer:
             if step == plan.last_step:
                 plan = self._enter_phase(step, journal, progress)
             updates = self._chunk_length(step)
-            tokens = self._stream.batch(plan.tokens_at(step) // plan.model.context_tokens, updates * plan.batch_size)
-            state, metrics = self._programs.update(state, self._programs.stage(tokens), updates)
+            first_sequence = plan.tokens_at(step) // plan.model.context_tokens
+            tokens = self._programs.stage(self._stream.batch, first_sequence, updates)
+            state, metrics = self._programs.update(state, tokens, updates)
             step += updates
             if pending:
                 diverged_at = self._take_in(pending, journal, progress)
@@ -124,7 +132,7 @@ class Trainer:
         metrics_K = {name: np.asarray(values)[:updates] for name, values in metrics.items()}
         diverged_at = journal.add(step, metrics_K, self._programs.learning_rate)
         fields = {"loss": f"{metrics_K['loss'].mean():.3f}"}
-        if peak := peaks.device_peak_flops(jax.devices()[0]):
+        if peak := peaks.device_peak_flops(jax.local_devices()[0]):
             rate = self._plan.tokens_at(step) * self._plan.flops_per_token / journal.train_secs
             fields["mfu"] = f"{rate / (peak * self._plan.mesh.devices):.0%}"
         progress.update(self._plan.tokens_at(step), **fields)

@@ -1,0 +1,258 @@
+"""One run in several processes: how they find each other, what they agree on, and what the first alone does.
+
+Every process runs the same program on its own devices and reads its own part of each batch. Decisions that a clock, a
+signal or a file takes are taken together, or the processes would wait for each other in different places.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from smallbatch.errors import UserError
+
+HEARTBEAT_SECS = 30  # a process that is not heard of for so long is lost
+RETRY_SECS = 0.2
+CALL_SECS = 5.0  # that a process which has come may take to say who it is
+WORKERS_URL = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes of a run this is, and where the first one can be reached."""
+
+    coordinator_address: str  # HOST:PORT
+    process_count: int
+    process_id: int
+
+
+def place(coordinator_address: str | None, process_count: int | None, process_id: int | None) -> Place | None:
+    """Return the place that was given, or that Slurm or Open MPI tell; None for one process, or where JAX must ask.
+
+    Raises UserError if only a part was given.
+    """
+    given = (coordinator_address, process_count, process_id)
+    if given != (None, None, None):
+        if coordinator_address is None or process_count is None or process_id is None:
+            raise UserError("--coordinator_address, --process_count and --process_id are given together or not at all")
+        if not re.fullmatch(r"[^:]+:\d+", coordinator_address):
+            raise UserError(f"--coordinator_address={coordinator_address}: write HOST:PORT of process 0")
+        if process_id >= process_count:
+            raise UserError(f"--process_id={process_id}: the {process_count} processes are numbered from 0")
+        return Place(coordinator_address, process_count, process_id) if process_count > 1 else None
+    known = os.environ
+    if int(known.get("SLURM_NTASKS", 1)) > 1 and {"SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_JOB_ID"} <= set(known):
+        first = re.match(r"([^,\[]+)(?:\[(\d+))?", known["SLURM_STEP_NODELIST"])
+        assert first is not None
+        port = 61440 + int(known["SLURM_JOB_ID"]) % 4096  # jobs on one node get different ones, as a rule
+        host = first[1] + (first[2] or "")
+        return Place(f"{host}:{port}", int(known["SLURM_NTASKS"]), int(known["SLURM_PROCID"]))
+    return None
+
+
+def join(where: Place | None, what: str, timeout_secs: float, say: Callable[[str], None]) -> None:
+    """Bring the processes of a run together, before JAX is used. Does nothing for a process alone.
+
+    what: what they must have in common, such as the fingerprint of the config.
+
+    Raises:
+        UserError: some have not come in time, or have come with something else; it says which.
+    """
+    if jax.distributed.is_initialized():
+        return
+    if where is None:
+        if _is_found_by_jax():
+            jax.distributed.initialize(initialization_timeout=int(timeout_secs))
+        return
+    say(f"process {where.process_id} of {where.process_count}: meeting the others at {where.coordinator_address} ...")
+    roll_call(where, what, timeout_secs)
+    jax.distributed.initialize(
+        where.coordinator_address,
+        where.process_count,
+        where.process_id,
+        initialization_timeout=int(timeout_secs),
+        heartbeat_timeout_seconds=HEARTBEAT_SECS,
+    )
+
+
+def roll_call(where: Place, what: str, timeout_secs: float) -> None:
+    """Return when all processes are there, with the same `what`. Raises UserError that names those that are not.
+
+    JAX itself ends a process that waits for another in vain, without a word about which.
+    """
+    deadline = time.monotonic() + timeout_secs
+    host, _, port = where.coordinator_address.rpartition(":")
+    if where.process_id == 0:
+        problem = _call(int(port), where, what, deadline)
+    else:
+        problem = _answer(host, int(port), where, what, deadline)
+    if problem:
+        raise UserError(problem)
+
+
+def _call(port: int, where: Place, what: str, deadline: float) -> str:
+    """Wait for all the others, tell them how it went, and return that: "" where all are there."""
+    try:
+        server = socket.create_server(("", port))
+    except OSError as error:
+        return f"process 0 cannot listen on port {port} ({error.strerror}); choose another --coordinator_address"
+    missing, problem, others = set(range(1, where.process_count)), "", []
+    with contextlib.ExitStack() as open_sockets:
+        open_sockets.enter_context(server)
+        while missing and not problem:
+            server.settimeout(max(0.01, deadline - time.monotonic()))
+            try:
+                connection = open_sockets.enter_context(server.accept()[0])
+                connection.settimeout(CALL_SECS)
+                other = json.loads(_line(connection))
+            except (OSError, ValueError):  # nobody, or not one of ours
+                if time.monotonic() >= deadline:
+                    names = ", ".join(map(str, sorted(missing)))
+                    problem = (
+                        f"process {names} of {where.process_count} did not come to {where.coordinator_address} in "
+                        "time; look at its output, and start all again"
+                    )
+                continue
+            others.append(connection)
+            index = other["process_id"]
+            if (other["process_count"], other["what"]) != (where.process_count, what):
+                problem = f"process {index} was started with other settings than process 0; give all the same"
+            elif index not in missing:
+                problem = f"two processes say that they are number {index}; give each its own --process_id"
+            missing.discard(index)
+        for connection in others:
+            with contextlib.suppress(OSError):
+                connection.sendall((json.dumps(problem) + "\n").encode())
+                connection.recv(1)  # the other end closes first, so that the port is free at once
+    return problem
+
+
+def _line(connection: socket.socket) -> bytes:
+    with connection.makefile("rb") as file:
+        return file.readline()
+
+
+def _answer(host: str, port: int, where: Place, what: str, deadline: float) -> str:
+    """Go to process 0 and return what it says."""
+    about = {"process_id": where.process_id, "process_count": where.process_count, "what": what}
+    while time.monotonic() < deadline + CALL_SECS:  # process 0, which knows more, is to be the first to give up
+        try:
+            with socket.create_connection((host, port), timeout=CALL_SECS) as connection:
+                connection.settimeout(max(1.0, deadline + CALL_SECS - time.monotonic()))
+                connection.sendall((json.dumps(about) + "\n").encode())
+                return json.loads(_line(connection))
+        except (OSError, ValueError):  # not there yet
+            time.sleep(RETRY_SECS)
+    return f"process 0 cannot be reached at {where.coordinator_address}; start it, or correct --coordinator_address"
+
+
+def _is_found_by_jax() -> bool:
+    """Tell whether this is one of several workers of a TPU slice or of an indexed Kubernetes job: JAX asks these."""
+    if "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
+        return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    if os.environ.get("TPU_ML_PLATFORM") != "JAX":  # what importing JAX sets where there are TPU chips
+        return False
+    request = urllib.request.Request(WORKERS_URL, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return b"," in answer.read()
+    except OSError:  # not a machine of Google's cloud
+        return False
+
+
+@contextlib.contextmanager
+def only_first_speaks(where: Place | None) -> Iterator[None]:
+    """Silence all processes but the first."""
+    quiet = where.process_id > 0 if where else jax.distributed.is_initialized() and not is_first()
+    with contextlib.ExitStack() as silence:
+        if quiet:
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def from_first(f: Callable[[], Any]) -> Any:
+    """Call f in the first process and return in all what it returns, a JSON value; a UserError is raised in all."""
+    if jax.process_count() == 1:
+        return f()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    said: dict[str, Any] = {}
+    if is_first():
+        try:
+            said = {"value": f()}
+        except UserError as error:
+            said = {"error": str(error)}
+    text = json.dumps(said).encode()
+    length = int(broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(length, np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)[:length]
+    said = json.loads(np.asarray(broadcast_one_to_all(padded)).astype(np.uint8).tobytes())
+    if "error" in said:
+        raise UserError(said["error"])
+    return said["value"]
+
+
+class Agreement:
+    """Brings what each process wants to all of them without waiting: what is asked for now is granted a call later."""
+
+    def __init__(self, wishes: int):
+        self._granted = (False,) * wishes
+        self._under_way: jax.Array | None = None
+        if jax.process_count() > 1:
+            firsts = {device.process_index: device for device in reversed(jax.devices())}
+            mesh = Mesh(np.array([firsts[i] for i in range(jax.process_count())]), ("processes",))
+            self._split = NamedSharding(mesh, PartitionSpec("processes"))
+            self._any = jax.jit(lambda x_PxW: x_PxW.any(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def any(self, *wishes: bool) -> tuple[bool, ...]:
+        """Return, for every wish, whether any process had it at the call before; a process alone has its wishes."""
+        if jax.process_count() == 1:
+            return wishes
+        before, shape = self._under_way, (jax.process_count(), len(wishes))
+        mine = np.array([wishes])
+        self._under_way = self._any(jax.make_array_from_callback(shape, self._split, lambda _: mine))
+        return self._granted if before is None else tuple(bool(x) for x in np.asarray(before))
+
+
+def ending_together(f: Callable[[], int]) -> int:
+    """Return f(); where there are several processes, one in which it fails ends at once, so that the others hear of it.
+
+    At its usual end, JAX would wait for the others, and they for it.
+    """
+    try:
+        return f()
+    except Exception as error:
+        if not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        elif re.search("gloo|nccl|collective|peer", str(error), re.IGNORECASE):
+            reason = str(error).splitlines()[0]
+            gone = f"error: another process of this run is gone ({reason}); start all again, with the same command"
+            print(gone, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)

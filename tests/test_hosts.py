@@ -1,0 +1,171 @@
+"""One run in two and four real processes: the same numbers, lost processes, stops, and words about what is missing."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+
+from smallbatch.errors import UserError
+from smallbatch.training import hosts, run
+from smallbatch.training.programs import Programs
+
+home = runs.home
+
+CHANGES = runs.LONG | {
+    "train.budget_tokens": 5120,  # 40 updates
+    "train.batch_size": 4,
+    "train.validate_every_tokens": None,
+    "train.checkpoint_every_secs": 0.3,
+    "mesh.data": None,
+    "mesh.cpu_devices": 1,
+}
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def start_all(
+    home: Path, path: Path, processes: int, *more: str, changes=CHANGES, left_out=()
+) -> list[subprocess.Popen]:
+    port = free_port()
+    common = [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={processes}", *more]
+    numbers = [i for i in range(processes) if i not in left_out]
+    return [runs.start(home, changes, path, *common, f"--process_id={i}") for i in numbers]
+
+
+def ended(processes: list[subprocess.Popen], secs: float = 240.0) -> list[tuple[int, str, str]]:
+    """Return (exit code, stdout, stderr) of every process."""
+    found = [process.communicate(timeout=secs) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+
+
+def assert_same_losses(path: Path, reference: Path) -> None:
+    """Assert equality but for the order of sums, which follows the number of devices."""
+    ours, theirs = runs.numbers(path), runs.numbers(reference)
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs]
+    np.testing.assert_allclose([r["loss_nats"] for r in ours], [r["loss_nats"] for r in theirs], rtol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(home, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("alone") / "run"
+    done = runs.command(home, CHANGES, path)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_four_processes_train_as_one_and_only_the_first_speaks(home, alone, tmp_path):
+    first, *others = ended(start_all(home, tmp_path / "run", 4))
+    assert first[0] == 0, first[2]
+    assert "status      done" in first[1] and "batch 4 x 32 tokens" in first[2] and "4 cpu devices" in first[2]
+    for code, out, err in others:
+        said = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+        assert code == 0 and not said and "train" not in err
+    assert_same_losses(tmp_path / "run", alone)
+    ours, theirs = runs.result_of(tmp_path / "run"), runs.result_of(alone)
+    assert ours["validation_loss_nats"] == pytest.approx(theirs["validation_loss_nats"], rel=2e-5)
+    assert ours["sample"] == theirs["sample"]
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(home, alone, tmp_path):
+    path = tmp_path / "run"
+    saved = lambda beyond: lambda: any(step > beyond for step in runs.steps_saved(path))
+    processes = start_all(home, path, 2)
+    assert runs.wait_until(processes[0], saved(0))
+    processes[1].kill()
+    (code, _, err), _ = ended(processes, secs=2 * hosts.HEARTBEAT_SECS + 30)
+    assert code not in (0, None) and not (path / "result.json").exists()
+    assert "another process of this run is gone" in err or "heartbeat timeout" in err
+
+    before = max(runs.steps_saved(path))
+    processes = start_all(home, path, 4)
+    assert runs.wait_until(processes[0], saved(before))
+    processes[3].send_signal(signal.SIGTERM)  # one is enough
+    for code, _, err in ended(processes):
+        assert code == 0, err
+    assert runs.result_of(path)["status"] == "preempted" and max(runs.steps_saved(path)) < 40
+
+    done = runs.command(home, CHANGES, path)
+    assert done.returncode == 0 and "going on after update" in done.stderr
+    assert_same_losses(path, alone)
+
+
+def test_a_process_that_does_not_come_is_named(home, tmp_path):
+    start = time.monotonic()
+    for code, _, err in ended(start_all(home, tmp_path / "run", 3, "--join_secs=4", left_out=(1,))):
+        assert code == 2 and "error: process 1 of 3 did not come to 127.0.0.1:" in err
+    assert time.monotonic() - start < 40 and not (tmp_path / "run").exists()
+
+
+def test_processes_with_other_settings_are_refused(home, tmp_path):
+    port = free_port()
+    common = [f"--coordinator_address=127.0.0.1:{port}", "--process_count=2"]
+    processes = [
+        runs.start(home, CHANGES | {"train.seed": i}, tmp_path / "run", *common, f"--process_id={i}") for i in range(2)
+    ]
+    for code, _, err in ended(processes):
+        assert code == 2 and "process 1 was started with other settings than process 0" in err
+
+
+def test_a_mesh_that_leaves_a_process_without_work_is_refused(home, tmp_path):
+    changes = CHANGES | {"train.batch_size": 1, "mesh.tensor": 1}
+    for code, _, err in ended(start_all(home, tmp_path / "run", 2, changes=changes)):
+        assert code == 2 and "leaves process 1 without work" in err
+
+
+def test_the_sequences_of_a_batch_are_read_by_the_devices_that_get_them(home):
+    changes = {"train.batch_size": 4, "train.microbatch_size": 2, "mesh.data": 2}
+    programs = Programs(run.make_plan(runs.tiny_config(home, changes)))
+    tokens = np.arange(40 * 33, dtype=np.int32).reshape(40, 33)
+    asked = []
+
+    def sequences(first: int, count: int) -> np.ndarray:
+        asked.append((first, count))
+        return tokens[first : first + count]
+
+    staged = programs.stage(sequences, 3, 2)
+    assert staged.shape == (5, 2, 2, 33)
+    assert np.array_equal(staged[:2], tokens[3:11].reshape(2, 2, 2, 33)) and not np.any(staged[2:])
+    assert sorted(asked) == [(n, 1) for n in range(3, 11)]  # each by one device, and once
+
+
+def test_place_is_read_from_flags_and_from_slurm(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    assert hosts.place(None, None, None) is None
+    assert hosts.place("a:1", 1, 0) is None
+    assert hosts.place("a:1", 2, 1) == hosts.Place("a:1", 2, 1)
+    for given, words in [((None, 2, 0), "together"), (("a", 2, 0), "HOST:PORT"), (("a:1", 2, 2), "numbered from 0")]:
+        with pytest.raises(UserError, match=words):
+            hosts.place(*given)
+    step = {"SLURM_JOB_ID": "4097", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
+    for nodes, host in [("n1,n2", "n1"), ("n[007-9,12]", "n007"), ("gpu-a[3]", "gpu-a3"), ("solo", "solo")]:
+        for name, value in (step | {"SLURM_STEP_NODELIST": nodes}).items():
+            monkeypatch.setenv(name, value)
+        assert hosts.place(None, None, None) == hosts.Place(f"{host}:61441", 4, 2)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert hosts.place(None, None, None) is None
+
+
+def test_roll_call_passes_over_strangers_and_refuses_a_number_given_twice():
+    port = free_port()
+    where = [hosts.Place(f"127.0.0.1:{port}", 3, i) for i in (0, 1, 1)]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(hosts.roll_call, where[0], "x", 20.0)]
+        time.sleep(0.3)
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n")
+        calls += [pool.submit(hosts.roll_call, place, "x", 20.0) for place in where[1:]]
+        for call in calls:
+            with pytest.raises(UserError, match="two processes say that they are number 1"):
+                call.result(timeout=30)
