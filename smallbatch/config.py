@@ -15,10 +15,29 @@ from ml_collections import config_dict
 from ml_collections.config_dict import placeholder
 
 from smallbatch import config_checks
-from smallbatch.errors import UserError
+from smallbatch.errors import ConfigKeyError, UserError
 
 T = TypeVar("T")
 Config: TypeAlias = Any  # a ConfigDict, whose fields have no static types
+
+
+class _Keys(config_dict.ConfigDict):
+    """A ConfigDict that refuses a key or a value in words, where the original shows all that it holds."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.is_locked and key not in self:
+            raise ConfigKeyError(unknown_key(self._dotted(key)))
+        try:
+            super().__setitem__(key, value)
+        except TypeError:
+            words = config_checks.TYPE_WORDS.get(self.get_type(key), "a section of keys")
+            raise ConfigKeyError(f"{self._dotted(key)} is {value!r}, but must be {words}") from None
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _dotted(self, key: str) -> str:
+        return next((f"{section}.{key}" for section, keys in sections().items() if keys == list(self)), key)
 
 
 def base() -> Config:
@@ -26,9 +45,9 @@ def base() -> Config:
 
     The pairs of which exactly one must be set (b1 or t1_tokens, ...) are left open: a config file sets them.
     """
-    c = config_dict.ConfigDict()
+    c = _Keys()
 
-    c.data = data = config_dict.ConfigDict()
+    c.data = data = _Keys()
     data.source = "pystdlib"  # pystdlib | tfds:NAME | text:GLOB | tokens:PATH
     data.tokenizer = "bytes"  # bytes | bpe:VOCABULARY | file:PATH of a tokenizer.json
     data.split = "train"  # TFDS split to read
@@ -44,7 +63,7 @@ def base() -> Config:
     data.cache_dir = "~/.cache/smallbatch"  # token shards are written here and reused
     data.shuffle_seed = 0  # order of the training sequences
 
-    c.model = model = config_dict.ConfigDict()
+    c.model = model = _Keys()
     model.width = 128  # D
     model.layers = 4  # L
     model.head_width = 32  # H; the number of heads is width / head_width
@@ -57,7 +76,7 @@ def base() -> Config:
     model.attention = "auto"  # auto | xla | cudnn | splash
     model.max_logits = 2**26  # tokens x vocabulary held at once by the loss; more is done in slices
 
-    c.optimizer = optimizer = config_dict.ConfigDict()
+    c.optimizer = optimizer = _Keys()
     optimizer.name = "adam"  # a row of the README's table: adam | sgd | momentum | muon | lion | adafactor | ...
     optimizer.peak_lr = 0.003
     optimizer.schedule = "cosine"  # cosine | linear | constant | wsd_linear | wsd_sqrt, after the warm-up
@@ -85,7 +104,7 @@ def base() -> Config:
     optimizer.tuned_at_batch_size = placeholder(int)  # ... at this batch size, and are carried over to train.batch_size
     optimizer.lr_exponent = placeholder(float)  # p of half_life and fixed: learning rate x (batch size ratio)^p
 
-    c.train = train = config_dict.ConfigDict()
+    c.train = train = _Keys()
     train.batch_size = 16  # sequences per optimizer update, over all devices
     train.microbatch_size = placeholder(int)  # sequences per forward pass; unset: the batch (CPU: one a device)
     train.batch_size_schedule = placeholder(str)  # TOKENS:SIZE,TOKENS:SIZE: from so many tokens on, so many sequences
@@ -101,13 +120,13 @@ def base() -> Config:
     train.sample_tokens = 200  # length of the text sampled at the end; 0 for none
     train.sample_prompt = "def "
 
-    c.mesh = mesh = config_dict.ConfigDict()
+    c.mesh = mesh = _Keys()
     mesh.data = placeholder(int)  # devices the batch is split over; unset: as many as divide the micro-batch
     mesh.fsdp = 1  # devices that split the batch and share the parameters
     mesh.tensor = placeholder(int)  # devices that share heads, MLP and vocabulary; unset: idle CPU cores, else 1
     mesh.cpu_devices = placeholder(int)  # without an accelerator; unset: one a core, or 1 for a large model
 
-    c.records = records = config_dict.ConfigDict()
+    c.records = records = _Keys()
     records.tensorboard = False  # needs the extra `tensorboard`
     records.wandb = "off"  # off | offline | online; needs the extra `wandb`
     records.wandb_project = "smallbatch"

@@ -1,7 +1,6 @@
 """Config files: Python files with a get_config(), run with errors that name file, line and reason."""
 
 import inspect
-import re
 import runpy
 import traceback
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from smallbatch.config import Config, flatten, key_types, unknown_key
+from smallbatch.config import Config, flatten, key_types
 from smallbatch.errors import UserError, did_you_mean
 
 
@@ -72,8 +71,5 @@ def _errors_of(path: str) -> Iterator[None]:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f"{path}:{lines[-1]}" if lines else path
         reason = str(error).partition("\n")[0]
-        unknown = re.search(r'Key "(\w+)" does not exist', reason)  # from a locked ConfigDict
-        if unknown:
-            raise UserError(f"{where}: {unknown_key(unknown[1])}") from error
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise UserError(f"{where}: {kind}{reason}") from error

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class ConfigKeyError(UserError, AttributeError, TypeError):
+    """A config that does not take a key, or a value of such a type."""
+
+
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """Return '; did you mean X?' for the nearest allowed spelling, or '' when none is near."""
     near = difflib.get_close_matches(word, list(allowed), n=1)

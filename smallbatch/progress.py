@@ -1,4 +1,5 @@
-"""Progress: a bar on a terminal, a plain line now and then elsewhere; how counts and times are written.
+"""Progress: a bar on a terminal, a line that changes in a notebook, a plain line now and then elsewhere; how counts and
+times are written.
 
 One idea: a log file must not fill with bars, and a person who waits wants to know what is left.
 """
@@ -10,6 +11,7 @@ from contextlib import suppress
 from typing import TextIO
 
 REFRESH_SECS = 0.1
+NOTEBOOK_SECS = 1.0  # every line is a message to the browser
 
 
 class Progress:
@@ -36,12 +38,16 @@ class Progress:
         self._shown_secs = time.monotonic()
         self._shown_line: str | None = None
         self._bar = None
+        self._line = NotebookLine(self._stream) if in_notebook(self._stream) else None
 
     def __enter__(self) -> "Progress":
         with suppress(OSError, ValueError, AttributeError):
             if self._stream.isatty():
                 self._bar = _terminal_bar(self._title, self._total, self._stream)
                 self._bar.start()
+                self._every_secs = REFRESH_SECS
+            elif self._line:
+                self._every_secs = NOTEBOOK_SECS
         return self
 
     def update(self, done: float, **fields: str) -> None:
@@ -50,7 +56,7 @@ class Progress:
         self._done, self._fields = done, fields
         if self._first is None:
             self._first = (now, done)
-        if now - self._shown_secs >= (REFRESH_SECS if self._bar else self._every_secs):
+        if now - self._shown_secs >= self._every_secs:
             self._shown_secs = now
             self._show(self._status(now))
 
@@ -65,6 +71,8 @@ class Progress:
         if self._bar:
             with suppress(OSError, ValueError):
                 self._bar.stop()
+        if self._line:
+            self._line.end()
 
     def _status(self, now: float) -> str:
         parts = []
@@ -86,9 +94,36 @@ class Progress:
         with suppress(OSError, ValueError, AttributeError):
             if self._bar:
                 self._bar.update(self._bar.task_ids[0], completed=self._done, line=line, refresh=True)
+            elif self._line:
+                self._line.show(f"{self._title}  {line}")
             else:
                 self._stream.write(f"{self._title}  {line}\n")
                 self._stream.flush()
+
+
+def in_notebook(stream: TextIO) -> bool:
+    """Tell whether what is written here goes to a cell of a notebook (Jupyter, Colab, VS Code)."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"
+
+
+class NotebookLine:
+    """A line under a cell that each new text takes the place of."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._width = 0
+
+    def show(self, text: str) -> None:
+        self._stream.write("\r" + text.ljust(self._width))  # the spaces hide what was longer before
+        self._stream.flush()
+        self._width = len(text)
+
+    def end(self) -> None:
+        """Let what comes next begin on a line of its own."""
+        if self._width:
+            self._stream.write("\n")
+            self._stream.flush()
+        self._width = 0
 
 
 def _terminal_bar(title: str, total: float | None, stream: TextIO):

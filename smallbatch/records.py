@@ -15,7 +15,7 @@ import platform
 import subprocess
 import typing
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,16 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
     return records
 
 
+def read_curve(directory: str | Path, kind: str = "train") -> dict[str, list[Any]]:
+    """Return the records of a kind, of a run directory, as columns: pandas.DataFrame(...) makes a table of them.
+
+    What is null in the file is NaN.
+    """
+    rows = read_metrics(Path(directory) / "metrics.jsonl", kind)
+    names = dict.fromkeys(name for row in rows for name in row if name != "kind")
+    return {name: [math.nan if row.get(name) is None else row[name] for row in rows] for name in names}
+
+
 def last_tokens(path: Path) -> int:
     """Return how far a run is by its newest record, 0 if it has none; reads the end of the file alone."""
     try:
@@ -205,6 +215,13 @@ class Result:
     versions: dict  # this and the next two: see environment()
     git_sha: str | None
     git_dirty: bool | None
+    directory: Path | None = field(default=None, compare=False)  # it was read from; not in the file
+
+    def curve(self, kind: str = "train") -> dict[str, list[Any]]:
+        """Return the run's records of a kind as columns (see `read_curve`)."""
+        if self.directory is None:
+            raise ValueError("a result that was not read from a run directory has no curve")
+        return read_curve(self.directory, kind)
 
 
 STATUSES = ("done", "diverged", "preempted")
@@ -212,13 +229,16 @@ STATUSES = ("done", "diverged", "preempted")
 
 def write_result(path: str | Path, result: Result) -> None:
     """Write result.json, which marks a run as ended."""
-    write_json(path, {name: _finite(value) for name, value in dataclasses.asdict(result).items()})
+    values = dataclasses.asdict(result)
+    del values["directory"]
+    write_json(path, {name: _finite(value) for name, value in values.items()})
 
 
 def read_result(path: str | Path) -> Result:
     """Return a run's result. Raises UserError when a key is missing, unknown or of the wrong type."""
     values = read_json(path)
     types = typing.get_type_hints(Result)
+    del types["directory"]
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the result of a run: it holds no JSON object")
     if strange := sorted(values.keys() ^ types.keys()):
@@ -229,7 +249,7 @@ def read_result(path: str | Path) -> Result:
             raise UserError(f"{path} is damaged: {key} is {values[key]!r}")
     if values["status"] not in STATUSES:
         raise UserError(f"{path} is damaged: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
-    return Result(**values)
+    return Result(**values, directory=Path(path).parent)
 
 
 def environment() -> dict[str, Any]:

@@ -16,7 +16,7 @@ class Stop:
     def __enter__(self) -> "Stop":
         self._before = {}
         for name in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread: a notebook or a test handles signals itself
+            with contextlib.suppress(ValueError):  # not the main thread: signals are handled there
                 self._before[name] = signal.signal(name, self._on_signal)
         outer = [getattr(handler, "__self__", None) for handler in self._before.values()]
         self.requested |= any(isinstance(stop, Stop) and stop.requested for stop in outer)

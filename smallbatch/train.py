@@ -48,8 +48,12 @@ def main(config, flags) -> int:
             if flags.dry_run:
                 plan, memory, dataset_tokens = run.dry_run(config)
                 print(f"{summary.plan_text(plan, dataset_tokens)}\n{summary.memory_text(memory)}")
-            else:
-                print(summary.result_text(run.train(config, path), path))
+                return 0
+            try:
+                result = run.train(config, path)
+            except run.Interrupted as stop:
+                result = stop.result
+            print(summary.result_text(result, path))
         return 0
 
     return hosts.ending_together(train)

@@ -46,7 +46,16 @@ LONG = {
     "train.checkpoint_every_secs": 0.0,
     "train.sample_tokens": 4,
 }
-NOT_REPEATED = ("secs", "tokens_per_sec", "started", "finished", "peak_memory_bytes", "git_sha", "git_dirty")
+NOT_REPEATED = (
+    "secs",
+    "tokens_per_sec",
+    "started",
+    "finished",
+    "peak_memory_bytes",
+    "git_sha",
+    "git_dirty",
+    "directory",
+)
 
 
 @pytest.fixture(scope="session")

@@ -139,10 +139,10 @@ CONFIG_FILES = {
     "def get_config():\n    return {'a': 1}": "must give a ConfigDict, but gave a dict",
     "def get_config(size):\n    return size": "takes an argument; write FILE.py:ARGUMENT",
     "from smallbatch import config\ndef get_config():\n    c = config.base()\n    c.train.batch_sise = 1\n": (
-        ":4: there is no key batch_sise; did you mean train.batch_size?"
+        ":4: there is no key train.batch_sise; did you mean train.batch_size?"
     ),
     "from smallbatch import config\ndef get_config():\n    c = config.base()\n    c.train.seed = 1.5\n": (
-        ":4: TypeError: Could not override field 'seed'"
+        ":4: train.seed is 1.5, but must be a whole number"
     ),
     "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({'width': 1})": (
         "must start from smallbatch.config.base(): its keys differ in data."

@@ -1,7 +1,9 @@
 """Configs: every rule fires with words that help, the fingerprint follows the numbers, files are valid."""
 
+import copy
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +32,24 @@ def problems(**overrides):
         lines = str(error).split("\n  ")
         return lines if len(lines) == 1 else lines[1:]
     return []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("train", "batch_sise", 1, "there is no key train.batch_sise; did you mean train.batch_size?"),
+        ("mesh", "peak_lr", 1.0, "there is no key mesh.peak_lr; did you mean optimizer.peak_lr?"),
+        ("train", "batch_size", "1", "train.batch_size is '1', but must be a whole number"),
+        ("mesh", "data", 1.5, "mesh.data is 1.5, but must be a whole number"),
+    ],
+)
+def test_a_change_in_python_is_refused_in_one_line(section, key, value, words):
+    c = config.quickstart()
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        setattr(c[section], key, value)
+    with pytest.raises(UserError, match=f"^{re.escape(words)}$"):
+        c.update_from_flattened_dict({f"{section}.{key}": value})
+    assert copy.deepcopy(c) == c == config.quickstart() and "FieldReference" not in repr(c)
 
 
 def test_base_is_locked_and_leaves_open_only_the_pairs():

@@ -65,6 +65,18 @@ def test_a_closed_stream_is_ignored():
         progress.update(1)
 
 
+def test_a_notebook_gets_a_line_that_changes():
+    class OutStream(io.StringIO):  # as a kernel's sys.stderr is known by; tests/test_colab.py has a real one
+        __module__ = "ipykernel.iostream"
+
+    stream = OutStream()
+    with Progress("train", 200, stream=stream) as progress:
+        progress.say("validating ...")
+        progress.update(200, loss="3.2")
+    longer, shorter = "train    0%  0/200 tokens  validating ...", "train  100%  200/200 tokens  loss 3.2"
+    assert stream.getvalue() == f"\r{longer}\r{shorter.ljust(len(longer))}\n"
+
+
 def test_a_terminal_gets_a_bar_with_the_same_words():
     parent, child = pty.openpty()
     with os.fdopen(child, "w") as terminal, Progress("train", 200, stream=terminal) as progress:

@@ -212,6 +212,15 @@ def test_a_file_that_is_not_json_is_one_line(tmp_path, rubbish):
     assert "\n" not in str(raised.value)
 
 
+def test_a_curve_is_columns_and_null_is_nan(tmp_path):
+    write(tmp_path / "metrics.jsonl", validation(5), train(6), validation(10, bits_per_byte=None))
+    curve = records.read_curve(tmp_path, "validation")
+    assert list(curve) == ["step", "tokens", "flops", "loss_nats", "bits_per_byte", "secs"]
+    assert curve["step"] == [5, 10] and curve["bits_per_byte"][0] == 1.75 and math.isnan(curve["bits_per_byte"][1])
+    records.write_result(tmp_path / "result.json", RESULT)
+    assert records.read_result(tmp_path / "result.json").curve()["step"] == [6]
+
+
 def test_a_result_comes_back_as_it_was_written(tmp_path):
     path = tmp_path / "result.json"
     records.write_result(path, RESULT)

@@ -13,6 +13,7 @@ import runs
 from smallbatch import records
 from smallbatch.errors import UserError
 from smallbatch.training import run, trainer, workdir
+from smallbatch.training.checkpoint import Checkpoints
 from smallbatch.training.programs import Programs
 
 home, reference = runs.home, runs.reference
@@ -91,6 +92,27 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, t
     assert last.returncode == 0, last.stderr
     assert f"going on after update {result.optimizer_steps}" in last.stderr
     assert_same_run(home, path, reference)
+
+
+def test_ctrl_c_in_python_saves_and_then_raises(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = runs.tiny_config(home, {"train.checkpoint_every_secs": 0.0})
+    save = Checkpoints.save
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(Checkpoints, "save", save)
+        os.kill(os.getpid(), signal.SIGINT)
+        save(*arguments)
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"preempted and saved after update \d+; the same call goes on"
+    ) as raised:
+        run.train(config)
+    assert isinstance(raised.value, run.Interrupted) and raised.value.result.status == "preempted"
+    result = run.train(config)
+    assert result.status == "done" and result.directory == run.workdirs.default_path(config, None)
+    assert result.curve()["step"] == [*range(1, 21)] and result.curve("validation")["tokens"] == [1280]
 
 
 def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path):

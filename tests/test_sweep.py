@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import runs
 
 from smallbatch import config_files, records
+from smallbatch.grid import command
 from smallbatch.grid.cells import enumerate_cells
 from smallbatch.grid.claims import Claims
 from smallbatch.grid.directory import SweepDirectory
@@ -149,6 +151,28 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(home, undisturbed, tm
     assert "the same command goes on" in err and len(table(workdir)) == 6
     assert sweep(config, workdir).returncode == 0
     assert table(workdir) == table(undisturbed)
+
+
+def test_a_sweep_called_from_python_stops_and_goes_on_as_the_command_does(home, undisturbed, tmp_path):
+    path = tmp_path / "sweep"
+    file = str(grid_file(home, tmp_path / "six.py"))
+    config, grid = config_files.load(file), config_files.load_grid(file)
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 300
+        while not [*path.glob("claims/[!.]*")] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved with \d cells to run; the same call goes on"):
+        command.sweep(config, grid, path)
+    rows = command.sweep(config, grid, path)
+    assert table(path) == table(undisturbed)
+    assert [row["validation_loss_nats"] for row in rows] == [
+        float(row["validation_loss_nats"]) if row["validation_loss_nats"] else None for row in table(path)
+    ]
+    assert rows[0]["train.batch_size"] == 1 and rows[2]["status"] == "diverged"
 
 
 def test_two_sweeps_on_one_directory_share_its_cells_and_run_none_twice(home, undisturbed, tmp_path):

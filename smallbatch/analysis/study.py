@@ -67,7 +67,7 @@ TITLES = {
 }
 
 
-def analyze(table: RunTable, questions: Questions) -> Study:
+def analyze(table: RunTable, questions: Questions = Questions()) -> Study:
     """Return all analyses of a run table."""
     q = questions
     measured = critical_batch.critical_batches(table, q.target_loss_nats, q.overhead_frac, q.reference_batch_size)

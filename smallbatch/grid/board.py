@@ -1,4 +1,6 @@
-"""How a sweep stands, for people: a table by batch size, redrawn on a terminal, a line now and then elsewhere."""
+"""How a sweep stands, for people: a table by batch size, redrawn on a terminal; a line elsewhere, now and then, or one
+that changes in a notebook.
+"""
 
 import math
 import sys
@@ -10,11 +12,12 @@ from typing import TextIO
 from smallbatch.grid.axes import BATCH_SIZE
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import State
-from smallbatch.progress import format_secs
+from smallbatch.progress import NotebookLine, format_secs, in_notebook
 
 COLUMNS = ("done", "running", "diverged", "failed", "cut", "skipped", "missing")
 LINE_EVERY_SECS = 30.0
 LIVE_EVERY_SECS = 0.9
+NOTEBOOK_EVERY_SECS = 2.0
 
 
 def rows(cells: list[Cell], states: dict[str, State], running: set[str]) -> list[list[str]]:
@@ -51,6 +54,7 @@ class Board:
         self._first: float | None = None  # tokens that were there when it started
         self._shown = -math.inf
         self._live = None
+        self._line = NotebookLine(self._stream) if in_notebook(self._stream) else None
 
     def __enter__(self) -> "Board":
         with suppress(OSError, ValueError, AttributeError):
@@ -66,11 +70,14 @@ class Board:
         if self._live:
             with suppress(OSError, ValueError):
                 self._live.stop()
+        if self._line:
+            self._line.end()
 
     @property
     def is_due(self) -> bool:
         """Tell whether it is time to show it again."""
-        return time.monotonic() - self._shown >= (LIVE_EVERY_SECS if self._live else LINE_EVERY_SECS)
+        every_secs = LIVE_EVERY_SECS if self._live else NOTEBOOK_EVERY_SECS if self._line else LINE_EVERY_SECS
+        return time.monotonic() - self._shown >= every_secs
 
     def show(self, states: dict[str, State], running: set[str], done_tokens: float, total_tokens: float) -> None:
         """Show it again."""
@@ -89,6 +96,8 @@ class Board:
                 from rich.text import Text
 
                 self._live.update(Text(f"{text(self._cells, states, running)}\n{line}"), refresh=True)
+            elif self._line:
+                self._line.show(line)
             else:
                 self._stream.write(line + "\n")
                 self._stream.flush()

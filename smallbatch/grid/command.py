@@ -1,12 +1,17 @@
 """What the sweep command says and does, once its flags have become cells."""
 
 import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from smallbatch.config import Config
 from smallbatch.data import prepare
 from smallbatch.errors import UserError
 from smallbatch.grid import board, cost
-from smallbatch.grid.cells import Cell
+from smallbatch.grid.axes import Grid
+from smallbatch.grid.cells import Cell, enumerate_cells, selected
 from smallbatch.grid.directory import SweepDirectory
 from smallbatch.grid.lanes import LaneEngine
 from smallbatch.grid.local import LocalEngine, core_groups
@@ -43,6 +48,37 @@ def devices_of(cells: list[Cell]) -> int:
     """Return how many devices, or cores of a CPU, a cell gets: one, or what the largest mesh asks for."""
     meshes = [cell.config.mesh for cell in cells]
     return max(mesh.cpu_devices or (mesh.data or 1) * mesh.fsdp * (mesh.tensor or 1) for mesh in meshes)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sweep runs: flags of the command, with their defaults."""
+
+    engine: str = "auto"  # auto | local | lanes | ray
+    ray_address: str | None = None
+    lanes: int | None = None
+    halving: int | None = None
+    stop_diverged: bool = False
+    keep_checkpoints: bool = False
+
+
+def sweep(
+    config: Config, grid: Grid, path: str | Path, only: Iterable[str] = (), options: Options | None = None
+) -> list[dict[str, Any]]:
+    """Run a grid over a config, or go on with it, as the command does; return results.csv, a dict a cell.
+
+    Raises:
+        UserError: the grid, the data, the devices or the directory do not allow it.
+        KeyboardInterrupt: by Ctrl-C, once the cells under way are saved.
+    """
+    directory = SweepDirectory(Path(path))
+    cells = enumerate_cells(config, grid)
+    chosen = selected(cells, only)
+    start(directory, directory.path.name, config, cells, chosen, options or Options())
+    states = directory.states(cells)
+    if missing := [cell for cell in chosen if states[cell.id].status == "missing"]:
+        raise KeyboardInterrupt(f"stopped and saved with {len(missing):,} cells to run; the same call goes on")
+    return directory.rows(cells, states)
 
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:

@@ -130,13 +130,18 @@ class SweepDirectory:
         """Free the space that only a cell that goes on needs."""
         shutil.rmtree(self.cell(cell_id).checkpoints, ignore_errors=True)
 
+    @staticmethod
+    def rows(cells: list[Cell], states: dict[str, State]) -> list[dict[str, Any]]:
+        """Return what results.csv says, a dict a cell."""
+        columns = ("status", "validation_loss_nats", "tokens", "flops", "secs")
+        about = lambda cell: {name: getattr(states[cell.id], name) for name in columns}
+        return [{"id": cell.id, **cell.values, **about(cell)} for cell in cells]
+
     def write_results(self, cells: list[Cell], states: dict[str, State]) -> None:
         """Write results.csv."""
-        columns = ["validation_loss_nats", "tokens", "flops", "secs"]
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", *cells[0].values, "status", *columns])
-        for cell in cells:
-            state = states[cell.id]
-            writer.writerow([cell.id, *cell.values.values(), state.status, *(getattr(state, name) for name in columns)])
+        rows = self.rows(cells, states)
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         records.write_bytes(self.results_csv, text.getvalue().encode())

@@ -134,8 +134,9 @@ class LocalEngine:
 
 def _listen(worker: _Worker, events: queue.Queue) -> None:
     assert worker.process.stdout is not None
-    for line in worker.process.stdout:
-        events.put((worker, json.loads(line)))
+    with worker.process.stdout as answers:
+        for line in answers:
+            events.put((worker, json.loads(line)))
     events.put((worker, None))
 
 

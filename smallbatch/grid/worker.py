@@ -29,7 +29,10 @@ def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, ke
         status = directory.state(cell.id).status
         if status != "missing":  # it has ended, or was skipped, since the order was given
             return status
-        result = run.train(cell.config, directory.cell(cell.id).path, until_tokens)
+        try:
+            result = run.train(cell.config, directory.cell(cell.id).path, until_tokens)
+        except run.Interrupted as stop:
+            result = stop.result
         if result.status != "preempted" and not keep_checkpoints:
             directory.drop_checkpoints(cell.id)
         return result.status

@@ -1,6 +1,7 @@
 """A run from config to result.json: prepare the data, plan, train, sample, write down what came out."""
 
 import contextlib
+import dataclasses
 import datetime
 import math
 import resource
@@ -21,15 +22,27 @@ from smallbatch.training.programs import Memory, Programs, cpu_cores, start_jax
 from smallbatch.training.trainer import Outcome, Trainer, say
 
 
-def train(config: configs.Config, path: str | Path, until_tokens: int | None = None) -> records.Result:
-    """Train a validated config in a run directory, or go on where it stopped; return the result.
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM, Ctrl-C or the stop button of a notebook, granted: the run is saved, and has this result."""
 
+    def __init__(self, result: records.Result):
+        goes_on = "; the same call goes on" if result.status == "preempted" else ""
+        super().__init__(f"{result.status} and saved after update {result.optimizer_steps:,}{goes_on}")
+        self.result = result
+
+
+def train(config: configs.Config, path: str | Path | None = None, until_tokens: int | None = None) -> records.Result:
+    """Train in a run directory, or go on where it stopped; return the result, which gives the curves too.
+
+    path: unset: runs/quickstart-FINGERPRINT, as for the command without a config file.
     until_tokens: stop there as if told to, but with a validation: the same call without it goes on.
 
     Raises:
-        UserError: the data, the devices or the directory do not allow it.
+        UserError: the config, the data, the devices or the directory do not allow it.
+        Interrupted: a KeyboardInterrupt, by SIGTERM or Ctrl-C, once the run is saved.
     """
-    workdir = workdirs.Workdir(Path(path))
+    configs.validate(config)
+    workdir = workdirs.Workdir(Path(path) if path is not None else workdirs.default_path(config, None))
     workdirs.check_owner(workdir, config)
     if (result := workdirs.finished(workdir)) is not None:
         return result
@@ -70,6 +83,9 @@ def train(config: configs.Config, path: str | Path, until_tokens: int | None = N
         result = result_of(plan, dataset, outcome, sample, started)
         if hosts.is_first():
             records.write_result(workdir.result, result)
+    result = dataclasses.replace(result, directory=workdir.path)
+    if outcome.stopped:
+        raise Interrupted(result)
     return result
 
 
@@ -87,7 +103,8 @@ def start(config: configs.Config) -> tuple[int, str]:
 
 
 def make_plan(config: configs.Config) -> plans.Plan:
-    """Start JAX and return the plan of a config on its devices. Raises UserError for what they cannot do."""
+    """Start JAX and return the plan of a config on its devices. Raises UserError if it is not valid there."""
+    configs.validate(config)
     devices, platform = start(config)
     vocab_size = prepare.vocab_size(plans.data_spec(config))
     plan = plans.make(config, vocab_size=vocab_size, device_count=devices, platform=platform)

@@ -42,6 +42,7 @@ class Outcome:
     diverged_at_step: int | None
     secs: float
     train_secs: float
+    stopped: bool = False  # by a signal
 
 
 class Trainer:
@@ -216,6 +217,7 @@ class Trainer:
             diverged_at,
             journal.secs,
             journal.train_secs,
+            self._stop.requested,
         )
 
 
