@@ -19,9 +19,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from smallbatch.errors import UserError
+from smallbatch.training import sharding
 
 HEARTBEAT_SECS = 30  # a process that is not heard of for so long is lost
 RETRY_SECS = 0.2
@@ -220,10 +220,9 @@ class Agreement:
         self._granted = (False,) * wishes
         self._under_way: jax.Array | None = None
         if jax.process_count() > 1:
-            firsts = {device.process_index: device for device in reversed(jax.devices())}
-            mesh = Mesh(np.array([firsts[i] for i in range(jax.process_count())]), ("processes",))
-            self._split = NamedSharding(mesh, PartitionSpec("processes"))
-            self._any = jax.jit(lambda x_PxW: x_PxW.any(0), out_shardings=NamedSharding(mesh, PartitionSpec()))
+            mesh = sharding.processes_mesh()
+            self._split = sharding.processes_sharding(mesh)
+            self._any = jax.jit(lambda x_PxW: x_PxW.any(0), out_shardings=sharding.replicated(mesh))
 
     def any(self, *wishes: bool) -> tuple[bool, ...]:
         """Return, for every wish, whether any process had it at the call before; a process alone has its wishes."""

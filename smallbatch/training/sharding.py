@@ -76,6 +76,17 @@ def lanes_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("lanes"))
 
 
+def processes_mesh() -> Mesh:
+    """Return a mesh whose one axis counts processes, by a device of each: for what they tell each other."""
+    firsts = {device.process_index: device for device in reversed(jax.devices())}
+    return Mesh(np.array([firsts[i] for i in sorted(firsts)]), ("processes",), axis_types=(AxisType.Auto,))
+
+
+def processes_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of what has a process on its first axis."""
+    return NamedSharding(mesh, PartitionSpec("processes"))
+
+
 def over_lanes(mesh: Mesh, f: Callable, shared: int) -> Callable:
     """Return f(state, hypers, *shared) for R lanes of state and hypers, those of a device on that device alone.
 
