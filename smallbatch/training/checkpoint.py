@@ -149,6 +149,8 @@ class Checkpoints:
                     shutil.rmtree(path)
 
     def _unwritten(self, error: Exception) -> Exception:
+        if hosts.is_loss(error):
+            return error
         if isinstance(error, OSError) or "os_error" in str(error):  # tensorstore raises ValueError
             return UserError(
                 f"cannot write a checkpoint to {self._directory}: {_reason(error)}; free some space or "

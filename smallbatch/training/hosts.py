@@ -234,6 +234,12 @@ class Agreement:
         return self._granted if before is None else tuple(bool(x) for x in np.asarray(before))
 
 
+def is_loss(error: Exception) -> bool:
+    """Tell whether an error of a library says that another process is gone."""
+    words = "gloo|nccl|heartbeat|coordination ?service|connection reset|closed by peer"
+    return jax.distributed.is_initialized() and re.search(words, str(error), re.IGNORECASE) is not None
+
+
 def ending_together(f: Callable[[], int]) -> int:
     """Return f(); where there are several processes, one in which it fails ends at once, so that the others hear of it.
 
@@ -246,7 +252,7 @@ def ending_together(f: Callable[[], int]) -> int:
             raise
         if isinstance(error, UserError):
             print(f"error: {error}", file=sys.stderr)
-        elif re.search("gloo|nccl|collective|peer", str(error), re.IGNORECASE):
+        elif is_loss(error):
             reason = str(error).splitlines()[0]
             gone = f"error: another process of this run is gone ({reason}); start all again, with the same command"
             print(gone, file=sys.stderr)
