@@ -227,7 +227,9 @@ if __name__ == "__main__":
 def command(tmp_path):
     (tmp_path / "say.py").write_text(COMMAND)
     return {
-        "args": [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import runpy;"
+        # What runs the tests may have Ctrl-C ignored, as a shell does for what it puts into the background.
+        "args": [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import runpy, signal;"
+                 "signal.signal(signal.SIGINT, signal.default_int_handler);"
                  "runpy.run_module('say', run_name='__main__', alter_sys=True)"],
         "cwd": tmp_path,
         "text": True,
