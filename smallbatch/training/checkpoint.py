@@ -203,8 +203,9 @@ def _shown(dtype: str, shape: list[int]) -> str:
 
 
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    sums = {name: _checksum(x) for name, x in arrays.items()}  # all are dispatched before one is waited for
-    return {name: int(checksum) for name, checksum in sums.items()}
+    # Each is waited for before the next begins: small programs that add up over devices, many under way at once, wait
+    # for each other for ever on a CPU whose cores are all taken.
+    return {name: int(_checksum(x)) for name, x in arrays.items()}
 
 
 @jax.jit
