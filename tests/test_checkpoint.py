@@ -267,3 +267,27 @@ def test_a_checksum_changes_with_every_bit_and_every_swap_and_with_no_mesh():
         assert checksum(bits[::-1].copy()) != expected
         rows = NamedSharding(make_mesh(MeshSpec(1, 8, 1)), PartitionSpec("fsdp"))
         assert int(checkpoint._checksum(jax.device_put(bits.view(dtype), rows))) == expected
+
+
+SPLIT_OVER_ONE_CORE = """
+import os
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+jax.config.update("jax_num_cpu_devices", 2)
+from smallbatch.training import checkpoint
+split = NamedSharding(Mesh(np.array(jax.devices()), ("tensor",)), PartitionSpec(None, "tensor"))
+arrays = {str(i): jax.device_put(np.full((128, 64 * (1 + i % 3)), i, np.float32), split) for i in range(40)}
+first = checkpoint._checksums(arrays)
+for _ in range(100):
+    assert checkpoint._checksums(arrays) == first
+"""
+
+
+def test_checksums_over_devices_that_share_a_core_do_not_wait_for_each_other_for_ever():
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", SPLIT_OVER_ONE_CORE], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
