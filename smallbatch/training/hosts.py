@@ -39,7 +39,7 @@ class Place:
 
 
 def place(coordinator_address: str | None, process_count: int | None, process_id: int | None) -> Place | None:
-    """Return the place that was given, or that Slurm or Open MPI tell; None for one process, or where JAX must ask.
+    """Return the place that was given, or that Slurm tells; None for one process, or where JAX must ask.
 
     Raises UserError if only a part was given.
     """
