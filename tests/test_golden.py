@@ -182,7 +182,5 @@ if __name__ == "__main__":
         training = {"cpu": cpu(), "losses": training_numbers(base / "home", base / "runs")}
     GOLDEN.mkdir(exist_ok=True)
     (GOLDEN / "training.json").write_text(json.dumps(training, indent=1) + "\n")
-    (GOLDEN / "report.json").write_text(
-        json.dumps(report_numbers()) + "\n"
-    )  # with NaN and Infinity, as Python reads them
+    (GOLDEN / "report.json").write_text(json.dumps(report_numbers()) + "\n")
     sys.exit(0)
