@@ -113,7 +113,8 @@ def _gap(rows: list[Row]) -> str:
         return f"{difference}: the gap is 0 nats at all {len(rows)} batch sizes."
     changes = gaps.sign_changes(rows)
     if not changes:
-        return f"{largest_of} Its sign is the same at all of them."
+        least = min(rows, key=lambda row: abs(row["gap_nats"]))
+        return f"{largest_of} Its sign is the same at all of them; the smallest is {gap(least)} nats at {size(least)}."
     parts = [f"{size(a)} ({a['gap_nats']:+.3f}) and {size(b)} ({b['gap_nats']:+.3f})" for a, b in changes]
     unclear = [r for pair in changes for r in pair if (i := _interval(r, "gap_nats")) and i[0] <= 0 <= i[1]]
     note = ", where a 90% interval includes 0" if unclear and len(changes) == 1 else ""

@@ -236,7 +236,8 @@ def _number(value: Any, name: str, decimal: str, place: str) -> int | float | No
             raise UserError(f"{place} is {value!r}; write a loss with a decimal point and without other separators")
         if name in COUNTS and written_numbers.looks_like_thousands(value, decimal):
             whole = value.strip().replace(decimal, "")
-            raise UserError(f"{place} is {value!r}, which can be {whole} or {number}; write {whole} or {number:g}")
+            decimals = f"{number:g}" if number == int(number) else f"{number}0"
+            raise UserError(f"{place} is {value!r}, which can be {whole} or {number}; write {whole} or {decimals}")
     elif value is None or _is_numeric(value):
         number = float(value) if isinstance(value, Decimal) else value
     else:

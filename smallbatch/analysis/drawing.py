@@ -116,9 +116,11 @@ def _lay_out(axes: Axes, left_inches: float, legend_lines: int) -> None:
 
 
 def label_text(name: str, characters: int) -> str:
-    """Return a name as the label of an axis, a tick or a line: on one line, cut where it is long."""
+    """Return a name as the label of an axis, a tick or a line: on one line, with its middle cut out where it is long."""
     label = " ".join(printable(name).split())
-    label = label if len(label) <= characters else f"{label[: characters - 1]}…"
+    if len(label) > characters:
+        half = characters // 2
+        label = f"{label[:half]}…{label[half + 1 - characters :]}"
     return f" {label}" if label.startswith("_") else label  # matplotlib leaves labels that start with _ out
 
 

@@ -71,8 +71,11 @@ def _csv(path: Path) -> RowsFile:
                 f"header has {len(columns)} columns; put quotes around a value that holds {delimiter!r}"
             )
         rows.append(tuple(field or None for field in fields))
-    note = f"{path.name} has lines that start with # below its header; they are comments: {len(comments)}, the first is"
-    return RowsFile(columns, rows, (f"{note} {comments[0].strip()[:60]!r}",) if comments else ())
+    notes = ()
+    if comments:
+        first = comments[0].strip()[:60]
+        notes = (f"{path.name}: {len(comments)} lines below the header start with # and are comments, first {first!r}",)
+    return RowsFile(columns, rows, notes)
 
 
 def _records(path: Path, text: str, delimiter: str, comments: list[str]) -> Iterator[list[str]]:
@@ -109,7 +112,7 @@ def _text(path: Path) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"cannot read {path}: byte {error.start} ({content[error.start : error.start + 1]!r}) is not {encoding}; "
+            f"cannot read {path}: byte {error.start} ({content[error.start : error.start + 1]!r}) is not {encoding.upper()}; "
             "save it as a CSV in UTF-8, or as Parquet"
         ) from error
     except (OSError, EOFError) as error:
