@@ -116,7 +116,7 @@ def _lay_out(axes: Axes, left_inches: float, legend_lines: int) -> None:
 
 
 def label_text(name: str, characters: int) -> str:
-    """Return a name as the label of an axis, a tick or a line: on one line, with its middle cut out where it is long."""
+    """Return a name as the label of an axis, a tick or a line: on one line, without its middle where it is long."""
     label = " ".join(printable(name).split())
     if len(label) > characters:
         half = characters // 2

@@ -102,9 +102,11 @@ def comparable(sheet: Sheet) -> list[Sheet]:
 
     Steps to different losses, and critical batch sizes from them, are no comparison in one column.
     """
+    if "target_loss_nats" not in sheet.columns:
+        return [sheet]
     targets: dict[str, set[float]] = {}
     for row in sheet.rows:
-        targets.setdefault(row["setting"], set()).add(row.get("target_loss_nats"))
+        targets.setdefault(row["setting"], set()).add(row["target_loss_nats"])
     if all(len(found) == 1 for found in targets.values()):
         return [sheet]
     return [
