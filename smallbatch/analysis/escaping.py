@@ -5,6 +5,7 @@ written.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 # Control characters but for newline and tab, halves of surrogate pairs, noncharacters: not allowed in XML 1.0, and a
@@ -43,12 +44,12 @@ def csv_cell(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
-def without_apostrophes(texts: list[str | None]) -> list[str | None]:
+def without_apostrophes(texts: Sequence[Any]) -> list[Any]:
     """Return the texts of a column as they were before `csv_cell` protected them.
 
     A column that `csv_cell` wrote has no bare formula. In a column that has one, apostrophes belong to the names.
     """
     is_formula = lambda text: bool(_FORMULA.match(text)) and not _NUMBER.fullmatch(text)
     if any(text and not text.startswith("'") and is_formula(text) for text in texts):
-        return texts
+        return list(texts)
     return [text[1:] if text and text.startswith("'") and is_formula(text) else text for text in texts]
