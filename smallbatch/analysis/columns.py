@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from smallbatch.analysis import run_files, written_numbers
-from smallbatch.analysis.escaping import without_apostrophes
 from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.run_files import RowsFile
 from smallbatch.analysis.sheets import key_text, value_text
@@ -24,6 +23,7 @@ from smallbatch.analysis.table import Run, RunTable, without_duplicates
 from smallbatch.analysis.written_numbers import UNSET, Written
 from smallbatch.analysis.written_numbers import is_number as is_written_number
 from smallbatch.errors import UserError, did_you_mean
+from smallbatch.escaping import without_apostrophes
 
 NEEDED = ("batch_size", "loss_nats")
 LOSSES = ("loss_nats", "validation_loss_se_nats")

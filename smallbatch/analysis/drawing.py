@@ -19,8 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from smallbatch.analysis.escaping import printable
 from smallbatch.analysis.sheets import batch_text, short_count
+from smallbatch.escaping import printable
 
 WIDTH_INCHES, PLOT_INCHES = 4.6, 2.5  # of a panel; of the plot in it, from axis to top
 LINE_INCHES = 0.22

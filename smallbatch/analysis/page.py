@@ -13,10 +13,10 @@ from urllib.parse import quote
 from smallbatch.analysis import drawing, figures, grid_figures
 from smallbatch.analysis.answers import FIRST, answers
 from smallbatch.analysis.caveats import unsaid, warnings
-from smallbatch.analysis.escaping import csv_cell, printable
 from smallbatch.analysis.figures import Picture
 from smallbatch.analysis.sheets import Row, Sheet, cell_text, split
 from smallbatch.analysis.study import Study
+from smallbatch.escaping import csv_text, printable
 
 ROWS_SHOWN = 400  # a sheet with more is a file to download, not a table to read
 
@@ -74,8 +74,7 @@ SECTIONS = (
 
 def to_csv(sheet: Sheet) -> str:
     """Return a sheet as CSV with a header line; unknown values are empty, infinities are inf."""
-    lines = [sheet.columns, *(tuple(row[column] for column in sheet.columns) for row in sheet.rows)]
-    return "".join(",".join(map(csv_cell, line)) + "\n" for line in lines)
+    return csv_text([sheet.columns, *((row[column] for column in sheet.columns) for row in sheet.rows)])
 
 
 def draw(study: Study) -> dict[str, list[Picture]]:

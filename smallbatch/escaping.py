@@ -5,7 +5,7 @@ written.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Control characters but for newline and tab, halves of surrogate pairs, noncharacters: not allowed in XML 1.0, and a
@@ -28,6 +28,11 @@ def printable(text: str) -> str:
 def encodable(text: str) -> str:
     """Return the text with halves of surrogate pairs, which UTF-8 cannot hold, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """Return a CSV file of these lines, its header first."""
+    return "".join(",".join(map(csv_cell, line)) + "\n" for line in lines)
 
 
 def csv_cell(value: Any) -> str:
