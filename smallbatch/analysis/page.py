@@ -74,7 +74,7 @@ SECTIONS = (
 
 def to_csv(sheet: Sheet) -> str:
     """Return a sheet as CSV with a header line; unknown values are empty, infinities are inf."""
-    return csv_text([sheet.columns, *((row[column] for column in sheet.columns) for row in sheet.rows)])
+    return csv_text([sheet.columns, *([row[column] for column in sheet.columns] for row in sheet.rows)])
 
 
 def draw(study: Study) -> dict[str, list[Picture]]:

@@ -151,7 +151,7 @@ class SweepDirectory:
     def write_results(self, cells: list[Cell], states: dict[str, State]) -> None:
         """Write results.csv."""
         rows = self.rows(cells, states)
-        text = csv_text([rows[0], *((row.get(column) for column in rows[0]) for row in rows)])
+        text = csv_text([rows[0], *([row.get(column) for column in rows[0]] for row in rows)])
         records.write_bytes(self.results_csv, text.encode())
 
 
