@@ -71,7 +71,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Replace a JSON file as a whole; NaN and infinities are refused, for they are not JSON."""
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return a value as a JSON file; NaN and infinities are refused, for they are not JSON."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | Path) -> Any:
@@ -220,6 +225,7 @@ class Result:
     versions: dict  # this and the next two: see environment()
     git_sha: str | None
     git_dirty: bool | None
+    validation_loss_se_nats: float | None = None  # standard error over the sequences of the validation set
     directory: Path | None = field(default=None, compare=False)  # it was read from; not in the file
 
     def curve(self, kind: str = "train") -> dict[str, list[Any]]:
@@ -246,6 +252,7 @@ def read_result(path: str | Path) -> Result:
     del types["directory"]
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the result of a run: it holds no JSON object")
+    values.setdefault("validation_loss_se_nats", None)  # which earlier versions did not record
     if strange := sorted(values.keys() ^ types.keys()):
         state = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)
         raise UserError(f"{path} is not a result of this version of smallbatch: {state}")

@@ -36,17 +36,20 @@ def main(words: list[str], flags) -> None:
     if flags.columns and not flags.csv:
         raise UserError("--columns names the columns of a --csv, and there is none")
     from smallbatch.analysis import columns, output, study, sweeps
+    from smallbatch.analysis.directory import ReportDirectory
     from smallbatch.analysis.table import joined
 
+    default = Path(words[0]) / "report" if len(words) == 1 and not flags.csv else Path("report")
+    out = Path(flags.out) if flags.out else default
     tables = [sweeps.read([Path(word) for word in words])] if words else []
     if flags.csv:
         tables.append(columns.read(Path(flags.csv), flags.columns or ""))
     questions = study.Questions(
         flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size
     )
+    ReportDirectory(out, [*map(Path, words), *([Path(flags.csv)] if flags.csv else [])])  # before the long work
     found = study.analyze(joined(tables), questions)
-    default = Path(words[0]) / "report" if len(words) == 1 and not flags.csv else Path("report")
-    page = output.write(found, Path(flags.out) if flags.out else default)
+    page = output.write(found, out)
     print(f"{output.text(found)}\n\n{page}")
 
 

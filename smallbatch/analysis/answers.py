@@ -34,7 +34,7 @@ def answers(study: Study) -> dict[str, list[str]]:
             "How robust": _widths(study, setting),
             "Learning rate": _rates(study, setting),
             "At what cost": _costs(study, setting),
-            "Critical batch size": _critical(study, setting),
+            **_critical(study, setting),
         }
         said |= {f"{topic} · {setting}" if several else topic: own for topic, own in topics.items() if own}
     laws = [
@@ -95,27 +95,53 @@ def _gaps(study: Study, setting: str) -> list[str]:
     for arm in study.table.arms:
         own = [row for row in gaps.between(rows, arm, reference) if finite_number(row["gap_nats"])]
         if own:
-            ends = own if len(own) < 3 else [own[0], own[-1]]
-            parts = [
-                f"{r['gap_nats'] + 0.0:+.3f}{_range(r, 'gap_nats', '+.3f')} at batch size {batch_text(r['batch_size'])}"
-                for r in ends
-            ]
-            said.append(f"{arm} minus {reference}, in nats: {listed(parts)}.")
+            said.append(_gap(own))
     return said
+
+
+def _gap(rows: list[Row]) -> str:
+    """Return the largest gap between two arms and every change of its sign."""
+    size = lambda row: batch_text(row["batch_size"])
+    gap = lambda row: f"{row['gap_nats'] + 0.0:+.3f}{_range(row, 'gap_nats', '+.3f')}"  # + 0.0: no -0.000
+    largest = max(rows, key=lambda row: abs(row["gap_nats"]))
+    difference = f"{largest['arm']} minus {largest['minus_arm']}"
+    if len(rows) == 1:
+        return f"{difference}: {gap(largest)} nats at batch size {size(largest)}."
+    over = f"over {len(rows)} batch sizes"
+    largest_of = f"{difference}: the largest gap {over} is {gap(largest)} nats at batch size {size(largest)}."
+    if not largest["gap_nats"]:
+        return f"{difference}: the gap is 0 nats at all {len(rows)} batch sizes."
+    changes = gaps.sign_changes(rows)
+    if not changes:
+        least = min(rows, key=lambda row: abs(row["gap_nats"]))
+        return f"{largest_of} Its sign is the same at all of them; the smallest is {gap(least)} nats at {size(least)}."
+    parts = [f"{size(a)} ({a['gap_nats']:+.3f}) and {size(b)} ({b['gap_nats']:+.3f})" for a, b in changes]
+    unclear = [r for pair in changes for r in pair if (i := _interval(r, "gap_nats")) and i[0] <= 0 <= i[1]]
+    note = ", where a 90% interval includes 0" if unclear and len(changes) == 1 else ""
+    note = "; next to some of these changes a 90% interval includes 0" if unclear and len(changes) > 1 else note
+    return f"{largest_of} Its sign changes between batch sizes {', between '.join(parts)}{note}."
 
 
 def _widths(study: Study, setting: str) -> list[str]:
     said = []
     rows = [row for row in study.rows("robustness") if row["setting"] == setting]
     for (arm, name), own in split(rows, "arm", "hyperparameter").items():
-        ends = own if len(own) < 3 else [own[0], own[-1]]
+        known = sorted((r for r in own if r["width_log2"] is not None), key=lambda r: r["width_log2"])
         parts = [
             f"{'at least ' * r['wider_than_grid']}{r['width_log2']:.1f} doublings at batch size "
             f"{batch_text(r['batch_size'])}"
-            for r in ends
+            for r in (known if len(known) < 3 else [known[0], known[-1]])
         ]
         good = f"within {study.questions.delta_nats:g} nats"
-        said.append(f"{arm}: the range of {scale_text(name)} {good} of its best spans {listed(parts)}.")
+        if parts:
+            between = " (narrowest and widest)" if len(known) > 2 else ""
+            said.append(f"{arm}: the range of {scale_text(name)} {good} of its best spans {listed(parts)}{between}.")
+        for (reason,), unknown in split((r for r in own if r["no_width_because"]), "no_width_because").items():
+            sizes = listed([batch_text(row["batch_size"]) for row in unknown])
+            said.append(
+                f"{arm}: the range of {scale_text(name)} {good} of its best cannot be given at batch size {sizes}: "
+                f"{reason}."
+            )
     return said
 
 
@@ -129,15 +155,17 @@ def _rates(study: Study, setting: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _critical(study: Study, setting: str) -> list[str]:
-    said = []
-    for row in study.rows("critical_batch"):
-        if row["setting"] != setting:
-            continue
+def _critical(study: Study, setting: str) -> dict[str, list[str]]:
+    """Return {topic: sentences}, a topic for each target loss: those to different losses cannot be compared."""
+    said: dict[str, list[str]] = {}
+    rows = [row for row in study.rows("critical_batch") if row["setting"] == setting]
+    several = len({row["target_loss_nats"] for row in rows}) > 1
+    for row in rows:
+        topic = "Critical batch size" + (f", target {row['target_loss_nats']:g} nats" if several else "")
         beyond = "; that is beyond the batch sizes that were measured" if row["beyond_measured"] else ""
         scale = row["median_noise_scale_seqs"]
         noise = f". The gradient noise scale beside it: {scale:.3g} sequences" if scale else ""
-        said.append(
+        said.setdefault(topic, []).append(
             f"{row['arm']}: the critical batch size is {size_text(row['critical_batch_size'])}"
             f"{_sizes(row, 'critical_batch_size')} sequences ({row['definition']}){beyond}{noise}."
         )

@@ -1,7 +1,7 @@
-"""What is to be known before the answers are believed, and what cannot be said at all.
+"""Warnings about the answers, and what a section shows where it has no data.
 
-One idea: nothing is dropped in silence. A missing cell, an optimum at the edge of its grid, one seed where three are
-needed, a comparison between unequals: each is a sentence on the first screen.
+Nothing is dropped in silence. A missing cell, an optimum at the edge of its grid, one seed where three are needed, a
+comparison between unequals: each is a sentence on the first screen.
 """
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from smallbatch.analysis.budgets import curve_kind
 from smallbatch.analysis.sheets import Row, batch_text, finite_number, key_text, listed, split
 from smallbatch.analysis.study import Study
+
+NAMED = 3  # runs that a sentence names one by one
 
 
 def warnings(study: Study) -> list[str]:
@@ -24,7 +26,7 @@ def warnings(study: Study) -> list[str]:
             f"{counts['missing']} {of} are missing: not run, or not finished. Their cells are left out, not guessed."
         )
     if counts["failed"]:
-        said.append(f"{counts['failed']} {of} failed; look at failed.json in their directories. They count as missing.")
+        said.append(_failed(study, of))
     if counts["cut"]:
         said.append(f"{counts['cut']} {of} were cut short by early stopping: counted as worse than any finished one.")
     if counts["skipped"]:
@@ -50,7 +52,47 @@ def warnings(study: Study) -> list[str]:
             f"In {len(flattered)} of {len(chosen)} grids the seed that chose the cell reports it: its loss flatters."
         )
     said += _unequal(study)
+    said += _targets(study)
+    said += _validation_noise(study)
     return [*said, *table.notes]
+
+
+def _failed(study: Study, of: str) -> str:
+    """Name the failed runs: the file with the error of each, or its row in a table."""
+    failed = [run.failure_file or run.source for run in study.table.runs if run.status == "failed"]
+    more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
+    verb = "is" if len(failed) == 1 else "are"
+    return f"{len(failed)} {of} failed ({'; '.join(failed[:NAMED])}{more}) and {verb} counted as missing."
+
+
+def _targets(study: Study) -> list[str]:
+    """Warn of critical batch sizes of one setting that have different target losses."""
+    said = []
+    for (setting,), rows in split(study.rows("critical_batch"), "setting").items():
+        targets = [f"{row['arm']} {row['target_loss_nats']:g} nats" for row in rows]
+        if len({row["target_loss_nats"] for row in rows}) > 1:
+            where = f" of {setting}" if len(study.table.settings) > 1 else ""
+            said.append(
+                f"The critical batch sizes{where} have different target losses ({', '.join(targets)}) and cannot be "
+                "compared; set --target_loss_nats to measure all of them to one loss."
+            )
+    return said
+
+
+def _validation_noise(study: Study) -> list[str]:
+    """Warn where the validation set is too small for the gaps between arms that are shown."""
+    errors = [run.validation_loss_se_nats for run in study.table.runs if np.isfinite(run.validation_loss_se_nats)]
+    gaps = [abs(row["gap_nats"]) for row in study.rows("gaps") if finite_number(row["gap_nats"])]
+    if not errors or not gaps:
+        return []
+    error = float(np.median(errors))
+    smaller = sum(gap < error for gap in gaps)
+    if not smaller:
+        return []
+    return [
+        f"The standard error of the validation loss is {error:.2g} nats, which is larger than {smaller} of {len(gaps)} "
+        "gaps between arms: another validation set could reverse them. Use a larger validation set."
+    ]
 
 
 def _unequal(study: Study) -> list[str]:
@@ -85,18 +127,36 @@ def unsaid(study: Study) -> dict[str, str]:
     sizes = len(study.table.batch_sizes)
     one = "There is one batch size; " if sizes == 1 else ""
     records = "" if curve_kind(study.table) != "end" else "These runs have no records along the way; "
+    from_file = all("file" in source for source in study.table.provenance)
+    curves = "run directories, since a table has the end of each run only" if from_file else (
+        "metrics.jsonl with at least two records a run"
+    )  # fmt: skip
+    gradients = "a table has no gradients" if from_file else "set train.diagnostics"
     return {
         "loss": "No run came to a finite loss.",
-        "gaps": "A gap needs two arms with a finite loss at the same batch size.",
-        "curves": f"{records}curves need metrics.jsonl with at least two records a run.",
+        "gaps": _no_gap(study),
+        "curves": f"{records}curves need {curves}.",
         "cost": f"{records}a cost needs runs that reach a common loss, with tokens, FLOPs, steps or seconds.",
         "robustness": "Robustness needs a hyperparameter with two values or more at the same batch size.",
         "search": "Random search needs a grid of two cells or more at the same batch size.",
         "rates": f"{one}a law of the learning rate needs two batch sizes whose best is inside its grid.",
         "critical": f"{one}a critical batch size needs three batch sizes that reach one loss, with their steps.",
-        "gradients": "No run recorded gradients; set train.diagnostics.",
+        "gradients": f"No run recorded gradients; {gradients}.",
         "hardware": "Speed and memory were not recorded.",
     }
+
+
+def _no_gap(study: Study) -> str:
+    """Return why there is no gap between arms."""
+    arms = study.table.arms
+    if len(arms) == 1:
+        return f"A gap needs two arms with a finite loss at the same batch size; all these runs are of one, {arms[0]}."
+    if len(study.table.settings) > 1:
+        return (
+            "No two arms have a finite loss in the same setting at the same batch size; runs of different sweeps, or "
+            "with different models, data or budgets, are in different settings."
+        )
+    return "No two arms have a finite loss at the same batch size."
 
 
 def _place(study: Study, row: Row) -> str:

@@ -1,25 +1,37 @@
-"""CSV and Parquet files of other trainers, read into the run table by named columns.
+"""Read the run table of another trainer's CSV or Parquet file by named columns.
 
-One idea: a row is a run. What a column means is said with --columns, never guessed: only columns that already have one
-of our names are taken without being named. A column that is not used must not tell two runs of one point apart: it
-could be a hyperparameter, and they would be taken for repetitions.
+A row is a run. --columns names what a column means; only columns that already have one of our names need no naming. A
+column that is not used must not tell two runs of one point apart: it could be a hyperparameter, and they would be taken
+for repetitions.
 """
 
+import csv
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from smallbatch.analysis import run_files, written_numbers
 from smallbatch.analysis.learning_rates import LEARNING_RATE
+from smallbatch.analysis.run_files import RowsFile
 from smallbatch.analysis.sheets import key_text, value_text
 from smallbatch.analysis.table import Run, RunTable, without_duplicates
+from smallbatch.analysis.written_numbers import UNSET, Written
+from smallbatch.analysis.written_numbers import is_number as is_written_number
 from smallbatch.errors import UserError, did_you_mean
+from smallbatch.escaping import without_apostrophes
 
 NEEDED = ("batch_size", "loss_nats")
-NUMBERS = ("tokens", "flops", "steps", "secs", "tokens_per_sec", "peak_memory_bytes", "params", "learning_rate")
+LOSSES = ("loss_nats", "validation_loss_se_nats")
+COUNTS = ("batch_size", "seed", "tokens", "steps", "peak_memory_bytes", "params")
+NUMBERS = (
+    *("tokens", "flops", "steps", "secs", "tokens_per_sec", "peak_memory_bytes", "params", "learning_rate"),
+    "validation_loss_se_nats",
+)
 OPTIONAL = ("setting", "arm", "seed", "status", *NUMBERS)
 # Hyperparameters that need no naming, also written as our configs do: optimizer.peak_lr.
 HYPERPARAMETERS = (
@@ -31,7 +43,8 @@ STATUS_WORDS = {
     **dict.fromkeys(("done", "finished", "completed", "success"), "done"),
     **dict.fromkeys(("diverged", "nan"), "diverged"),
     **dict.fromkeys(("failed", "crashed", "error"), "failed"),
-    **dict.fromkeys(("missing", "running", "pending", "killed", "preempted"), "missing"),
+    **dict.fromkeys(("missing", "running", "pending", "queued", "scheduled"), "missing"),
+    **dict.fromkeys(("killed", "preempted", "preempting"), "missing"),
     "cut": "cut",
     "skipped": "skipped",
 }
@@ -42,73 +55,119 @@ class Columns:
     """What the columns of a file are."""
 
     named: dict[str, str]  # our name: column
-    hyperparameters: tuple[str, ...]
-    left_out: tuple[str, ...]  # said to tell nothing
+    hyperparameters: dict[str, str]  # name in a point: column
+    left_out: tuple[str, ...]  # named as -COLUMN
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        return (*self.named.values(), *self.hyperparameters.values())
 
     def unused(self, found: list[str]) -> list[str]:
-        used = {*self.named.values(), *self.hyperparameters, *self.left_out}
-        return [column for column in found if column not in used]
+        return [column for column in found if column not in (*self.used, *self.left_out)]
 
 
 def parse(text: str) -> Columns:
-    """Return what 'batch_size=bs,loss_nats=eval_loss,peak_lr,-run_id' says."""
+    """Return what 'batch_size=bs,loss_nats=eval_loss,peak_lr=lr,warmup,-run_id' names; a column may be in quotes."""
     named: dict[str, str] = {}
-    hyperparameters, left_out = [], []
-    for word in filter(None, (part.strip() for part in text.split(","))):
+    hyperparameters: dict[str, str] = {}
+    left_out = []
+    for word in filter(None, (part.strip() for part in next(csv.reader([text], skipinitialspace=True), []))):
         name, equals, column = (part.strip() for part in word.partition("="))
-        if not equals:
-            (left_out if name.startswith("-") else hyperparameters).append(name.removeprefix("-"))
-        elif name not in (*NEEDED, *OPTIONAL):
-            raise UserError(
-                f"--columns={word}: there is no {name!r}{did_you_mean(name, (*NEEDED, *OPTIONAL))}; names are "
-                f"{', '.join((*NEEDED, *OPTIONAL))}; a hyperparameter's column is written without ="
-            )
+        if not equals and name.startswith("-"):
+            left_out.append(name.removeprefix("-"))
+        elif name in (*NEEDED, *OPTIONAL):
+            named[name] = column if equals else name
+        elif not equals or key_text(name) in HYPERPARAMETERS:
+            point_name = _point_name(name)
+            if point_name in hyperparameters:
+                raise UserError(f"--columns={word}: {name} is named twice; name one column")
+            hyperparameters[point_name] = column if equals else name
         else:
-            named[name] = column
-    return Columns(named, tuple(hyperparameters), tuple(left_out))
+            names = (*NEEDED, *OPTIONAL, *HYPERPARAMETERS)
+            raise UserError(
+                f"--columns={word}: there is no {name!r}{did_you_mean(name, names)}; names are {', '.join(names)}; the "
+                "column of another hyperparameter is written without ="
+            )
+    return Columns(named, hyperparameters, tuple(left_out))
+
+
+def _point_name(name: str) -> str:
+    """Return the name of a hyperparameter in a point: that of the learning rate is the same under all its names."""
+    return LEARNING_RATE if key_text(name) == key_text(LEARNING_RATE) else name
 
 
 def read(path: Path, columns: str) -> RunTable:
-    """Return the run table of a file. Raises UserError for a column or a value that cannot be."""
-    found, values = _load(path)
-    said = _understood(path, found, parse(columns))
-    if not values:
+    """Return the run table of a file. Raises UserError for a column or a value that cannot be read."""
+    file = run_files.load(path)
+    said = _understood(path, file.columns, parse(columns))
+    if not file.rows:
         raise UserError(f"{path} has no rows; there is nothing to report")
-    rows = [dict(zip(found, row, strict=True)) for row in values]
+    rows = _typed(path, file, said)
     runs = [_run(path, number, row, said) for number, row in enumerate(rows, 1)]
     runs = _with_learning_rates(runs)
-    _check_repetitions(path, rows, runs, said.unused(found))
+    unused = said.unused(file.columns)
+    _check_repetitions(path, rows, runs, unused)
     if "seed" not in said.named:
         runs = _numbered(runs)
     kept, notes = without_duplicates(runs)
-    unused = [*said.unused(found), *said.left_out]
-    if unused:
-        notes.append(f"columns of {path.name} that were not used: {', '.join(unused)}")
+    notes += [*file.notes, *_alike(path, kept)]
+    if unused or said.left_out:
+        notes.append(f"columns of {path.name} that were not used: {', '.join([*unused, *said.left_out])}")
     statuses = dict(Counter(run.status for run in kept))
     seeds = sorted({run.seed for run in kept}) if "seed" in said.named else []
     provenance = {"name": path.stem, "file": str(path), "rows": len(rows), "statuses": statuses, "seeds": seeds,
-                  "columns": {**said.named, **{name: name for name in said.hyperparameters}}}  # fmt: skip
+                  "columns": {**said.named, **said.hyperparameters}}  # fmt: skip
     return RunTable(tuple(kept), tuple(notes), (provenance,))
 
 
 def _understood(path: Path, found: list[str], said: Columns) -> Columns:
     """Return the columns with those that have our names, after a look at whether all are there."""
-    named, hyperparameters = dict(said.named), list(said.hyperparameters)
-    taken = {*named.values(), *hyperparameters, *said.left_out}
-    for column in found:
-        if column in taken:
-            continue
+    named, hyperparameters = dict(said.named), dict(said.hyperparameters)
+    for column in said.unused(found):
         if column in (*NEEDED, *OPTIONAL) and column not in named:
             named[column] = column
         elif key_text(column) in HYPERPARAMETERS:
-            hyperparameters.append(column)
+            first = hyperparameters.setdefault(_point_name(column), column)
+            if first != column:
+                raise UserError(f"{path}: {first} and {column} are one hyperparameter; leave one out with -{column}")
     for name in NEEDED:
         if name not in named:
             raise UserError(f"{path} has no column {name}; say which it is with --columns={name}=COLUMN{_list(found)}")
-    for column in (*named.values(), *hyperparameters, *said.left_out):
+    complete = Columns(named, hyperparameters, said.left_out)
+    for column in (*complete.used, *complete.left_out):
         if column not in found:
             raise UserError(f"{path} has no column {column!r}{did_you_mean(column, found)}{_list(found)}")
-    return Columns(named, tuple(hyperparameters), said.left_out)
+    return complete
+
+
+def _typed(path: Path, file: RowsFile, said: Columns) -> list[dict[str, Any]]:
+    """Return the rows with numbers where our columns take numbers, and in hyperparameters that are wholly numeric.
+
+    All other text stays as it is written: a method may be called 001, true, nan or 2024-01.
+    """
+    values = {column: [row[i] for row in file.rows] for i, column in enumerate(file.columns)}
+    needed = {column: name for name, column in said.named.items() if name in (*NEEDED, "seed", *NUMBERS)}
+    if LEARNING_RATE in said.hyperparameters:
+        needed[said.hyperparameters[LEARNING_RATE]] = "learning_rate"
+    free = [column for column in said.hyperparameters.values() if column not in needed]
+    numeric = {column: "" for column in free if _looks_numeric(values[column])} | needed
+    try:
+        decimal = written_numbers.decimal_mark(
+            Written(row, column, value)
+            for column in numeric
+            for row, value in enumerate(values[column], 1)
+            if isinstance(value, str)
+        )
+    except UserError as error:
+        raise UserError(f"{path}, {error}") from error
+    for column in said.used:
+        if column in numeric:
+            place = lambda row, column=column: f"{path}, row {row}: {column}"
+            name = numeric[column]
+            values[column] = [_number(value, name, decimal, place(row)) for row, value in enumerate(values[column], 1)]
+        else:
+            values[column] = _categories(values[column])
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
 
 def _with_learning_rates(runs: list[Run]) -> list[Run]:
@@ -153,68 +212,124 @@ def _where(run: Run) -> tuple:
     return run.setting, run.arm, run.batch_size, run.point
 
 
-def _load(path: Path) -> tuple[list[str], list[tuple]]:
-    """Return the column names and rows of a CSV (lines that start with # are comments) or Parquet file."""
-    import duckdb
+def _looks_numeric(values: list[Any]) -> bool:
+    """Return whether all values of a column that are set are numbers."""
+    is_unset = lambda value: value is None or (isinstance(value, str) and value.strip().lower() in UNSET)
+    known = [value for value in values if not is_unset(value)]
+    is_number = lambda value: is_written_number(value) if isinstance(value, str) else _is_numeric(value)
+    return bool(known) and all(map(is_number, known))
 
-    if not path.is_file():
-        raise UserError(f"there is no file {path}; --csv takes a CSV or Parquet file")
-    reader = "read_parquet(?)" if path.suffix == ".parquet" else "read_csv(?, header=true, comment='#')"
-    try:
-        with duckdb.connect() as connection:
-            cursor = connection.execute(f"select * from {reader}", [str(path)])
-            return [column[0] for column in cursor.description or []], cursor.fetchall()
-    except duckdb.Error as error:
-        first = " ".join(str(error).split("\n")[0].split())
-        raise UserError(f"cannot read {path}: {first}; it takes a CSV with a header line, or Parquet") from error
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _number(value: Any, name: str, decimal: str, place: str) -> int | float | None:
+    """Return the number of one of our columns, or of a hyperparameter (name ''); None where the value is unset."""
+    if isinstance(value, str):
+        if value.strip().lower() in UNSET:
+            return None
+        number = written_numbers.number(value, decimal)
+        if number is None:
+            raise UserError(_not_a_number(value, name, place))
+        if name in LOSSES and written_numbers.is_grouped(value, decimal):
+            raise UserError(f"{place} is {value!r}; write a loss with a decimal point and without other separators")
+        if name in COUNTS and written_numbers.looks_like_thousands(value, decimal):
+            whole = value.strip().replace(decimal, "")
+            decimals = f"{number:g}" if number == int(number) else f"{number}0"
+            raise UserError(f"{place} is {value!r}, which can be {whole} or {number}; write {whole} or {decimals}")
+    elif value is None or _is_numeric(value):
+        number = float(value) if isinstance(value, Decimal) else value
+    else:
+        raise UserError(_not_a_number(value, name, place))
+    if name != "seed" and isinstance(number, int) and abs(number) > 2**53:
+        return float(number)
+    return None if not name and number != number else number
+
+
+def _not_a_number(value: Any, name: str, place: str) -> str:
+    if name == "seed":
+        return f"{place} is {value!r}, not a whole number; write the seed as 0, 1, 2, ..."
+    return f"{place} is {value!r}, not a number; write a plain number, such as 1024 or 3.05"
+
+
+def _categories(values: list[Any]) -> list[Any]:
+    """Return text as it is written; values of a Parquet file that cannot be compared become text, unset ones None."""
+    found = [_category(value) for value in values]
+    return without_apostrophes(found) if all(isinstance(value, str | None) for value in found) else found
+
+
+def _category(value: Any) -> Any:
+    if value is None or value != value:
+        return None
+    if isinstance(value, Decimal):
+        return float(value)
+    return value if isinstance(value, str | bool | int | float) else str(value)
 
 
 def _run(path: Path, number: int, row: dict[str, Any], said: Columns) -> Run:
-    named = said.named
-    value = lambda name: row[named[name]] if name in named else None
-    numbers: dict[str, Any] = {
-        name: _number(value(name), path, number, named[name]) for name in named if name in NUMBERS
-    }
-    batch_size = _number(value("batch_size"), path, number, named["batch_size"])
+    named, place = said.named, f"{path}, row {number}"
+
+    def value(name: str) -> Any:
+        return row[named[name]] if name in named else None
+
+    numbers: dict[str, Any] = {name: _or_nan(value(name)) for name in named if name in NUMBERS}
+    for name in (name for name in ("batch_size", "seed", "arm", "setting") if name in named and value(name) is None):
+        raise UserError(f"{place}: {named[name]} is empty; fill it in, or remove the row{_or_column(name, named)}")
+    batch_size = value("batch_size")
     if not (batch_size > 0 and math.isfinite(batch_size)):
-        raise UserError(f"{path}, row {number}: {named['batch_size']} is {value('batch_size')!r}, not a batch size")
-    status, loss = _outcome(path, number, value("status"), value("loss_nats"), named)
+        column = named["batch_size"]
+        raise UserError(f"{place}: {column} is {batch_size!r}, not a batch size; it takes a number above 0")
+    seed = 0 if value("seed") is None else value("seed")
+    if not (math.isfinite(seed) and seed == int(seed)):
+        raise UserError(_not_a_number(seed, "seed", f"{place}: {named['seed']}"))
+    status, loss = _outcome(place, value("status"), value("loss_nats"))
     setting = path.stem if value("setting") is None else value_text("setting", value("setting"))
     arm = "all runs" if value("arm") is None else str(value("arm"))
-    is_rate = {column: key_text(column) == key_text(LEARNING_RATE) for column in said.hyperparameters}
-    point = tuple(sorted((LEARNING_RATE if is_rate[name] else name, row[name]) for name in said.hyperparameters))
-    for column in (name for name in said.hyperparameters if is_rate[name] and "learning_rate" not in named):
-        numbers["learning_rate"] = _number(row[column], path, number, column)
-    seed = 0 if value("seed") is None else value("seed")
-    if not isinstance(seed, int):
-        raise UserError(f"{path}, row {number}: {named['seed']} is {seed!r}, not a whole number")
-    return Run(setting=setting, arm=arm, batch_size=batch_size, seed=seed, point=point, status=status, loss_nats=loss,
-               source=f"{path.name}, row {number}", **numbers)  # fmt: skip
+    point = tuple(sorted((name, row[column]) for name, column in said.hyperparameters.items()))
+    if LEARNING_RATE in said.hyperparameters and "learning_rate" not in named:
+        numbers["learning_rate"] = _or_nan(row[said.hyperparameters[LEARNING_RATE]])
+    return Run(setting=setting, arm=arm, batch_size=batch_size, seed=int(seed), point=point, status=status,
+               loss_nats=loss, source=f"{path.name}, row {number}", **numbers)  # fmt: skip
 
 
-def _outcome(path: Path, number: int, status: Any, loss: Any, named: dict[str, str]) -> tuple[str, float]:
+def _or_nan(number: float | None) -> float:
+    return math.nan if number is None else number
+
+
+def _or_column(name: str, named: dict[str, str]) -> str:
+    return "" if name in NEEDED else f", or leave the column out with -{named[name]}"
+
+
+def _outcome(place: str, status: Any, loss: float | None) -> tuple[str, float]:
     """Return (status, loss): without a status column a loss that is no number is a divergence, an empty one missing."""
-    loss_nats = _number(loss, path, number, named["loss_nats"])
+    loss_nats = _or_nan(loss)
+    unfinished = "missing" if loss is None else "diverged"
     if status is None:
-        word = "missing" if loss is None else "done" if math.isfinite(loss_nats) else "diverged"
+        word = "done" if math.isfinite(loss_nats) else unfinished
     else:
         word = STATUS_WORDS.get(str(status).strip().lower(), "")
         if not word:
-            raise UserError(
-                f"{path}, row {number}: status is {status!r}; it takes {', '.join(STATUS_WORDS)}"
-            )  # fmt: skip
+            raise UserError(f"{place}: status is {status!r}; it takes {', '.join(STATUS_WORDS)}")
         if word == "done" and not math.isfinite(loss_nats):
-            word = "missing" if loss is None else "diverged"
+            word = unfinished
     return word, {"done": loss_nats, "diverged": math.inf}.get(word, np.nan)
 
 
-def _number(value: Any, path: Path, number: int, column: str) -> float:
-    if value is None:
-        return np.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}, row {number}: {column} is {value!r}, not a number") from error
+def _alike(path: Path, runs: list[Run]) -> list[str]:
+    """Return a note for names that only spaces or capitals tell apart: they count as different."""
+    notes = []
+    for kind, names in (("arm", {run.arm for run in runs}), ("setting", {run.setting for run in runs})):
+        same: dict[str, list[str]] = defaultdict(list)
+        for name in sorted(names):
+            same[" ".join(name.split()).casefold()].append(name)
+        notes += [
+            f"{path.name}: the {kind}s {' and '.join(map(repr, alike))} differ only in spaces or capitals; they count "
+            "as different"
+            for alike in same.values()
+            if len(alike) > 1
+        ]
+    return notes
 
 
 def _list(found: list[str]) -> str:

@@ -10,7 +10,7 @@ import io
 import re
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
@@ -20,10 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from smallbatch.analysis.sheets import batch_text, short_count
+from smallbatch.escaping import printable
 
 WIDTH_INCHES, PLOT_INCHES = 4.6, 2.5  # of a panel; of the plot in it, from axis to top
 LINE_INCHES = 0.22
 TITLE_CHARACTERS, LABEL_CHARACTERS = 46, 42  # that fit into a line of the title, of the legend
+TITLE_LINES = 4  # a longer title is cut
 STYLE = {
     "axes.edgecolor": "#0c0000", "axes.grid": True, "axes.labelcolor": "#000000", "axes.linewidth": 0.8,
     "axes.spines.right": False, "axes.spines.top": False, "figure.dpi": 72.0,
@@ -32,6 +34,7 @@ STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "smallbatch", "text.color": "#000000", "text.parse_math": False,
     "xtick.color": "#000000", "ytick.color": "#000000", "xtick.labelsize": 10.0, "ytick.labelsize": 10.0,
 }  # fmt: skip
+ID = r'(\bid="|url\(#|href="#)'  # before every id of an SVG
 MARKERS = "osD^vPX*<>ph"
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (4, 1.2, 1, 1.2)))
 # Okabe and Ito's eight colours, each a little darker for paper and lighter for the dark theme.
@@ -95,8 +98,9 @@ def from_oklch(lightness: float, hue_degrees: float) -> str:
 def new_axes(x_label: str, title: str, left_inches: float = 0.55) -> Axes:
     """Return the axes of a new figure; draw under `style()`. The title says what y is, where it can be read upright."""
     axes = Figure().add_subplot()
-    axes.set_xlabel(x_label)
-    axes.figure.text(0, 0, "\n".join(textwrap.wrap(title, TITLE_CHARACTERS)), va="top")
+    axes.set_xlabel(label_text(x_label, TITLE_CHARACTERS))
+    lines = textwrap.wrap(printable(title), TITLE_CHARACTERS, max_lines=TITLE_LINES, placeholder="…")
+    axes.figure.text(0, 0, "\n".join(lines), va="top")
     _lay_out(axes, left_inches, 0)
     return axes
 
@@ -109,6 +113,15 @@ def _lay_out(axes: Axes, left_inches: float, legend_lines: int) -> None:
     figure_of(axes).set_size_inches(WIDTH_INCHES, height)
     axes.set_position((left, below / height, 1 - left - 0.12 / WIDTH_INCHES, PLOT_INCHES / height))
     title.set_position((left, 1 - 0.03 / height))
+
+
+def label_text(name: str, characters: int) -> str:
+    """Return a name as the label of an axis, a tick or a line: on one line, without its middle where it is long."""
+    label = " ".join(printable(name).split())
+    if len(label) > characters:
+        half = characters // 2
+        label = f"{label[:half]}…{label[half + 1 - characters :]}"
+    return f" {label}" if label.startswith("_") else label  # matplotlib leaves labels that start with _ out
 
 
 def figure_of(axes: Axes) -> Figure:
@@ -179,7 +192,6 @@ def legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
         return
-    labels = [label if len(label) <= LABEL_CHARACTERS else f"{label[: LABEL_CHARACTERS - 1]}…" for label in labels]
     left_inches = axes.get_position().x0 * WIDTH_INCHES
     room = 72 * (WIDTH_INCHES - left_inches)
     columns = max(1, min(len(labels), int(room // (32 + 5.8 * max(map(len, labels))))))
@@ -202,15 +214,30 @@ def to_svg(axes: Axes, name: str, says: str) -> str:
     FigureCanvasSVG(figure_of(axes)).print_svg(buffer, metadata={"Date": None, "Creator": None})  # savefig draws twice
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # matplotlib's own style element would hold for the whole page
-    text = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'(\bid="|url\(#|href="#)', lambda m: f"{m[1]}{name}-", text)
-    text = re.sub(r"#0b00([0-9a-f]{2})", lambda m: f"var(--b{int(m[1], 16)})", text)
-    text = re.sub(r"#0a00([0-9a-f]{2})", lambda m: f"var(--a{int(m[1], 16)})", text)
-    text = text.replace("#0c0000", "var(--line)").replace("#000000", "var(--ink)")
-    text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
-    text = text.replace("<text ", '<text fill="var(--ink)" ')  # matplotlib leaves black text without a colour
-    return re.sub(r' width="[^"]*" height="[^"]*"', f' role="img" aria-label={quoteattr(says)}', text, count=1)
+    # matplotlib's own style element would hold for the whole page; its comments repeat all text
+    text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.DOTALL)
+    text = _in_tags(text, lambda tag: re.sub(ID, lambda m: f"{m[1]}{name}-", _themed(tag)))
+    attributes = f' role="img" aria-label={quoteattr(printable(says))}'
+    return re.sub(r' width="[^"]*" height="[^"]*"', lambda _: attributes, text, count=1)
+
+
+def renamed(svg: str, old: str, new: str) -> str:
+    """Return a figure whose ids begin with another name."""
+    return _in_tags(svg, lambda tag: re.sub(f"{ID}{re.escape(old)}-", lambda m: f"{m[1]}{new}-", tag))
+
+
+def _in_tags(svg: str, change: Callable[[str], str]) -> str:
+    """Return the SVG with its tags changed; names of methods, in the text between tags, stay as they are."""
+    return re.sub(r"<[^>]*>", lambda m: change(m[0]), svg)
+
+
+def _themed(tag: str) -> str:
+    """Return a tag with CSS variables for stand-in colours, and with the reader's font."""
+    tag = re.sub(r"#0b00([0-9a-f]{2})", lambda m: f"var(--b{int(m[1], 16)})", tag)
+    tag = re.sub(r"#0a00([0-9a-f]{2})", lambda m: f"var(--a{int(m[1], 16)})", tag)
+    tag = tag.replace("#0c0000", "var(--line)").replace("#000000", "var(--ink)")
+    tag = tag.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
+    return tag.replace("<text ", '<text fill="var(--ink)" ')  # matplotlib leaves black text without a colour
 
 
 def standalone(svg: str) -> str:

@@ -15,6 +15,7 @@ from smallbatch.analysis.sheets import Row, batch_text, split
 from smallbatch.analysis.study import Study
 
 FIRST_POINTS = 3  # a line needs that many places along a budget
+NAME_BYTES = 180  # of a figure's file; file systems allow 255 with the ending and a prefix
 NAMED = 4  # grids that a sentence names, one by one
 INK = "#000000"
 
@@ -32,7 +33,7 @@ class Picture:
 def picture(axes: Axes, name: str, says: str, sheet: str) -> Picture:
     """Return the panel of axes on which all is drawn but the legend."""
     drawing.legend(axes)
-    safe = "".join(c if c.isalnum() else "-" for c in name)
+    safe = "".join(c if c.isalnum() else "-" for c in name).encode()[:NAME_BYTES].decode(errors="ignore")
     return Picture(safe, drawing.to_svg(axes, safe, says), says, sheet)
 
 
@@ -55,7 +56,8 @@ def batch_axes(title: str, rows: Sequence[Row]) -> Axes:
 def by_arm(study: Study, rows: Sequence[Row]) -> Iterator[tuple[list[Row], dict]]:
     """Yield the rows of each arm, and how its line looks: its name in the legend, colour, marker and dashes."""
     for (arm,), own in split(rows, "arm").items():
-        yield own, {"label": arm, **drawing.arm_style(study.table.arms.index(arm))}
+        label = drawing.label_text(arm, drawing.LABEL_CHARACTERS)
+        yield own, {"label": label, **drawing.arm_style(study.table.arms.index(arm))}
 
 
 def with_intervals(axes: Axes, rows: Sequence[Row], y: str, **style) -> None:

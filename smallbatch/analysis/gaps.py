@@ -1,10 +1,9 @@
 """The gap between arms against batch size: SGD minus Adam, a fixed b2 minus a fixed half-life.
 
-One idea: only the difference at the same batch size and the same FLOPs says which arm is better there, and it needs an
-interval of its own.
+Only the difference at the same batch size and the same FLOPs compares two arms, and it has an interval of its own.
 """
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from smallbatch.analysis import intervals
 from smallbatch.analysis.equal_flops import bounds, choose
@@ -46,6 +45,12 @@ def between(rows: list[Row], arm: str, other: str) -> list[Row]:
                  "gap_nats_low": None if high is None else -high, "gap_nats_high": None if low is None else -low}
             )  # fmt: skip
     return found
+
+
+def sign_changes(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """Return the pairs of neighbouring batch sizes between which the gap changes its sign; gaps of zero have none."""
+    signed = sorted((row for row in rows if row["gap_nats"]), key=lambda row: row["batch_size"])
+    return [(a, b) for a, b in pairwise(signed) if (a["gap_nats"] > 0) != (b["gap_nats"] > 0)]
 
 
 def reference_arm(table: RunTable) -> str | None:

@@ -20,6 +20,7 @@ from smallbatch.analysis.surfaces import rank
 HIGHEST_RISE_NATS = 0.5  # as high as rises are drawn
 HEAT_RANGE_NATS = 0.24  # above the lowest loss of the worst batch size; figure 1b of the paper has as much
 HEAT_STEPS = 5
+TICK_CHARACTERS = 16
 DIVERGED, NOT_RUN = "#8c8c93", "none"
 
 
@@ -130,7 +131,9 @@ def _heat_map(title: str, x: str, y: str, rows: list[Row], lowest: float, highes
     ys = sorted({row["y_value"] for row in rows}, key=rank)
     losses = {(row["x_value"], row["y_value"]): row["loss_nats"] for row in rows}
     colours = colormaps["viridis_r"]
-    left_inches = 0.25 + 0.085 * max(len(value_text(y, v)) for v in ys)
+    x_labels = [drawing.label_text(value_text(x, value), TICK_CHARACTERS) for value in xs]
+    y_labels = [drawing.label_text(value_text(y, value), TICK_CHARACTERS) for value in ys]
+    left_inches = 0.25 + 0.085 * max(map(len, y_labels))
     axes = drawing.new_axes(key_text(x), title, left_inches)
     axes.grid(False)
     for (i, x_value), (j, y_value) in product(enumerate(xs), enumerate(ys)):
@@ -145,8 +148,8 @@ def _heat_map(title: str, x: str, y: str, rows: list[Row], lowest: float, highes
     axes.set_xlim(-0.5, len(xs) - 0.5)
     axes.set_ylim(-0.5, len(ys) - 0.5)
     every = max(1, -(-len(xs) // 8))
-    axes.set_xticks(range(0, len(xs), every), [value_text(x, v) for v in xs[::every]])
-    axes.set_yticks(range(len(ys)), [value_text(y, v) for v in ys])
+    axes.set_xticks(range(0, len(xs), every), x_labels[::every])
+    axes.set_yticks(range(len(ys)), y_labels)
     for share in np.linspace(0, 1, HEAT_STEPS):
         label = f"{'≥ ' if share == 1 else ''}{lowest + share * (highest - lowest):.2f}"
         axes.add_patch(Rectangle((-2, -2), 1, 1, facecolor=colours(share), label=label))  # out of sight: for the legend

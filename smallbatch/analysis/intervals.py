@@ -48,7 +48,7 @@ def pooled_noise(loss_PxS: np.ndarray) -> Noise:
 
 def generator(*names: object) -> np.random.Generator:
     """Return a random generator that depends on the names alone: the same report twice has the same intervals."""
-    return np.random.default_rng(list("|".join(map(str, names)).encode()))
+    return np.random.default_rng(list("|".join(map(str, names)).encode(errors="backslashreplace")))
 
 
 def draw_means(means: np.ndarray, seeds: np.ndarray | int, noise: Noise, rng: np.random.Generator) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""What a report leaves behind: index.html, a CSV for each sheet, an SVG for each figure, summary.json; and its text.
+"""Write a report: index.html, a CSV for each sheet, an SVG for each figure, summary.json; and its text for a terminal.
 
-One idea: all is worked out before the first file is written, so that a report is never half an old one.
+All contents are made before the first file is written, so a failure leaves the last report as it was.
 """
 
 import math
@@ -12,35 +12,29 @@ from smallbatch import __version__
 from smallbatch.analysis import drawing, page
 from smallbatch.analysis.answers import answers
 from smallbatch.analysis.caveats import warnings
+from smallbatch.analysis.directory import ReportDirectory
 from smallbatch.analysis.study import Study
-from smallbatch.errors import UserError
-from smallbatch.records import write_bytes, write_json
+from smallbatch.escaping import encodable, printable
+from smallbatch.records import json_bytes
 
 SUMMARY_FORMAT = 1
 LONG = ("loss_curves", "robustness_profiles", "heat_maps", "random_trials", "runs")  # in CSV alone
 
 
 def write(study: Study, directory: Path) -> Path:
-    """Write the report and return the path of its page. Raises UserError where the directory cannot be written."""
+    """Write the report and return the path of its page. Raises UserError where the directory cannot take a report."""
+    sources = [sweep.get("file") or sweep.get("directory") for sweep in study.table.provenance]
+    own = ReportDirectory(directory, [Path(source) for source in sources if source])
     title = "Report: " + ", ".join(dict.fromkeys(str(sweep["name"]) for sweep in study.table.provenance))
     pictures = page.draw(study)
     html = page.render(study, pictures, title)
-    try:
-        (directory / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror}; choose another place with --out=DIR") from error
-    for sheet in study.sheets.values():
-        if sheet.rows:
-            write_bytes(directory / f"{sheet.name}.csv", page.to_csv(sheet).encode())
-        else:
-            (directory / f"{sheet.name}.csv").unlink(missing_ok=True)  # of an earlier report
-    for old in (directory / "figures").glob("*.svg"):
-        old.unlink()
-    for own in pictures.values():
-        for picture in own:
-            write_bytes(directory / "figures" / f"{picture.name}.svg", drawing.standalone(picture.svg).encode())
-    write_json(directory / "summary.json", summary(study))
-    write_bytes(directory / "index.html", html.encode())
+    files = {f"{sheet.name}.csv": page.to_csv(sheet).encode() for sheet in study.sheets.values() if sheet.rows}
+    files |= {
+        f"figures/{picture.name}.svg": drawing.standalone(picture.svg).encode()
+        for pictures_of_section in pictures.values()
+        for picture in pictures_of_section
+    }
+    own.write(files | {"summary.json": json_bytes(summary(study)), "index.html": html.encode()})
     return directory / "index.html"
 
 
@@ -74,14 +68,16 @@ def text(study: Study) -> str:
         lines.append("Before you believe it")
         for sentence in said:
             lines += textwrap.wrap(sentence, 110, initial_indent="  ", subsequent_indent="    ", break_long_words=False)
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _json(item) for key, item in value.items()}
+        return {encodable(str(key)): _json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if isinstance(value, str):
+        return encodable(value)
     return value

@@ -1,22 +1,22 @@
 """The page: one HTML file that opens offline, in light and dark, on a phone; answers first.
 
-One idea: everything that comes from a config or a file goes through the template's escaping; the only markup that does
-not is that of our own figures, whose text matplotlib escapes.
+All text from a config or a file goes through the template's escaping. The one exception is the markup of our own
+figures, whose text matplotlib escapes.
 """
 
-import csv
-import io
 import json
+import warnings as python_warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from smallbatch.analysis import drawing, figures, grid_figures
 from smallbatch.analysis.answers import FIRST, answers
 from smallbatch.analysis.caveats import unsaid, warnings
 from smallbatch.analysis.figures import Picture
-from smallbatch.analysis.sheets import Row, Sheet, cell_text
+from smallbatch.analysis.sheets import Row, Sheet, cell_text, split
 from smallbatch.analysis.study import Study
+from smallbatch.escaping import csv_text, printable
 
 ROWS_SHOWN = 400  # a sheet with more is a file to download, not a table to read
 
@@ -73,18 +73,45 @@ SECTIONS = (
 
 
 def to_csv(sheet: Sheet) -> str:
-    """Return a sheet as CSV, with a header line; what is not known is empty, infinities are inf."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, sheet.columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: "" if value != value else value for key, value in row.items()} for row in sheet.rows)
-    return buffer.getvalue()
+    """Return a sheet as CSV with a header line; unknown values are empty, infinities are inf."""
+    return csv_text([sheet.columns, *([row[column] for column in sheet.columns] for row in sheet.rows)])
 
 
 def draw(study: Study) -> dict[str, list[Picture]]:
-    """Return the figures of each section."""
-    with drawing.style():
-        return {section.name: [p for function in section.draw for p in function(study)] for section in SECTIONS}
+    """Return the figures of each section; no two have the same name, on file systems that ignore case too."""
+    with drawing.style(), python_warnings.catch_warnings():
+        # The reader's font draws the text; matplotlib's may lack some of its characters.
+        python_warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        pictures = {section.name: [p for function in section.draw for p in function(study)] for section in SECTIONS}
+    taken: set[str] = set()
+    return {name: [_renamed(picture, taken) for picture in own] for name, own in pictures.items()}
+
+
+def _renamed(picture: Picture, taken: set[str]) -> Picture:
+    name, number = picture.name, 1
+    while name.casefold() in taken:
+        number += 1
+        name = f"{picture.name}-{number}"
+    taken.add(name.casefold())
+    return picture if number == 1 else replace(picture, name=name, svg=drawing.renamed(picture.svg, picture.name, name))
+
+
+def comparable(sheet: Sheet) -> list[Sheet]:
+    """Return the tables that show a sheet: one per target loss where arms of a setting have different targets.
+
+    Steps to different losses, and critical batch sizes from them, are no comparison in one column.
+    """
+    if "target_loss_nats" not in sheet.columns:
+        return [sheet]
+    targets: dict[str, set[float]] = {}
+    for row in sheet.rows:
+        targets.setdefault(row["setting"], set()).add(row["target_loss_nats"])
+    if all(len(found) == 1 for found in targets.values()):
+        return [sheet]
+    return [
+        Sheet(sheet.name, f"{sheet.title}, target {target:g} nats", tuple(rows))
+        for (target,), rows in split(sheet.rows, "target_loss_nats").items()
+    ]
 
 
 def render(study: Study, pictures: dict[str, list[Picture]], title: str) -> str:
@@ -94,7 +121,7 @@ def render(study: Study, pictures: dict[str, list[Picture]], title: str) -> str:
 
     environment = Environment(
         loader=PackageLoader("smallbatch.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        lstrip_blocks=True, finalize=lambda value: printable(value) if type(value) is str else value,
     )  # fmt: skip
     environment.filters["cell"] = lambda value, column: cell_text(column, value)
     environment.filters["heading"] = lambda column: column.replace("_", " ")
@@ -108,7 +135,7 @@ def render(study: Study, pictures: dict[str, list[Picture]], title: str) -> str:
     sections = [
         {"name": s.name, "title": s.title, "says": s.says, "unsaid": missing[s.name][0].upper() + missing[s.name][1:],
          "pictures": pictures[s.name],
-         "sheets": [study.sheets[name] for name in s.sheets if study.rows(name)]}
+         "sheets": [(study.sheets[name], comparable(study.sheets[name])) for name in s.sheets if study.rows(name)]}
         for s in SECTIONS
     ]  # fmt: skip
     return environment.get_template("page.html").render(

@@ -126,6 +126,17 @@ def width_log2(log2_x: np.ndarray, mean_nats: np.ndarray, delta_nats: float) -> 
     return width.reshape(shape), beyond.reshape(shape)
 
 
+def no_width_because(found: Profile) -> str | None:
+    """Return why a profile gives no width, None where it gives one.
+
+    A column of multipliers is relative to the tuned point, multiplier 1: without it the lowest loss is not known. Two
+    cells show no basin: one of them is always its lowest.
+    """
+    if key_text(found.hyperparameter).lower().endswith("multiplier") and not np.isclose(found.values, 1.0).any():
+        return "no run at the tuned point (multiplier 1) has a result"
+    return "only two values of it have a result" if len(found.values) < 3 else None
+
+
 def largest_regret(found: Profile) -> float:
     """Return the largest rise in loss among the multipliers within [1/8, 8]; +inf if one of them diverged."""
     return float(found.rise_nats[np.abs(found.log2_multipliers) <= REGRET_LOG2 + 1e-6].max())
@@ -167,13 +178,15 @@ def robustness(table: RunTable, delta_nats: float = DELTA_NATS) -> list[Row]:
         for name in hyperparameters(group):
             if (found := profile(group, name)) is None:
                 continue
+            reason = no_width_because(found)
             width, beyond = width_log2(found.log2_multipliers, found.mean_nats, delta_nats)
             reached = np.clip(found.log2_multipliers[[0, -1]], -REGRET_LOG2, REGRET_LOG2)
             edge = {0: "lowest", len(found.values) - 1: "highest"}.get(found.tuned)
             rows.append(
                 {"setting": group.setting, "arm": group.arm, "batch_size": group.batch_size, "hyperparameter": name,
-                 "tuned_value": float(found.values[found.tuned]), "width_log2": float(width),
-                 **bounds("width_log2", width_interval(group, found, delta_nats)), "wider_than_grid": bool(beyond),
+                 "tuned_value": float(found.values[found.tuned]), "width_log2": None if reason else float(width),
+                 **bounds("width_log2", None if reason else width_interval(group, found, delta_nats)),
+                 "wider_than_grid": bool(beyond) and not reason, "no_width_because": reason,
                  "largest_regret_nats": largest_regret(found), "regret_from_multiplier": float(2.0 ** reached[0]),
                  "regret_to_multiplier": float(2.0 ** reached[1]), "cells": len(found.values),
                  "missing": found.missing, "edge_of_grid": edge}

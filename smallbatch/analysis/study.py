@@ -104,7 +104,8 @@ def run_rows(table: RunTable) -> list[Row]:
     return [
         {"setting": run.setting, "arm": run.arm, "batch_size": run.batch_size, "point": point_text(run.point),
          "seed": run.seed, "status": run.status, "loss_nats": known(run.loss_nats),
-         "average_loss_nats": known(run.average_loss_nats), "tokens": known(run.tokens), "flops": known(run.flops),
-         "steps": known(run.steps), "secs": known(run.secs), "source": run.source}
+         "average_loss_nats": known(run.average_loss_nats),
+         "validation_loss_se_nats": known(run.validation_loss_se_nats), "tokens": known(run.tokens),
+         "flops": known(run.flops), "steps": known(run.steps), "secs": known(run.secs), "source": run.source}
         for run in table.runs
     ]  # fmt: skip

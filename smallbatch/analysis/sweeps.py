@@ -4,6 +4,7 @@ One idea: a cell is what its directory says it is, and a directory that says not
 damaged costs its cell and is stated; only a directory that holds no runs at all is refused.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from smallbatch.errors import UserError
 from smallbatch.records import STATUSES, read_json, read_metrics
 
 GRID_FORMAT = 1
+NAMED = 3  # run directories that a setting is named after
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Sweep:
 def read(paths: Sequence[Path]) -> RunTable:
     """Return the run table of sweep directories, run directories, or directories of run directories."""
     notes: Counter[str] = Counter()
-    sweeps = _told_apart([find(path, notes) for path in paths])
+    sweeps = _runs_together(_told_apart([find(path, notes) for path in paths]))
     identities = naming.identify(
         [Named(sweep.name, [cell.config for cell in sweep.cells], sweep.arm_keys) for sweep in sweeps]
     )
@@ -118,6 +120,18 @@ def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
     ]  # fmt: skip
 
 
+def _runs_together(sweeps: list[Sweep]) -> list[Sweep]:
+    """Make one setting of run directories that are named one by one, as of a folder that holds them."""
+    runs = [sweep for sweep in sweeps if len(sweep.cells) == 1 and sweep.cells[0].directory == sweep.directory]
+    if len(runs) < 2:
+        return sweeps
+    names = [run.name for run in runs]
+    name = ", ".join(names) if len(names) <= NAMED else f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    parent = Path(os.path.commonpath([run.directory.resolve() for run in runs]))
+    together = Sweep(name, parent, tuple(run.cells[0] for run in runs), (), None)
+    return [*(sweep for sweep in sweeps if sweep not in runs), together]
+
+
 def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: list[dict[str, Any]]) -> Run:
     """Return the run of a cell. What cannot be read is noted, and makes it a missing one."""
     where, config = cell.directory, cell.config
@@ -149,6 +163,8 @@ def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: lis
         params=_number(result.get("params")),
         context_tokens=_number(config.get("model.context_tokens")),
         source=str(where),
+        failure_file=str(where / "failed.json") if status == "failed" else "",
+        validation_loss_se_nats=_number(result.get("validation_loss_se_nats")),
         **known,
     )
 

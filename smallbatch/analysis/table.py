@@ -32,6 +32,7 @@ class Run:
     status: str
     loss_nats: float  # on the validation set at the end; +inf if diverged
     average_loss_nats: float = np.nan  # of the average of the weights
+    validation_loss_se_nats: float = np.nan  # standard error of loss_nats over the validation set
     learning_rate: float = np.nan  # the peak
     tokens: float = np.nan
     flops: float = np.nan
@@ -42,6 +43,7 @@ class Run:
     params: float = np.nan
     context_tokens: float = np.nan
     source: str = ""  # run directory, or file and row
+    failure_file: str = ""  # that says why the run failed
     training: Curve | None = None
     validation: Curve | None = None
     gradients: dict[str, float] = field(default_factory=dict)  # see gradients.py

@@ -1,5 +1,7 @@
 """Next-token cross-entropy in float32, in slices of the context when the logits would be large."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -14,8 +16,11 @@ def loss_sum(
     targets_BxT: jax.Array,
     weights_BxT: jax.Array,
     max_logits: int,
+    per_sequence: bool = False,
 ) -> jax.Array:
     """Return the cross-entropy in nats summed over the targets, each times its weight (0 leaves it out), float32.
+
+    With `per_sequence`, the sum is over the targets of each sequence: [B].
 
     At most about `max_logits` logits exist on a device at a time: beyond that the context is cut into equal slices, and
     each slice's logits are computed again in the backward pass instead of being kept. A slice takes each n-th position,
@@ -26,8 +31,9 @@ def loss_sum(
     unembed_DxV = spread(unembed_DxV, "embed", "vocab")
     devices = shards("batch") * shards("position") * shards("vocab")
     slices = _slice_count(context, batch * context * unembed_DxV.shape[1] // devices, max_logits)
+    nats = functools.partial(_nats, vocab_size=vocab_size, axis=1 if per_sequence else None)
     if slices == 1:
-        return _nats(hidden_BxTxD, unembed_DxV, targets_BxT, weights_BxT, vocab_size)
+        return nats(hidden_BxTxD, unembed_DxV, targets_BxT, weights_BxT)
 
     def cut(x: jax.Array) -> jax.Array:  # BxTx... -> slices x B x S x ...
         return jnp.moveaxis(x.reshape(batch, context // slices, slices, *x.shape[2:]), 2, 0)
@@ -35,9 +41,10 @@ def loss_sum(
     @jax.checkpoint
     def add(total: jax.Array, piece):
         hidden_BxSxD, targets_BxS, weights_BxS = piece
-        return total + _nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS, vocab_size), None
+        return total + nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS), None
 
-    total, _ = jax.lax.scan(add, jnp.float32(0), (cut(hidden_BxTxD), cut(targets_BxT), cut(weights_BxT)))
+    zero = jnp.zeros((batch,) if per_sequence else (), jnp.float32)
+    total, _ = jax.lax.scan(add, zero, (cut(hidden_BxTxD), cut(targets_BxT), cut(weights_BxT)))
     return total
 
 
@@ -47,12 +54,12 @@ def _slice_count(context: int, logits: int, max_logits: int) -> int:
     return next(n for n in range(wanted, context + 1) if context % n == 0)
 
 
-def _nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS, vocab_size: int) -> jax.Array:
+def _nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS, vocab_size: int, axis: int | None) -> jax.Array:
     logits_BxSxV = linear(hidden_BxSxD, unembed_DxV.astype(hidden_BxSxD.dtype), jnp.float32, ("embed", "vocab"))
     if logits_BxSxV.shape[-1] > vocab_size:  # what was filled up is no token
         is_token_1x1xV = jnp.arange(logits_BxSxV.shape[-1])[None, None] < vocab_size
         logits_BxSxV = jnp.where(is_token_1x1xV, logits_BxSxV, -jnp.inf)
-    return jnp.sum(_cross_entropy(logits_BxSxV, targets_BxS) * weights_BxS)
+    return jnp.sum(_cross_entropy(logits_BxSxV, targets_BxS) * weights_BxS, axis)
 
 
 def _is_target(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:

@@ -252,7 +252,7 @@ class Programs:
         return None if state.weight_average is None else self.compiled.averaged_params(self.hypers, state)
 
     def score(self, params: gpt.Params, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
-        """Return the weighted sum of losses in nats over one validation batch."""
+        """Return the weighted sum of losses in nats of each sequence of one validation batch, [A, M]."""
         split = sharding.batch_sharding(self.mesh, 1)
         parts = lambda x_BxT: x_BxT.reshape(-1, self.plan.validation_microbatch_seqs, x_BxT.shape[1])
         staged = (sharding.put(parts(x), split) for x in (tokens_BxT1, weights_BxT))

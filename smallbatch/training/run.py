@@ -203,6 +203,7 @@ def result_of(
         bits_per_byte=score.bits_per_byte if score else None,
         perplexity=_perplexity(score.loss_nats) if score else None,
         average_validation_loss_nats=score.average_loss_nats if score else None,
+        validation_loss_se_nats=score.loss_se_nats if score else None,
         train_loss_nats=outcome.train_loss_nats,
         tokens=tokens,
         flops=float(tokens * plan.flops_per_token),

@@ -59,17 +59,20 @@ def averaged_params(hypers: optim.Hypers, state: TrainState) -> gpt.Params:
     return jax.tree.map(lambda a, p: a.astype(p.dtype), averages, state.params)
 
 
-def summed_nats(model: ModelSpec, params: gpt.Params, tokens_BxT1: jax.Array, weights_BxT: jax.Array) -> jax.Array:
+def summed_nats(
+    model: ModelSpec, params: gpt.Params, tokens_BxT1: jax.Array, weights_BxT: jax.Array, per_sequence: bool = False
+) -> jax.Array:
     """Return the weighted sum of the losses of predicting tokens 1..T from the ones before, float32 nats."""
     module = gpt.with_params(model, params)
     hidden_BxTxD = module(tokens_BxT1[:, :-1])
-    return loss_sum(hidden_BxTxD, module.unembed_DxV[...], tokens_BxT1[:, 1:], weights_BxT, model.max_logits)
+    unembed_DxV = module.unembed_DxV[...]
+    return loss_sum(hidden_BxTxD, unembed_DxV, tokens_BxT1[:, 1:], weights_BxT, model.max_logits, per_sequence)
 
 
 def scored(model: ModelSpec, params: gpt.Params, tokens_AxMxT1: jax.Array, weights_AxMxT: jax.Array) -> jax.Array:
-    """Return the same sum over A micro-batches, one after another."""
-    add = lambda nats, part: (nats + summed_nats(model, params, *part), None)
-    return jax.lax.scan(add, jnp.float32(0), (tokens_AxMxT1, weights_AxMxT))[0]
+    """Return the same sum for each sequence of A micro-batches, which run one after another: [A, M]."""
+    score = lambda _, part: (None, summed_nats(model, params, *part, per_sequence=True))
+    return jax.lax.scan(score, None, (tokens_AxMxT1, weights_AxMxT))[1]
 
 
 def mean_loss_and_grads(model: ModelSpec, measured: bool, params: gpt.Params, tokens_AxMxT1: jax.Array):
