@@ -31,7 +31,7 @@ def unescape(separator: str) -> str:
             return chr(int(escape[1:], 16))
         if escape not in ESCAPES:
             raise UserError(
-                f"data.document_separator={separator!r}: '\\{escape}' is not one of the escapes "
+                f"data.document_separator='{separator}': '\\{escape}' is not one of the escapes "
                 "\\n, \\r, \\t, \\f, \\uXXXX and \\\\; write \\\\ for a backslash"
             )
         return ESCAPES[escape]

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smallbatch.data import compressed, file_glob
-from smallbatch.data.separators import Separator, compile_separator
+from smallbatch.data.separators import Separator, compile_separator, unescape
 from smallbatch.errors import UserError
 
 ROWS_AT_ONCE = 256
 EXAMPLES_NAMED = 3
 LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
 LFS_POINTER_MAX_BYTES = 1024  # by the specification of Git LFS
-FORMATS = ".txt, .jsonl or .parquet (the first two also with .gz or .zst)"
+FORMATS = "a .txt, .jsonl or .parquet file (.txt and .jsonl may be compressed: .txt.gz, .jsonl.zst)"
 
 
 @dataclass
@@ -115,18 +115,19 @@ def _format(path: Path) -> str:
 
 def _occurring_separator(separator: str, files: list[Path]) -> Separator:
     """Return the compiled separator. Raises: UserError, before any file is tokenized, if it occurs in none."""
-    compiled, text_files = compile_separator(separator), [path for path in files if _format(path) == ".txt"]
+    compiled, shown = compile_separator(separator), repr(unescape(separator))
+    text_files = [path for path in files if _format(path) == ".txt"]
     for path in text_files:
         with compressed.open_bytes(path) as file:
             if compiled.occurs_in(file):
                 return compiled
     if not text_files:
         raise UserError(
-            f"data.document_separator={separator!r} cuts .txt files, and none of the {len(files)} files is one; "
+            f"data.document_separator={shown} cuts .txt files, and none of the {len(files)} files is one; "
             "unset it: a line of .jsonl and a row of .parquet is a document"
         )
     raise UserError(
-        f"data.document_separator={separator!r} occurs in none of the {len(text_files)} .txt files "
+        f"data.document_separator={shown} occurs in none of the {len(text_files)} .txt files "
         f"({text_files[0]}); correct it (\\n is a line end, \\\\ a backslash), or unset it to keep each file whole"
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from smallbatch.errors import UserError
 from smallbatch.records import read_json, write_json
+from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
 
 CONFIG_FILE = "tokenizer_config.json"
 JSON_FILE = "tokenizer.json"
@@ -28,7 +29,6 @@ EOD_TOKENS = (
     "<|endofdocument|>",
 )
 BPE_TRAINING_BYTES = 2**28  # a BPE is trained on this much text at most, from the start of the training documents
-BPE_SMALLEST_VOCAB = 258  # 256 bytes, the end-of-document token and one merge
 
 
 class Tokenizer(Protocol):
@@ -40,9 +40,14 @@ class Tokenizer(Protocol):
     @property
     def eod_id(self) -> int: ...
 
+    @property
+    def lossless(self) -> bool: ...  # whether any text survives encode and decode, by construction
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
+
+    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]: ...
 
     def save(self, directory: Path) -> None: ...
 
@@ -52,12 +57,16 @@ class BytesTokenizer:
 
     vocab_size = 256
     eod_id = 255
+    lossless = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return bytes(np.asarray(ids, dtype=np.uint8)).decode("utf-8", errors="replace")
+
+    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]:
+        return [self.decode(ids) for ids in batch]
 
     def save(self, directory: Path) -> None:
         write_json(directory / CONFIG_FILE, {"kind": "bytes"})
@@ -66,12 +75,13 @@ class BytesTokenizer:
 class JsonTokenizer:
     """A tokenizer of the `tokenizers` library, from its tokenizer.json, adding no special tokens."""
 
-    def __init__(self, backend, eod_token: str):
+    def __init__(self, backend, eod_token: str, lossless: bool = False):
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # the spelling of a special token in a document is ordinary text
         self._backend = backend
         self._eod_token = eod_token
+        self.lossless = lossless
         self.eod_id: int = backend.token_to_id(eod_token)
         self.vocab_size: int = 1 + max(backend.get_vocab().values())  # ids may have gaps
 
@@ -81,6 +91,9 @@ class JsonTokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]:
+        return self._backend.decode_batch([ids.tolist() for ids in batch], skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
         write_json(directory / JSON_FILE, json.loads(self._backend.to_str()))
@@ -92,11 +105,11 @@ def split_tokenizer(tokenizer: str) -> tuple[str, str]:
     kind, _, rest = tokenizer.partition(":")
     if tokenizer == "bytes" or (kind == "file" and rest):
         return kind, rest
-    if kind == "bpe" and rest.isdecimal() and int(rest) >= BPE_SMALLEST_VOCAB:
+    if kind == "bpe" and is_bpe_vocab(rest):
         return kind, rest
     raise UserError(
-        f"data.tokenizer={tokenizer!r} is not one of bytes, bpe:N with a vocabulary N of at least "
-        f"{BPE_SMALLEST_VOCAB}, or file:PATH of a tokenizer.json"
+        f"data.tokenizer={tokenizer!r} is not one of bytes, bpe:N with a vocabulary N from "
+        f"{SMALLEST_BPE_VOCAB} to {LARGEST_VOCAB:,}, or file:PATH of a tokenizer.json"
     )
 
 
@@ -123,7 +136,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
             f"the training documents are too small for a vocabulary of {vocab_size}: merges end at "
             f"{learned}; set data.tokenizer=bpe:{learned} or less"
         )
-    return JsonTokenizer(backend, BPE_EOD_TOKEN)
+    return JsonTokenizer(backend, BPE_EOD_TOKEN, lossless=True)  # its alphabet is every byte
 
 
 def read_file(path: Path) -> bytes:
@@ -151,10 +164,19 @@ def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
     names = EOD_TOKENS if eod_token is None else (eod_token,)
     for name in names:
         if backend.token_to_id(name) is not None:
-            return JsonTokenizer(backend, name)
+            return _checked(JsonTokenizer(backend, name), path)
     raise UserError(
         f"{path} has no end-of-document token {' or '.join(names)}; name the one it has with data.eod_token"
     )
+
+
+def _checked(tokenizer: JsonTokenizer, path: Path) -> JsonTokenizer:
+    if tokenizer.vocab_size > LARGEST_VOCAB:
+        raise UserError(
+            f"{path} has an id {tokenizer.vocab_size - 1:,}; ids below {LARGEST_VOCAB:,} are allowed: use another "
+            "tokenizer, or number its tokens without gaps"
+        )
+    return tokenizer
 
 
 def load(directory: Path) -> Tokenizer | None:

@@ -15,7 +15,7 @@ class Score:
     """The result of a validation pass."""
 
     loss_nats: float  # mean per token
-    bits_per_byte: float | None  # None where the bytes behind the tokens are unknown
+    bits_per_byte: float | None  # None where the bytes behind the tokens are unknown, or the tokens lost some
     average_loss_nats: float | None = None  # of the average of the weights, if one is kept
 
 
@@ -23,7 +23,8 @@ def validate(programs: Programs, state: TrainState, dataset: Dataset) -> Score:
     """Score the validation split, with the average of the weights too where one is kept."""
     nats = _nats(programs, programs.evaluation_params(state), dataset)
     average = programs.averaged_params(state)
-    targets, bytes_ = len(dataset.validation) - 1, dataset.meta.validation.bytes
+    targets = len(dataset.validation) - 1
+    bytes_ = None if dataset.meta.text_lost_frac else dataset.meta.validation.bytes
     return Score(
         loss_nats=nats / targets,
         bits_per_byte=None if bytes_ is None else bits_per_byte(nats, bytes_),
