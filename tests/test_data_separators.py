@@ -101,7 +101,7 @@ def test_the_time_of_cutting_a_long_text_is_linear_in_its_size(tmp_path, monkeyp
     """The separator occurs at the very end, so the whole text is one document that is searched."""
     from smallbatch.data import separators
 
-    monkeypatch.setattr(separators, "BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(separators, "BLOCK_BYTES", 2**17)
 
     def cpu_secs(size: int) -> float:
         path = tmp_path / f"{size}.txt"
@@ -114,4 +114,5 @@ def test_the_time_of_cutting_a_long_text_is_linear_in_its_size(tmp_path, monkeyp
             times.append(time.process_time() - start)
         return min(times)
 
-    assert cpu_secs(64 * 2**20) < 2.2 * 2 * cpu_secs(16 * 2**20)  # quadratic time would be 16 times
+    # 4 times in linear time, 16 times in quadratic time; the smaller text may profit from the cache
+    assert cpu_secs(64 * 2**20) < 8 * cpu_secs(16 * 2**20)

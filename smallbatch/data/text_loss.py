@@ -81,7 +81,7 @@ class LossCheck:
         if self.lost_frac > LARGEST_LOST_FRAC:
             raise UserError(
                 f"{self._summary()}; at most {LARGEST_LOST_FRAC:.0%} may be lost. Use a tokenizer that covers this "
-                "text, such as data.tokenizer=bytes or bpe:8192"
+                "text, such as data.tokenizer=bytes or bpe:8192; add a decoder to a tokenizer.json that has none"
             )
 
     def notes(self) -> list[str]:
