@@ -5,7 +5,8 @@ only `prepare` ends a document.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,6 +29,9 @@ EOD_TOKENS = (
     "[EOS]",
     "<|endofdocument|>",
 )
+PART_CHARACTERS = 2**20  # the library needs 150 bytes of memory for each character that it encodes at once
+PARTS_AT_ONCE = 8
+LONE_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
 BPE_TRAINING_BYTES = 2**28  # a BPE is trained on this much text at most, from the start of the training documents
 
 
@@ -86,6 +90,17 @@ class JsonTokenizer:
         self.vocab_size: int = 1 + max(backend.get_vocab().values())  # ids may have gaps
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if not self.lossless or max(map(len, texts), default=0) <= PART_CHARACTERS:
+            return self._encode(texts)
+        return [self._encode_long(text) for text in texts]
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        parts, ids = list(parts_of(text)), []
+        for start in range(0, len(parts), PARTS_AT_ONCE):
+            ids += self._encode(parts[start : start + PARTS_AT_ONCE])
+        return np.concatenate(ids)
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
@@ -113,6 +128,21 @@ def split_tokenizer(tokenizer: str) -> tuple[str, str]:
     )
 
 
+def parts_of(text: str) -> Iterator[str]:
+    """Yield a text in parts of about PART_CHARACTERS that a byte-level BPE encodes to the same ids as the whole.
+
+    A part ends after a line end between two characters that are not spaces: a byte-level BPE never merges across it.
+    """
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        cut = LONE_LINE_END.search(text, start + PART_CHARACTERS)
+        if cut is None:
+            break
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]
+
+
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
     """Train a byte-level BPE with exactly `vocab_size` ids, the end-of-document token among them.
 
@@ -129,7 +159,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((part for text in texts for part in parts_of(text)), trainer)
     learned = backend.get_vocab_size()
     if learned != vocab_size:
         raise UserError(
