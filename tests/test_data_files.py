@@ -103,6 +103,16 @@ def test_a_corpus_of_pointers_or_dangling_links_alone_is_refused_with_the_fix(tm
         read(tmp_path, "a*")
 
 
+def test_a_pointer_in_the_place_of_tokens_or_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "t.bin").write_text(POINTER.format(1) + "\n")  # an even number of bytes, and ids below 50257
+    (tmp_path / "t.json").write_text(POINTER.format(1))
+    tokens = data_spec(tmp_path, source=f"tokens:{tmp_path}/t.bin", tokens_vocab_size=50257)
+    text = data_spec(tmp_path, source=write_corpus(tmp_path / "c", ["a"]), tokenizer=f"file:{tmp_path}/t.json")
+    for spec in (tokens, text):
+        with pytest.raises(UserError, match="is a Git LFS pointer, not its content; run `git lfs pull`"):
+            prepare(spec)
+
+
 def compressed(path: Path, content: bytes) -> None:
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(content))

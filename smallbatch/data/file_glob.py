@@ -1,4 +1,4 @@
-"""Match a glob against files: every real file once, links followed, links without a target counted."""
+"""Find files: every real file of a glob once, links without a target, pointers of Git LFS."""
 
 import fnmatch
 import functools
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smallbatch.errors import UserError
+
+LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER_MAX_BYTES = 1024  # by the specification of Git LFS
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,14 @@ def match(pattern: str) -> Matches:
         elif os.path.islink(path) and not os.path.exists(path):
             dangling_links.append(Path(path))
     return Matches(sorted(by_real_path.values(), key=Path.as_posix), sorted(dangling_links, key=Path.as_posix))
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is the stand-in that Git LFS checks out before `git lfs pull`."""
+    if path.stat().st_size > LFS_POINTER_MAX_BYTES:
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER_START)) == LFS_POINTER_START
 
 
 def _expand(directory: str, parts: list[str]) -> set[str]:

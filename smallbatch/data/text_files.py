@@ -16,8 +16,6 @@ from smallbatch.errors import UserError
 
 ROWS_AT_ONCE = 256
 EXAMPLES_NAMED = 3
-LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
-LFS_POINTER_MAX_BYTES = 1024  # by the specification of Git LFS
 FORMATS = "a .txt, .jsonl or .parquet file (.txt and .jsonl may be compressed: .txt.gz, .jsonl.zst)"
 
 
@@ -80,7 +78,7 @@ def documents(files: list[Path], text_key: str, separator: str | None, skipped: 
     """
     skipped = Skipped() if skipped is None else skipped
     try:
-        pointers = {path for path in files if is_lfs_pointer(path)}
+        pointers = {path for path in files if file_glob.is_lfs_pointer(path)}
         for path in sorted(pointers):
             skipped.add(LFS_POINTERS, str(path))
         files = [path for path in files if path not in pointers]
@@ -97,14 +95,6 @@ def documents(files: list[Path], text_key: str, separator: str | None, skipped: 
             yield from READERS[_format(path)](path, text_key, cut, skipped)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def is_lfs_pointer(path: Path) -> bool:
-    """Return whether a file is the stand-in that Git LFS checks out before `git lfs pull`."""
-    if path.stat().st_size > LFS_POINTER_MAX_BYTES:
-        return False
-    with path.open("rb") as file:
-        return file.read(len(LFS_POINTER_START)) == LFS_POINTER_START
 
 
 def _format(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from smallbatch.data.file_glob import is_lfs_pointer
 from smallbatch.errors import UserError
 from smallbatch.records import read_json, write_json
 from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
@@ -172,6 +173,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
 def read_file(path: Path) -> bytes:
     """Return the bytes of a tokenizer.json that a person named."""
     try:
+        if is_lfs_pointer(path):
+            raise UserError(f"{path} is a Git LFS pointer, not its content; run `git lfs pull` in its repository")
         return path.read_bytes()
     except OSError as error:
         raise UserError(
