@@ -52,7 +52,7 @@ def base() -> Config:
     data.tokenizer = "bytes"  # bytes | bpe:VOCABULARY | file:PATH of a tokenizer.json
     data.split = "train"  # TFDS split to read
     data.text_key = "text"  # field that holds the text in TFDS examples, .jsonl and .parquet
-    data.document_separator = placeholder(str)  # cuts .txt files into documents; unset: a file is a document
+    data.document_separator = placeholder(str)  # cuts .txt files, e.g. at '\n\n'; unset: a file is a document
     data.eod_token = placeholder(str)  # end of document in a tokenizer file; unset: the usual names are tried
     data.tokens_dtype = "uint16"  # of tokens:PATH; uint16 | uint32
     data.tokens_vocab_size = placeholder(int)  # of tokens:PATH; needed there

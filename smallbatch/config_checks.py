@@ -10,7 +10,7 @@ from typing import Any
 
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.phases import LR_RULES, Phase, phases
-from smallbatch.specs import OPTIMIZER_KEYS, SCHEDULES
+from smallbatch.specs import LARGEST_VOCAB, OPTIMIZER_KEYS, SCHEDULES, SMALLEST_BPE_VOCAB, is_bpe_vocab
 from smallbatch.transfer import FREE_EXPONENT, RULES
 
 Flat = dict[str, Any]
@@ -85,7 +85,6 @@ SOURCES_OF = {  # keys that other sources do not read
     "data.tokens_vocab_size": ("tokens:",),
     "data.tokens_eod_id": ("tokens:",),
 }
-SMALLEST_BPE = 258  # 256 bytes, the end of a document and one merge
 AVERAGE_PAIRS = {
     "b1": ("optimizer.b1", "optimizer.t1_tokens"),
     "b2": ("optimizer.b2", "optimizer.t2_tokens"),
@@ -179,7 +178,7 @@ def _tokens(flat: Flat, defaults: Flat) -> Iterator[str]:
     if vocab_size is None:
         yield "data.tokens_vocab_size is unset; data.source tokens:PATH needs it, e.g. 50257 for GPT-2 tokens"
         return
-    largest = 2 ** (16 if flat["data.tokens_dtype"] == "uint16" else 32)
+    largest = 2**16 if flat["data.tokens_dtype"] == "uint16" else LARGEST_VOCAB
     if not 2 <= vocab_size <= largest:
         dtype = flat["data.tokens_dtype"]
         yield f"data.tokens_vocab_size is {vocab_size}; {dtype} tokens allow 2 to {largest}"
@@ -193,8 +192,9 @@ def _tokenizer(flat: Flat, defaults: Flat) -> Iterator[str]:
     if tokenizer != "bytes" and not (kind in ("bpe", "file") and rest):
         meant = did_you_mean(kind, ("bytes", "bpe", "file"))
         yield f"data.tokenizer is {tokenizer!r}; it takes bytes | bpe:VOCABULARY | file:PATH{meant}"
-    elif kind == "bpe" and not (rest.isascii() and rest.isdigit() and int(rest) >= SMALLEST_BPE):
-        yield f"data.tokenizer is {tokenizer!r}; the vocabulary is a whole number, at least {SMALLEST_BPE}"
+    elif kind == "bpe" and not is_bpe_vocab(rest):
+        allowed = f"a whole number from {SMALLEST_BPE_VOCAB} to {LARGEST_VOCAB:,}"
+        yield f"data.tokenizer is {tokenizer!r}; the vocabulary is {allowed}"
     if eod_token is not None and kind != "file":
         yield _no_effect("data.eod_token", eod_token, f"data.tokenizer {tokenizer!r}", _unset("data.eod_token"))
 

@@ -27,7 +27,8 @@ from smallbatch.errors import UserError
 
 # Fields of a record in metrics.jsonl, by kind. step: finished optimizer updates. tokens: step x batch size x
 # context. flops: spent on training so far. loss_nats: mean per token, over the training tokens since the last
-# train record or over the validation set; null if not finite. bits_per_byte: null if the bytes are unknown.
+# train record or over the validation set; null if not finite. bits_per_byte: null if the bytes are unknown or
+# the tokenizer lost text.
 FIELDS = {
     "train": ("kind", "step", "tokens", "flops", "loss_nats", "learning_rate", "secs", "tokens_per_sec"),
     "validation": ("kind", "step", "tokens", "flops", "loss_nats", "bits_per_byte", "secs"),

@@ -2,6 +2,15 @@
 
 from dataclasses import dataclass
 
+SMALLEST_BPE_VOCAB = 258  # 256 bytes, the end-of-document token and one merge
+LARGEST_VOCAB = 2**24  # far above any tokenizer in use; token ids are int32 in a batch
+
+
+def is_bpe_vocab(digits: str) -> bool:
+    """Return whether the N of bpe:N is a vocabulary that can be trained."""
+    few_digits = digits.isascii() and digits.isdigit() and len(digits) <= len(str(LARGEST_VOCAB))
+    return few_digits and SMALLEST_BPE_VOCAB <= int(digits) <= LARGEST_VOCAB
+
 
 @dataclass(frozen=True)
 class DataSpec:

@@ -124,9 +124,9 @@ INVALID = [
     ({"data__tokenizer": "byte"}, "data.tokenizer is 'byte'; it takes bytes | bpe:VOCABULARY | file:PATH; "
      "did you mean bytes?"),
     ({"data__tokenizer": "bpe:257"},
-     "data.tokenizer is 'bpe:257'; the vocabulary is a whole number, at least 258"),
+     "data.tokenizer is 'bpe:257'; the vocabulary is a whole number from 258 to 16,777,216"),
     ({"data__tokenizer": "bpe:1e4"},
-     "data.tokenizer is 'bpe:1e4'; the vocabulary is a whole number, at least 258"),
+     "data.tokenizer is 'bpe:1e4'; the vocabulary is a whole number from 258 to 16,777,216"),
     ({"data__eod_token": "</s>"},
      "data.eod_token is '</s>', which has no effect with data.tokenizer 'bytes'; "
      "--config.data.eod_token=None"),
@@ -140,6 +140,8 @@ INVALID = [
      "data.tokens_vocab_size is 70000; uint16 tokens allow 2 to 65536"),
     ({"data__source": "tokens:t.bin", "data__tokens_vocab_size": 9, "data__tokens_eod_id": 9},
      "data.tokens_eod_id is 9; it must be below data.tokens_vocab_size, 9"),
+    ({"data__source": "tokens:t.bin", "data__tokens_dtype": "uint32", "data__tokens_vocab_size": 2**24 + 1},
+     "data.tokens_vocab_size is 16777217; uint32 tokens allow 2 to 16777216"),
     ({"data__source": "tokens:t.bin", "data__tokens_vocab_size": 9, "data__tokenizer": "bpe:300"},
      "data.tokenizer is 'bpe:300', which has no effect with data.source 'tokens:t.bin'; leave it at 'bytes'"),
     ({"data__cache_dir": ""}, "data.cache_dir is empty; it takes a directory"),
@@ -227,8 +229,11 @@ def test_every_number_has_a_range():
     assert numbers - ranged == {"data.tokens_vocab_size"}  # whose range depends on the dtype
 
 
-def test_the_smallest_bpe_vocabulary_is_the_tokenizers_own():
-    assert config_checks.SMALLEST_BPE == tokenizers.BPE_SMALLEST_VOCAB
+@pytest.mark.parametrize("size", ["257", "16777217", "99999999999", "9" * 5000, "٣٠٠"])
+def test_a_bpe_vocabulary_out_of_bounds_is_refused_by_the_config_as_by_the_tokenizer(size):
+    assert "a whole number from 258 to 16,777,216" in problems(data__tokenizer=f"bpe:{size}")[0]
+    with pytest.raises(UserError, match="from 258 to 16,777,216"):
+        tokenizers.split_tokenizer(f"bpe:{size}")
 
 
 def another(value, kind):

@@ -42,9 +42,9 @@ def test_a_file_whose_name_looks_like_a_pattern_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("block_bytes", [1, 2, 3, 7, 64, 2**20])
 def test_a_separator_cuts_text_files_wherever_the_blocks_fall(tmp_path, monkeypatch, block_bytes):
-    from smallbatch.data import text_files
+    from smallbatch.data import separators
 
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(separators, "BLOCK_BYTES", block_bytes)
     text = "café<|end|>🙂 two\n<|end|><|end|>  <|end|>last <|en"
     (tmp_path / "a.txt").write_bytes(text.encode())
     documents = read(tmp_path, f"text:{tmp_path}/a.txt", document_separator="<|end|>")
@@ -56,14 +56,22 @@ def test_parquet_rows_are_documents(tmp_path):
     from pyarrow import parquet
 
     texts = sentences(600)
-    for name, kind in (("a", pa.string()), ("b", pa.large_string())):
-        table = pa.table({"content": pa.array(texts, kind), "n": list(range(600))})
+    for name, kind in (
+        ("a", pa.string()),
+        ("b", pa.large_string()),
+        ("c", pa.string_view()),
+        ("d", pa.dictionary(pa.int32(), pa.string())),
+        ("e", pa.dictionary(pa.int16(), pa.large_string())),
+    ):
+        table = pa.table({"content": pa.array(texts).cast(kind), "n": list(range(600))})
         parquet.write_table(table, tmp_path / f"{name}.parquet", row_group_size=100)
-    assert read(tmp_path, f"text:{tmp_path}/*.parquet", text_key="content") == texts + texts
-    assert "set data.text_key to one of: content, n" in refusal(tmp_path, f"text:{tmp_path}/a.parquet")
-    assert "holds int64, not text" in refusal(tmp_path, f"text:{tmp_path}/a.parquet", text_key="n")
-    parquet.write_table(pa.table({"text": ["a", None]}), tmp_path / "null.parquet")
-    assert "row 1 of column 'text' is null" in refusal(tmp_path, f"text:{tmp_path}/null.parquet")
+        assert read(tmp_path, f"text:{tmp_path}/{name}.parquet", text_key="content") == texts
+    missing = refusal(tmp_path, f"text:{tmp_path}/*.parquet")
+    assert "column 'text' does not exist; set data.text_key to one of: content" in missing
+    number = refusal(tmp_path, f"text:{tmp_path}/d.parquet", text_key="n")
+    assert "column 'n' holds int64, not text; set data.text_key to one of: content" in number
+    parquet.write_table(pa.table({"n": [1]}), tmp_path / "n.parquet")
+    assert "no column holds text" in refusal(tmp_path, f"text:{tmp_path}/n.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"rubbish " * 100)
     assert "bad.parquet" in refusal(tmp_path, f"text:{tmp_path}/bad.parquet")
 
@@ -94,6 +102,20 @@ def test_bad_text_corpora_are_one_line_each_that_names_the_place(tmp_path):
     assert "d.jsonl:1 is not a JSON object" in message("d.jsonl", b"[1]")
     assert "e.jsonl is not UTF-8 at byte 16" in message("e.jsonl", good + b'"a\xff"')
     assert "f.jsonl:1: half of a surrogate pair" in message("f.jsonl", b'{"text": "\\ud800"}')
+
+
+def test_rows_and_lines_whose_text_is_null_are_counted_and_skipped_with_a_message(tmp_path, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = sentences(60)
+    parquet.write_table(pa.table({"text": [None, *texts, None]}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"text": null}\n')
+    dataset = prepare(data_spec(tmp_path / "cache", source=f"text:{tmp_path}/*.*"))
+    assert (dataset.meta.train.documents or 0) + (dataset.meta.validation.documents or 0) == len(texts)
+    place = f"{tmp_path}/a.parquet: row"
+    assert f"skipped rows whose 'text' is null: 2 ({place} 0, {place} 61)" in capsys.readouterr().err
+    assert f"skipped lines whose 'text' is null: 1 ({tmp_path}/b.jsonl:1)" in "\n".join(dataset.meta.notes)
 
 
 @pytest.mark.parametrize("source", ["pystdlibs", "pystdlib:", "tfds:", "text:", "file:x", ""])
@@ -219,12 +241,12 @@ def test_every_source_is_prepared_into_the_same_tokens(tmp_path):
     (tmp_path / "one.txt").write_text("<|end|>".join(texts), encoding="utf-8")
     parquet.write_table(pa.table({"text": texts}), tmp_path / "one.parquet")
     prepared = [
-        prepare(data_spec(tmp_path / "cache", source=source, document_separator="<|end|>")).meta.sha256
-        for source in (
-            write_corpus(tmp_path / "many", texts),
-            f"text:{tmp_path}/one.txt",
-            f"text:{tmp_path}/one.jsonl",
-            f"text:{tmp_path}/one.parquet",
+        prepare(data_spec(tmp_path / "cache", source=source, document_separator=separator)).meta.sha256
+        for source, separator in (
+            (write_corpus(tmp_path / "many", texts), None),
+            (f"text:{tmp_path}/one.txt", "<|end|>"),
+            (f"text:{tmp_path}/one.jsonl", None),
+            (f"text:{tmp_path}/one.parquet", None),
         )
     ]
     assert len(set(prepared)) == 1

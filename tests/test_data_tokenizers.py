@@ -107,6 +107,18 @@ def test_a_damaged_saved_tokenizer_is_one_line(bpe, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_long_document_is_encoded_in_parts_to_the_same_ids(monkeypatch):
+    text = "\n".join(sentences(2000)) + "\n\n  indented\n\n" + " ".join(sentences(500)) + "\r\nlast\n"
+    whole = train_bpe([text], 400)
+    (ids,) = whole.encode_batch([text])
+    monkeypatch.setattr(tokenizers, "PART_CHARACTERS", 1000)
+    assert "".join(tokenizers.parts_of(text)) == text
+    assert len(list(tokenizers.parts_of(text))) > 50
+    in_parts = train_bpe([text], 400)
+    np.testing.assert_array_equal(in_parts.encode_batch(["short", text, ""])[1], ids)
+    assert in_parts.decode_batch(in_parts.encode_batch([text])) == [text]
+
+
 def foreign_tokenizer(path, *special: str, truncation: int | None = None, post_processor: bool = False):
     """A tokenizer.json as other programs write them: special tokens, truncation, a token put in front."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

@@ -18,7 +18,10 @@ from smallbatch.data import shards, sources, text_shards, token_file, tokenizers
 from smallbatch.data.held_out import SPLIT_RULE
 from smallbatch.data.locks import locked
 from smallbatch.data.shards import Dataset, DatasetMeta, ShardWriter
+from smallbatch.data.text_shards import Written
+from smallbatch.data.text_split import HashSplit, TailSplit, choose_split
 from smallbatch.errors import UserError
+from smallbatch.progress import say
 from smallbatch.specs import DataSpec
 
 TOKENS_PER_SHARD = 2**27
@@ -28,8 +31,17 @@ LIBRARIES = ("numpy", "tensorflow-datasets", "tokenizers", "pyarrow")
 def prepare(spec: DataSpec, *, tokens_per_shard: int = TOKENS_PER_SHARD) -> Dataset:
     """Return the dataset of a spec, building it if it is not there; a second process waits for the first.
 
+    The notes of the dataset are printed, also when it is reused.
+
     Raises: UserError for anything wrong with the corpus, the tokenizer or the disk.
     """
+    dataset = _prepare(spec, tokens_per_shard)
+    for note in dataset.meta.notes:
+        say(f"{dataset.meta.source}: {note}")
+    return dataset
+
+
+def _prepare(spec: DataSpec, tokens_per_shard: int) -> Dataset:
     if (dataset := lookup(spec)) is not None:
         return dataset
     final = dataset_dir(spec)
@@ -95,8 +107,9 @@ def dataset_dir(spec: DataSpec) -> Path:
 
 def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
     kind, rest = sources.split_source(spec.source)
-    tokenizer = _tokenizer(spec)
-    if kind == "tokens":
+    split = None if kind == "tokens" else choose_split(spec)
+    tokenizer = _tokenizer(spec, split)
+    if split is None:
         vocab, eod_id = token_file.vocab_size(spec), spec.tokens_eod_id
     else:
         assert tokenizer is not None
@@ -105,12 +118,14 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
     train = ShardWriter(directory, "train", dtype, tokens_per_shard)
     validation = ShardWriter(directory, "validation", dtype, tokens_per_shard)
     with contextlib.closing(train), contextlib.closing(validation):
-        if kind == "tokens":
+        if split is None:
             counts = token_file.write_splits(spec, Path(rest).expanduser(), train, validation)
+            rule = SPLIT_RULE if eod_id is not None else token_file.TAIL_RULE
+            written = Written(*counts, split_rule=rule, text_lost_frac=None, notes=[])
         else:
             assert tokenizer is not None
-            counts = text_shards.write_splits(spec, tokenizer, train, validation)
-    _check_both_sides(spec, *counts)
+            written = text_shards.write_splits(spec, split, tokenizer, train, validation)
+    _check_both_sides(spec, written.train, written.validation, written.unused)
     if tokenizer is not None:
         tokenizer.save(directory)
     meta = DatasetMeta(
@@ -121,19 +136,21 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
         eod_id=eod_id,
         dtype=dtype,
         tokens_per_shard=tokens_per_shard,
-        train=counts[0],
-        validation=counts[1],
-        unused=counts[2],
+        train=written.train,
+        validation=written.validation,
+        unused=written.unused,
         train_sha256=train.sha256(),
         validation_sha256=validation.sha256(),
         sha256=shards.dataset_sha256(vocab, eod_id, train.sha256(), validation.sha256()),
-        split_rule=SPLIT_RULE if eod_id is not None else token_file.TAIL_RULE,
+        split_rule=written.split_rule,
+        text_lost_frac=written.text_lost_frac,
+        notes=written.notes,
         libraries=_library_versions(),
     )
     shards.write_meta(directory, meta)
 
 
-def _tokenizer(spec: DataSpec) -> tokenizers.Tokenizer | None:
+def _tokenizer(spec: DataSpec, split: HashSplit | TailSplit | None) -> tokenizers.Tokenizer | None:
     """Return the tokenizer; for a corpus of tokens, the file that decodes its samples or None."""
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
     if sources.split_source(spec.source)[0] == "tokens":
@@ -152,7 +169,8 @@ def _tokenizer(spec: DataSpec) -> tokenizers.Tokenizer | None:
             )
         return tokenizer
     if kind == "bpe":
-        return tokenizers.train_bpe(text_shards.training_texts(spec), int(rest))
+        assert split is not None
+        return tokenizers.train_bpe(text_shards.training_texts(spec, split), int(rest))
     return _fixed_tokenizer(spec)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from smallbatch.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META_FILE = "meta.json"
 
 
@@ -46,6 +46,8 @@ class DatasetMeta:
     sha256: str  # of the dataset
     split_rule: str
     libraries: dict[str, str]
+    text_lost_frac: float | None = None  # share of the text that the tokens do not hold; None: it was not measured
+    notes: list[str] = dataclasses.field(default_factory=list)  # warnings, printed each time the dataset is used
 
 
 def shard_name(split: str, number: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smallbatch.data import text_files, tfds_source
+from smallbatch.data.separators import unescape
 from smallbatch.errors import UserError
 from smallbatch.specs import DataSpec
 
@@ -19,13 +20,15 @@ def split_source(source: str) -> tuple[str, str]:
     raise UserError(f"data.source={source!r} is not one of {FORMS}")
 
 
-def documents(spec: DataSpec) -> Iterator[str]:
+def documents(spec: DataSpec, skipped: text_files.Skipped | None = None) -> Iterator[str]:
     """Yield the corpus's documents in a fixed order, holding one at a time; blank ones are left out.
+
+    Files, rows and lines that hold no text are added to `skipped`.
 
     Raises: UserError for a corpus that is missing, damaged or holds no text.
     """
     empty = True
-    for text in _all_documents(spec):
+    for text in _all_documents(spec, skipped):
         if text and not text.isspace():
             empty = False
             yield text
@@ -33,14 +36,15 @@ def documents(spec: DataSpec) -> Iterator[str]:
         raise UserError(f"data.source={spec.source!r} holds no text; check the corpus")
 
 
-def _all_documents(spec: DataSpec) -> Iterator[str]:
+def _all_documents(spec: DataSpec, skipped: text_files.Skipped | None) -> Iterator[str]:
     kind, rest = split_source(spec.source)
     if kind == "pystdlib":
         return tfds_source.pystdlib_documents(Path(spec.tfds_data_dir or f"{spec.cache_dir}/tfds").expanduser())
     if kind == "tfds":
         return tfds_source.documents(rest, spec.split, spec.text_key, spec.tfds_data_dir)
     if kind == "text":
-        return text_files.documents(text_files.matched_files(rest), spec.text_key, spec.document_separator)
+        files = text_files.matched_files(rest, skipped)
+        return text_files.documents(files, spec.text_key, spec.document_separator, skipped)
     raise UserError(f"data.source={spec.source!r} holds tokens, not documents")
 
 
@@ -62,7 +66,8 @@ def identity(spec: DataSpec) -> dict[str, object]:
         }
     if kind == "text":
         files = [file_identity(path) for path in text_files.matched_files(rest)]
-        return {"files": files, "text_key": spec.text_key, "document_separator": spec.document_separator}
+        separator = spec.document_separator and unescape(spec.document_separator)
+        return {"files": files, "text_key": spec.text_key, "document_separator": separator}
     return {
         "file": file_identity(Path(rest).expanduser()),
         "dtype": spec.tokens_dtype,

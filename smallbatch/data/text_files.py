@@ -1,51 +1,125 @@
-"""Documents from .txt, .jsonl and .parquet files, streamed in order of their paths and never altered.
+"""Read documents from .txt, .jsonl and .parquet files, in order of their paths.
 
-A .txt file is one document or is cut at a separator; a .jsonl line and a .parquet row are one each.
+A .txt file is one document, or several if a separator cuts it. A .jsonl line and a .parquet row are one document
+each. Text is never altered. The first two formats may be compressed (.gz, .zst).
 """
 
-import glob
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from smallbatch.data import compressed, file_glob
+from smallbatch.data.separators import Separator, compile_separator, unescape
 from smallbatch.errors import UserError
 
-BLOCK_BYTES = 2**20
 ROWS_AT_ONCE = 256
+EXAMPLES_NAMED = 3
+FORMATS = "a .txt, .jsonl or .parquet file (.txt and .jsonl may be compressed: .txt.gz, .jsonl.zst)"
 
 
-def matched_files(pattern: str) -> list[Path]:
-    """Return the files that a glob matches (`**` crosses directories), sorted by path.
+@dataclass
+class Skipped:
+    """What a corpus names and its documents do not include: counts, with the first few named."""
 
-    Raises: UserError if nothing matches or a file has another ending than .txt, .jsonl or .parquet.
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, example: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+        named = self.examples.setdefault(what, [])
+        if len(named) < EXAMPLES_NAMED:
+            named.append(example)
+
+    def lines(self) -> list[str]:
+        """Return one line for each kind."""
+        return [
+            f"skipped {what}: {count:,} ({', '.join(self.examples[what])}{', ...' if count > EXAMPLES_NAMED else ''})"
+            for what, count in self.counts.items()
+        ]
+
+
+DANGLING = "links whose target does not exist"
+LFS_POINTERS = "Git LFS pointers, whose content `git lfs pull` fetches"
+
+
+def matched_files(pattern: str, skipped: Skipped | None = None) -> list[Path]:
+    """Return the files that a glob matches, sorted by path; links without a target are added to `skipped`.
+
+    Raises: UserError if nothing matches or a file has another ending than those of `FORMATS`.
     """
     pattern = os.path.expanduser(pattern)
-    found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
-    files = sorted((Path(name) for name in found if os.path.isfile(name)), key=lambda path: path.as_posix())
-    if not files:
+    matches = file_glob.match(pattern)
+    skipped = Skipped() if skipped is None else skipped
+    for path in matches.dangling_links:
+        skipped.add(DANGLING, str(path))
+    if not matches.files:
         fix = "check data.source=text:GLOB (`**` crosses directories)"
         if os.path.isdir(pattern):
             fix = f"it is a directory: write text:{os.path.join(pattern, '**', '*.txt')}"
+        if matches.dangling_links:
+            fix = f"{skipped.lines()[0]}; restore the targets"
         raise UserError(f"no file matches {pattern!r}; {fix}")
-    unreadable = [path for path in files if path.suffix not in READERS]
+    unreadable = [path for path in matches.files if _format(path) not in READERS]
     if unreadable:
         raise UserError(
-            f"{unreadable[0]} is not a .txt, .jsonl or .parquet file ({len(unreadable)} such of {len(files)} "
+            f"{unreadable[0]} is not {FORMATS} ({len(unreadable)} such of {len(matches.files)} "
             f"that match {pattern!r}); narrow the glob of data.source"
         )
-    return files
+    return matches.files
 
 
-def documents(files: list[Path], text_key: str, separator: str | None) -> Iterator[str]:
-    """Yield the documents of each file; `separator` cuts .txt files, `text_key` names the others' field."""
-    if separator == "":
-        raise UserError("data.document_separator='' cuts nowhere; unset it to keep each .txt file whole")
+def documents(files: list[Path], text_key: str, separator: str | None, skipped: Skipped | None = None) -> Iterator[str]:
+    """Yield the documents of each file; `separator` cuts .txt files, `text_key` names the others' field.
+
+    What is left out is added to `skipped`: Git LFS pointers, and rows or lines whose text is null.
+    Raises: UserError for a file that cannot be read, or a separator that occurs in no file.
+    """
+    skipped = Skipped() if skipped is None else skipped
+    try:
+        pointers = {path for path in files if file_glob.is_lfs_pointer(path)}
+        for path in sorted(pointers):
+            skipped.add(LFS_POINTERS, str(path))
+        files = [path for path in files if path not in pointers]
+        if not files:
+            raise UserError(
+                f"all {len(pointers)} files are Git LFS pointers, which hold no text ({min(pointers)}); "
+                "run `git lfs pull` in their repository"
+            )
+        cut = None if separator is None else _occurring_separator(separator, files)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
     for path in files:
         try:
-            yield from READERS[path.suffix](path, text_key, separator)
+            yield from READERS[_format(path)](path, text_key, cut, skipped)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _format(path: Path) -> str:
+    """Return the ending that names the format: .txt for a.txt and a.txt.gz, .gz for a.gz and a.parquet.gz."""
+    inner = Path(path.stem).suffix
+    return inner if path.suffix in compressed.ENDINGS and inner in (".txt", ".jsonl") else path.suffix
+
+
+def _occurring_separator(separator: str, files: list[Path]) -> Separator:
+    """Return the compiled separator. Raises: UserError, before any file is tokenized, if it occurs in none."""
+    compiled, shown = compile_separator(separator), repr(unescape(separator))
+    text_files = [path for path in files if _format(path) == ".txt"]
+    for path in text_files:
+        with compressed.open_bytes(path) as file:
+            if compiled.occurs_in(file):
+                return compiled
+    if not text_files:
+        raise UserError(
+            f"data.document_separator={shown} cuts .txt files, and none of the {len(files)} files is one; "
+            "unset it: a line of .jsonl and a row of .parquet is a document"
+        )
+    raise UserError(
+        f"data.document_separator={shown} occurs in none of the {len(text_files)} .txt files "
+        f"({text_files[0]}); correct it (\\n is a line end, \\\\ a backslash), or unset it to keep each file whole"
+    )
 
 
 def _decode(data: bytes, path: Path, start_byte: int) -> str:
@@ -55,24 +129,15 @@ def _decode(data: bytes, path: Path, start_byte: int) -> str:
         raise UserError(f"{path} is not UTF-8 at byte {start_byte + error.start}; convert it to UTF-8") from error
 
 
-def _read_txt(path: Path, text_key: str, separator: str | None) -> Iterator[str]:
-    if separator is None:
-        yield _decode(path.read_bytes(), path, 0)
-        return
-    cut = separator.encode("utf-8")
-    start_byte, rest = 0, b""
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            *pieces, rest = (rest + block).split(cut)
-            for piece in pieces:
-                yield _decode(piece, path, start_byte)
-                start_byte += len(piece) + len(cut)
-    yield _decode(rest, path, start_byte)
+def _read_txt(path: Path, text_key: str, separator: Separator | None, skipped: Skipped) -> Iterator[str]:
+    with compressed.open_bytes(path) as file:
+        for start_byte, piece in [(0, file.read())] if separator is None else separator.cut(file):
+            yield _decode(piece, path, start_byte)
 
 
-def _read_jsonl(path: Path, text_key: str, separator: str | None) -> Iterator[str]:
+def _read_jsonl(path: Path, text_key: str, separator: Separator | None, skipped: Skipped) -> Iterator[str]:
     start_byte = 0
-    with path.open("rb") as file:
+    with compressed.open_bytes(path) as file:
         for number, data in enumerate(file, start=1):
             line = _decode(data, path, start_byte)
             start_byte += len(data)
@@ -82,6 +147,9 @@ def _read_jsonl(path: Path, text_key: str, separator: str | None) -> Iterator[st
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}:{number} is not a line of JSON: {error.msg}; mend or drop it") from error
+            if isinstance(record, dict) and record.get(text_key, "") is None:
+                skipped.add(f"lines whose {text_key!r} is null", f"{path}:{number}")
+                continue
             yield _text_of(record, text_key, f"{path}:{number}")
 
 
@@ -100,7 +168,7 @@ def _text_of(record: object, text_key: str, place: str) -> str:
     return text
 
 
-def _read_parquet(path: Path, text_key: str, separator: str | None) -> Iterator[str]:
+def _read_parquet(path: Path, text_key: str, separator: Separator | None, skipped: Skipped) -> Iterator[str]:
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -109,24 +177,32 @@ def _read_parquet(path: Path, text_key: str, separator: str | None) -> Iterator[
     try:
         file = parquet.ParquetFile(path)
         columns = file.schema_arrow
-        if text_key not in columns.names:
-            raise UserError(
-                f"{path} has no column {text_key!r}; set data.text_key to one of: {', '.join(columns.names)}"
-            )
-        kind = columns.field(text_key).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise UserError(f"{path}: column {text_key!r} holds {kind}, not text; set data.text_key to a text column")
+        text_columns = [column.name for column in columns if _holds_text(column.type)]
+        if text_key not in text_columns:
+            kind = f"holds {columns.field(text_key).type}, not text" if text_key in columns.names else "does not exist"
+            fix = f"set data.text_key to one of: {', '.join(text_columns)}" if text_columns else "no column holds text"
+            raise UserError(f"{path}: column {text_key!r} {kind}; {fix}")
         row = 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[text_key]):
             for text in batch.column(0).to_pylist():
                 if text is None:
-                    raise UserError(f"{path}: row {row} of column {text_key!r} is null; drop such rows")
-                yield text
+                    skipped.add(f"rows whose {text_key!r} is null", f"{path}: row {row}")
+                else:
+                    yield text
                 row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is not a readable parquet file ({str(error).splitlines()[0]}); make it anew"
         ) from error
+
+
+def _holds_text(kind) -> bool:
+    """Return whether an Arrow type is text, in any of the layouts that programs write."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _holds_text(kind.value_type)
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}

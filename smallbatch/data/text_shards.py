@@ -1,10 +1,13 @@
-"""Documents to shards: the training text of a BPE, and both token streams with their counts."""
+"""Write the documents of a text corpus as token shards, and give a BPE its training text."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from smallbatch.data import sources
-from smallbatch.data.held_out import Splitter, is_held_out
 from smallbatch.data.shards import Counts, ShardWriter
+from smallbatch.data.text_files import Skipped
+from smallbatch.data.text_loss import LossCheck
+from smallbatch.data.text_split import HashSplit, TailSplit
 from smallbatch.data.tokenizers import BPE_TRAINING_BYTES, Tokenizer
 from smallbatch.progress import Progress
 from smallbatch.specs import DataSpec
@@ -13,51 +16,70 @@ BATCH_CHARACTERS = 2**20
 BATCH_DOCUMENTS = 1024
 
 
-def training_texts(spec: DataSpec) -> Iterator[str]:
+@dataclass(frozen=True)
+class Written:
+    """What is known of both splits once their tokens are written."""
+
+    train: Counts
+    validation: Counts
+    unused: Counts
+    split_rule: str
+    text_lost_frac: float | None  # share of the documents' bytes that the tokens do not hold; None without text
+    notes: list[str]  # what a person should read each time the dataset is used
+
+
+def training_texts(spec: DataSpec, split: HashSplit | TailSplit) -> Iterator[str]:
     """Yield training documents, never a held-out one, until they hold BPE_TRAINING_BYTES."""
     done_bytes = 0
     with Progress("train the tokenizer", None, unit="bytes") as progress:
-        for text in sources.documents(spec):
-            content = text.encode("utf-8")
-            if is_held_out(content, spec.validation_frac):
+        for side, text in split.assign(sources.documents(spec)):
+            if side != "train":
                 continue
             yield text
-            done_bytes += len(content)
+            done_bytes += len(text.encode("utf-8"))
             progress.update(done_bytes)
             if done_bytes >= BPE_TRAINING_BYTES:
                 return
 
 
 def write_splits(
-    spec: DataSpec, tokenizer: Tokenizer, train: ShardWriter, validation: ShardWriter
-) -> tuple[Counts, Counts, Counts]:
-    """Write the token streams of both splits; return the counts of train, validation and unused."""
+    spec: DataSpec, split: HashSplit | TailSplit, tokenizer: Tokenizer, train: ShardWriter, validation: ShardWriter
+) -> Written:
+    """Write the token streams of both splits.
+
+    Raises: UserError if the tokenizer loses more text than LossCheck allows.
+    """
     writers = {"train": train, "validation": validation}
-    split_bytes = {"train": 0, "validation": 0}
-    splitter = Splitter(spec.validation_frac, spec.validation_max_bytes)
+    split_bytes = {"train": 0, "validation": 0, "unused": 0}
+    unused_documents = 0
+    skipped, loss = Skipped(), LossCheck(tokenizer, spec.tokenizer)
     with Progress("prepare", sources.size_bytes(spec), unit="bytes") as progress:
-        for texts in _batches(sources.documents(spec)):
-            kept: dict[str, list[str]] = {"train": [], "validation": []}
-            for text in texts:
-                content = text.encode("utf-8")
-                side = splitter.side(content, len(content))
-                if side in kept:
-                    kept[side].append(text)
-                    split_bytes[side] += len(content)
+        for batch in _batches(split.assign(sources.documents(spec, skipped))):
+            for side, text in batch:
+                split_bytes[side] += len(text.encode("utf-8"))
             for side, writer in writers.items():
-                writer.write_documents(tokenizer.encode_batch(kept[side]), tokenizer.eod_id)
-            progress.update(sum(split_bytes.values()) + splitter.unused_bytes)
-    return (
+                texts = [text for of, text in batch if of == side]
+                tokens = tokenizer.encode_batch(texts)
+                loss.add(texts, tokens, validation=side == "validation")
+                writer.write_documents(tokens, tokenizer.eod_id)
+            unused_documents += sum(side == "unused" for side, _ in batch)
+            progress.update(sum(split_bytes.values()))
+    loss.raise_if_too_much()
+    return Written(
         Counts(train.documents, split_bytes["train"], train.tokens),
         Counts(validation.documents, split_bytes["validation"], validation.tokens),
-        Counts(splitter.unused_documents, splitter.unused_bytes, None),
+        Counts(unused_documents, split_bytes["unused"], None),
+        split.rule,
+        loss.lost_frac,
+        [*split.notes, *skipped.lines(), *loss.notes()],
     )
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Group (side, text) so that each batch has about BATCH_CHARACTERS."""
     batch, characters = [], 0
-    for text in texts:
-        batch.append(text)
+    for side, text in texts:
+        batch.append((side, text))
         characters += len(text)
         if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
             yield batch

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from smallbatch.data.file_glob import is_lfs_pointer
 from smallbatch.data.held_out import Splitter
 from smallbatch.data.shards import Counts, ShardWriter, little_endian
 from smallbatch.errors import UserError
@@ -50,6 +51,8 @@ def _open(path: Path, dtype_name: str) -> np.ndarray:
         raise UserError(f"data.tokens_dtype={dtype_name!r} is neither uint16 nor uint32")
     dtype = little_endian(dtype_name)
     try:
+        if is_lfs_pointer(path):
+            raise UserError(f"{path} is a Git LFS pointer, not its content; run `git lfs pull` in its repository")
         size = path.stat().st_size
         if size == 0 or size % dtype.itemsize:
             raise UserError(

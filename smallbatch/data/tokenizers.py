@@ -5,14 +5,17 @@ only `prepare` ends a document.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from smallbatch.data.file_glob import is_lfs_pointer
 from smallbatch.errors import UserError
 from smallbatch.records import read_json, write_json
+from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
 
 CONFIG_FILE = "tokenizer_config.json"
 JSON_FILE = "tokenizer.json"
@@ -27,8 +30,10 @@ EOD_TOKENS = (
     "[EOS]",
     "<|endofdocument|>",
 )
+PART_CHARACTERS = 2**20  # the library needs 150 bytes of memory for each character that it encodes at once
+PARTS_AT_ONCE = 8
+LONE_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
 BPE_TRAINING_BYTES = 2**28  # a BPE is trained on this much text at most, from the start of the training documents
-BPE_SMALLEST_VOCAB = 258  # 256 bytes, the end-of-document token and one merge
 
 
 class Tokenizer(Protocol):
@@ -40,9 +45,14 @@ class Tokenizer(Protocol):
     @property
     def eod_id(self) -> int: ...
 
+    @property
+    def lossless(self) -> bool: ...  # whether any text survives encode and decode, by construction
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
+
+    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]: ...
 
     def save(self, directory: Path) -> None: ...
 
@@ -52,12 +62,16 @@ class BytesTokenizer:
 
     vocab_size = 256
     eod_id = 255
+    lossless = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return bytes(np.asarray(ids, dtype=np.uint8)).decode("utf-8", errors="replace")
+
+    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]:
+        return [self.decode(ids) for ids in batch]
 
     def save(self, directory: Path) -> None:
         write_json(directory / CONFIG_FILE, {"kind": "bytes"})
@@ -66,21 +80,36 @@ class BytesTokenizer:
 class JsonTokenizer:
     """A tokenizer of the `tokenizers` library, from its tokenizer.json, adding no special tokens."""
 
-    def __init__(self, backend, eod_token: str):
+    def __init__(self, backend, eod_token: str, lossless: bool = False):
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # the spelling of a special token in a document is ordinary text
         self._backend = backend
         self._eod_token = eod_token
+        self.lossless = lossless
         self.eod_id: int = backend.token_to_id(eod_token)
         self.vocab_size: int = 1 + max(backend.get_vocab().values())  # ids may have gaps
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if not self.lossless or max(map(len, texts), default=0) <= PART_CHARACTERS:
+            return self._encode(texts)
+        return [self._encode_long(text) for text in texts]
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        parts, ids = list(parts_of(text)), []
+        for start in range(0, len(parts), PARTS_AT_ONCE):
+            ids += self._encode(parts[start : start + PARTS_AT_ONCE])
+        return np.concatenate(ids)
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]:
+        return self._backend.decode_batch([ids.tolist() for ids in batch], skip_special_tokens=False)
 
     def save(self, directory: Path) -> None:
         write_json(directory / JSON_FILE, json.loads(self._backend.to_str()))
@@ -92,12 +121,27 @@ def split_tokenizer(tokenizer: str) -> tuple[str, str]:
     kind, _, rest = tokenizer.partition(":")
     if tokenizer == "bytes" or (kind == "file" and rest):
         return kind, rest
-    if kind == "bpe" and rest.isdecimal() and int(rest) >= BPE_SMALLEST_VOCAB:
+    if kind == "bpe" and is_bpe_vocab(rest):
         return kind, rest
     raise UserError(
-        f"data.tokenizer={tokenizer!r} is not one of bytes, bpe:N with a vocabulary N of at least "
-        f"{BPE_SMALLEST_VOCAB}, or file:PATH of a tokenizer.json"
+        f"data.tokenizer={tokenizer!r} is not one of bytes, bpe:N with a vocabulary N from "
+        f"{SMALLEST_BPE_VOCAB} to {LARGEST_VOCAB:,}, or file:PATH of a tokenizer.json"
     )
+
+
+def parts_of(text: str) -> Iterator[str]:
+    """Yield a text in parts of about PART_CHARACTERS that a byte-level BPE encodes to the same ids as the whole.
+
+    A part ends after a line end between two characters that are not spaces: a byte-level BPE never merges across it.
+    """
+    start = 0
+    while len(text) - start > PART_CHARACTERS:
+        cut = LONE_LINE_END.search(text, start + PART_CHARACTERS)
+        if cut is None:
+            break
+        yield text[start : cut.end()]
+        start = cut.end()
+    yield text[start:]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
@@ -116,19 +160,21 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((part for text in texts for part in parts_of(text)), trainer)
     learned = backend.get_vocab_size()
     if learned != vocab_size:
         raise UserError(
             f"the training documents are too small for a vocabulary of {vocab_size}: merges end at "
             f"{learned}; set data.tokenizer=bpe:{learned} or less"
         )
-    return JsonTokenizer(backend, BPE_EOD_TOKEN)
+    return JsonTokenizer(backend, BPE_EOD_TOKEN, lossless=True)  # its alphabet is every byte
 
 
 def read_file(path: Path) -> bytes:
     """Return the bytes of a tokenizer.json that a person named."""
     try:
+        if is_lfs_pointer(path):
+            raise UserError(f"{path} is a Git LFS pointer, not its content; run `git lfs pull` in its repository")
         return path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -151,10 +197,19 @@ def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
     names = EOD_TOKENS if eod_token is None else (eod_token,)
     for name in names:
         if backend.token_to_id(name) is not None:
-            return JsonTokenizer(backend, name)
+            return _checked(JsonTokenizer(backend, name), path)
     raise UserError(
         f"{path} has no end-of-document token {' or '.join(names)}; name the one it has with data.eod_token"
     )
+
+
+def _checked(tokenizer: JsonTokenizer, path: Path) -> JsonTokenizer:
+    if tokenizer.vocab_size > LARGEST_VOCAB:
+        raise UserError(
+            f"{path} has an id {tokenizer.vocab_size - 1:,}; ids below {LARGEST_VOCAB:,} are allowed: use another "
+            "tokenizer, or number its tokens without gaps"
+        )
+    return tokenizer
 
 
 def load(directory: Path) -> Tokenizer | None:

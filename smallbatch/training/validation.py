@@ -17,7 +17,7 @@ class Score:
     """The result of a validation pass."""
 
     loss_nats: float  # mean per token
-    bits_per_byte: float | None  # None where the bytes behind the tokens are unknown
+    bits_per_byte: float | None  # None where the bytes behind the tokens are unknown, or the tokens lost some
     average_loss_nats: float | None = None  # of the average of the weights, if one is kept
     loss_se_nats: float | None = None  # standard error of loss_nats over the sequences; None for one sequence
 
@@ -27,7 +27,8 @@ def validate(programs: Programs, state: TrainState, dataset: Dataset) -> Score:
     nats_S, targets_S = _nats(programs, programs.evaluation_params(state), dataset)
     nats = float(nats_S.sum())
     average = programs.averaged_params(state)
-    targets, bytes_ = len(dataset.validation) - 1, dataset.meta.validation.bytes
+    targets = len(dataset.validation) - 1
+    bytes_ = None if dataset.meta.text_lost_frac else dataset.meta.validation.bytes
     return Score(
         loss_nats=nats / targets,
         bits_per_byte=None if bytes_ is None else bits_per_byte(nats, bytes_),
