@@ -16,6 +16,7 @@ class DataSpec:
     tokens_dtype: str  # uint16 | uint32, for tokens:PATH
     tokens_vocab_size: int | None  # for tokens:PATH; required there
     tokens_eod_id: int | None  # for tokens:PATH: cut documents at this token; None: hold out the file's tail
+    validation_source: str | None  # text:GLOB | tokens:GLOB | split:NAME; None: a part of `source` is held out
     validation_frac: float  # share of the documents that is held out, by a hash of their text
     validation_max_bytes: int  # the validation set stops growing at this size; later held-out documents are unused
     tfds_data_dir: str | None

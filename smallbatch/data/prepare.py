@@ -12,13 +12,15 @@ import os
 import platform
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from smallbatch.data import shards, sources, text_shards, token_file, tokenizers
+from smallbatch.data import overlap, shards, sources, text_shards, token_file, tokenizers
 from smallbatch.data.held_out import SPLIT_RULE
 from smallbatch.data.locks import locked
-from smallbatch.data.shards import Dataset, DatasetMeta, ShardWriter
+from smallbatch.data.shards import Counts, Dataset, DatasetMeta, ShardWriter
 from smallbatch.errors import UserError
+from smallbatch.progress import say
 from smallbatch.specs import DataSpec
 
 TOKENS_PER_SHARD = 2**27
@@ -83,6 +85,8 @@ def dataset_dir(spec: DataSpec) -> Path:
         "validation_frac": spec.validation_frac,
         "validation_max_bytes": spec.validation_max_bytes,
     }
+    if (validation := sources.validation_spec(spec)) is not None:
+        identity |= {"validation": sources.identity(validation), "validation_frac": None}
     if tokenizer_kind == "file":
         file = tokenizers.read_file(Path(path).expanduser())
         identity["tokenizer"] = [hashlib.sha256(file).hexdigest(), spec.eod_token]
@@ -94,7 +98,7 @@ def dataset_dir(spec: DataSpec) -> Path:
 
 
 def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
-    kind, rest = sources.split_source(spec.source)
+    kind, _ = sources.split_source(spec.source)
     tokenizer = _tokenizer(spec)
     if kind == "tokens":
         vocab, eod_id = token_file.vocab_size(spec), spec.tokens_eod_id
@@ -105,12 +109,11 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
     train = ShardWriter(directory, "train", dtype, tokens_per_shard)
     validation = ShardWriter(directory, "validation", dtype, tokens_per_shard)
     with contextlib.closing(train), contextlib.closing(validation):
-        if kind == "tokens":
-            counts = token_file.write_splits(spec, Path(rest).expanduser(), train, validation)
-        else:
-            assert tokenizer is not None
-            counts = text_shards.write_splits(spec, tokenizer, train, validation)
+        counts = _write_splits(spec, tokenizer, train, validation)
     _check_both_sides(spec, *counts)
+    shards.remember_verified(directory)
+    if spec.validation_source is not None:
+        _warn_of_given_validation(spec, directory, dtype, eod_id, counts)
     if tokenizer is not None:
         tokenizer.save(directory)
     meta = DatasetMeta(
@@ -127,10 +130,58 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
         train_sha256=train.sha256(),
         validation_sha256=validation.sha256(),
         sha256=shards.dataset_sha256(vocab, eod_id, train.sha256(), validation.sha256()),
-        split_rule=SPLIT_RULE if eod_id is not None else token_file.TAIL_RULE,
+        split_rule=_split_rule(spec, eod_id),
         libraries=_library_versions(),
     )
     shards.write_meta(directory, meta)
+
+
+def _write_splits(
+    spec: DataSpec, tokenizer: tokenizers.Tokenizer | None, train: ShardWriter, validation: ShardWriter
+) -> tuple[Counts, Counts, Counts]:
+    """Write both splits; return the counts of train, validation and unused."""
+
+    def write(part: DataSpec) -> tuple[Counts, Counts, Counts]:
+        kind, rest = sources.split_source(part.source)
+        if kind == "tokens":
+            return token_file.write_splits(part, rest, train, validation)
+        assert tokenizer is not None
+        return text_shards.write_splits(part, tokenizer, train, validation)
+
+    given = sources.validation_spec(spec)
+    if given is None:
+        return write(spec)
+    _, validation_counts, unused = write(given)
+    train_counts, _, _ = write(_training_spec(spec))
+    return train_counts, validation_counts, unused
+
+
+def _training_spec(spec: DataSpec) -> DataSpec:
+    """Return the spec of the training documents: with a given validation source, none of them is held out."""
+    return spec if spec.validation_source is None else replace(spec, validation_frac=0.0)
+
+
+def _split_rule(spec: DataSpec, eod_id: int | None) -> str:
+    if spec.validation_source is not None:
+        return (
+            f"The validation set is {spec.validation_source}, up to validation_max_bytes; all of source is trained on."
+        )
+    return SPLIT_RULE if eod_id is not None else token_file.TAIL_RULE
+
+
+def _warn_of_given_validation(spec: DataSpec, directory: Path, dtype: str, eod_id: int | None, counts) -> None:
+    _, validation, unused = counts
+    if unused.documents or unused.tokens:
+        say(
+            f"warning: the validation set is the first {validation.tokens:,} tokens of {spec.validation_source}; raise "
+            f"data.validation_max_bytes, {spec.validation_max_bytes:,}, to use all of it"
+        )
+    shared = 0 if eod_id is None else overlap.shared_documents(directory, dtype, eod_id)
+    if shared:
+        say(
+            f"warning: {shared:,} training documents are also in the validation set {spec.validation_source}; its loss "
+            "is too low by what the model memorises of them"
+        )
 
 
 def _tokenizer(spec: DataSpec) -> tokenizers.Tokenizer | None:
@@ -152,7 +203,7 @@ def _tokenizer(spec: DataSpec) -> tokenizers.Tokenizer | None:
             )
         return tokenizer
     if kind == "bpe":
-        return tokenizers.train_bpe(text_shards.training_texts(spec), int(rest))
+        return tokenizers.train_bpe(text_shards.training_texts(_training_spec(spec)), int(rest))
     return _fixed_tokenizer(spec)
 
 
@@ -164,6 +215,13 @@ def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
 
 
 def _check_both_sides(spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts) -> None:
+    if validation.tokens == 1:
+        raise UserError(
+            "the validation set has 1 token, and a target needs a token before it; raise data.validation_frac="
+            f"{spec.validation_frac} or data.validation_max_bytes={spec.validation_max_bytes}"
+        )
+    if train.tokens == 1:
+        raise UserError("the training set has 1 token, and a target needs a token before it; use a larger corpus")
     if not validation.tokens:
         if unused.documents or unused.tokens:
             raise UserError(
