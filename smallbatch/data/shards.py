@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from smallbatch.errors import UserError
-from smallbatch.progress import Progress
+from smallbatch.progress import format_bytes, say
 from smallbatch.records import write_json
 
 FORMAT_VERSION = 1
 META_FILE = "meta.json"
+SLOW_BYTES = 2**30  # takes a second or more to hash
 VERIFIED_FILE = "verified.json"  # {shard: [size, mtime_ns, inode]} when its digest was last verified
 
 
@@ -222,14 +223,14 @@ def _shard_paths(directory: Path, split: str, meta: DatasetMeta) -> list[Path]:
 
 def _verify_split(split: str, paths: list[Path], sha256: str, changed: list[str]) -> None:
     """Raise ValueError if the shards do not have the digest; name those changed since it was verified, or else all."""
-    digest, done_bytes = hashlib.sha256(), 0
-    with Progress(f"verify {split}", sum(path.stat().st_size for path in paths), unit="bytes") as progress:
-        for path in paths:
-            with path.open("rb") as file:
-                while block := file.read(2**22):
-                    digest.update(block)
-                    done_bytes += len(block)
-                    progress.update(done_bytes)
+    digest = hashlib.sha256()
+    size_bytes = sum(path.stat().st_size for path in paths)
+    if size_bytes >= SLOW_BYTES:
+        say(f"verifying the {split} tokens, {format_bytes(size_bytes)}, in {paths[0].parent}: once, until files change")
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
     if digest.hexdigest() != sha256:
         names = [path.name for path in paths]
         suspects = [name for name in names if name in changed] or names

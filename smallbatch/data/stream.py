@@ -1,9 +1,9 @@
 """Token windows for training and validation, each a pure function of its position.
 
-Sequence n of a split is tokens [n*T, n*T + T]: T inputs and, one further, T targets, so every token of a
-sequence is a target once an epoch, and only the first token of the split is none. Single sequences are shuffled, never batches, and a batch is a run of
-consecutive positions of that one order: the batch size only regroups it. A split of N tokens has (N - 1) // T
-sequences; the (N - 1) % T tokens after the last one are never targets.
+Sequence n of a split is tokens [n*T, n*T + T]: T inputs and, one further, T targets. A split of N tokens has
+(N - 1) // T sequences. An epoch has each of their targets once; the (N - 1) % T tokens after the last sequence are
+never targets in training. Single sequences are shuffled, never batches, and a batch is a run of consecutive positions
+of that one order: the batch size only regroups it.
 """
 
 import functools
