@@ -48,7 +48,7 @@ def base() -> Config:
     c = _Keys()
 
     c.data = data = _Keys()
-    data.source = "pystdlib"  # pystdlib | tfds:NAME | text:GLOB | tokens:PATH
+    data.source = "pystdlib"  # pystdlib | tfds:NAME | text:GLOB | tokens:GLOB
     data.tokenizer = "bytes"  # bytes | bpe:VOCABULARY | file:PATH of a tokenizer.json
     data.split = "train"  # TFDS split to read
     data.text_key = "text"  # field that holds the text in TFDS examples, .jsonl and .parquet

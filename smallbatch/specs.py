@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class DataSpec:
     """Where text comes from, how it becomes tokens, and which documents are held out."""
 
-    source: str  # pystdlib | tfds:NAME | text:GLOB | tokens:PATH
+    source: str  # pystdlib | tfds:NAME | text:GLOB | tokens:GLOB
     tokenizer: str  # bytes | bpe:N | file:PATH
     split: str  # TFDS split that is read
     text_key: str  # field that holds the text in TFDS examples, .jsonl and .parquet

@@ -72,7 +72,7 @@ def test_every_epoch_is_a_permutation_and_epochs_and_seeds_differ(sequences):
         assert all(epoch not in epochs for epoch in other)
 
 
-@pytest.mark.parametrize("seed, sequences", [(0, 2**16 + 1), (7, 2**16 + 1), (0, 2**18 + 1)])
+@pytest.mark.parametrize("seed, sequences", [(7, 2**16 + 1), (0, 2**18 + 1)])
 def test_an_epoch_has_every_sequence_once_where_grains_shuffle_repeats_one(seed, sequences):
     stream = TrainStream(counting_dataset(sequences + 1), 1, seed)
     order = np.fromiter((stream._shuffled(position) for position in range(sequences)), dtype=np.int64)

@@ -104,9 +104,12 @@ def _header(path: Path) -> tuple[str, int] | None:
     magic, version, tokens = first
     if (magic, version) in HEADERS:
         return HEADERS[magic, version], tokens
-    if magic in dict(HEADERS):
-        known = dict(HEADERS)[magic]
-        raise UserError(f"{path} has the header of llm.c in version {version}; this program reads version {known}")
+    known_versions = dict(tuple(HEADERS))
+    if magic in known_versions:
+        raise UserError(
+            f"{path} has the header of llm.c in version {version}; supported is version {known_versions[magic]}; "
+            "write the file again with that version, or as bare tokens"
+        )
     return None
 
 
