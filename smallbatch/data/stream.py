@@ -16,7 +16,7 @@ from smallbatch.errors import UserError
 
 # With the 4 rounds of MapDataset, sequences two steps apart are correlated: r = -0.37 in an epoch of 65,536.
 ROUNDS = 8
-# Sizes for which index_shuffle (grain 0.2) is not a permutation: its cipher has ceil(log2(size - 1)) bits, rounded up
+# Sizes where index_shuffle of grain 0.2.18 is not a permutation: its cipher has ceil(log2(size - 1)) bits, rounded up
 # to an even number of at least 16, and a power of 4 needs one bit more than its logarithm. It misses one index.
 WRONG_SIZES = frozenset(4**k + 1 for k in range(8, 32))
 FEW_VALIDATION_TARGETS = 10_000
