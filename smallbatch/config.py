@@ -48,7 +48,7 @@ def base() -> Config:
     c = _Keys()
 
     c.data = data = _Keys()
-    data.source = "pystdlib"  # pystdlib | tfds:NAME | text:GLOB | tokens:PATH
+    data.source = "pystdlib"  # pystdlib | tfds:NAME | text:GLOB | tokens:GLOB
     data.tokenizer = "bytes"  # bytes | bpe:VOCABULARY | file:PATH of a tokenizer.json
     data.split = "train"  # TFDS split to read
     data.text_key = "text"  # field that holds the text in TFDS examples, .jsonl and .parquet
@@ -57,8 +57,9 @@ def base() -> Config:
     data.tokens_dtype = "uint16"  # of tokens:PATH; uint16 | uint32
     data.tokens_vocab_size = placeholder(int)  # of tokens:PATH; needed there
     data.tokens_eod_id = placeholder(int)  # of tokens:PATH; unset: the tail of the file is held out
+    data.validation_source = placeholder(str)  # text:GLOB | tokens:GLOB | split:TFDS_SPLIT; unset: held out of source
     data.validation_frac = 0.05  # share of the documents held out, chosen by a hash of their text
-    data.validation_max_bytes = 524_288  # the validation set stops growing here
+    data.validation_max_bytes = 524_288  # the validation set stops growing here, a given validation source too
     data.tfds_data_dir = placeholder(str)  # where TFDS looks for and puts datasets; unset: TFDS's own default
     data.cache_dir = "~/.cache/smallbatch"  # token shards are written here and reused
     data.shuffle_seed = 0  # order of the training sequences

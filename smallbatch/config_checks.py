@@ -112,6 +112,7 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
     for rule in (
         _sources,
         _tokens,
+        _validation_source,
         _tokenizer,
         _shape,
         _schedule,
@@ -164,6 +165,8 @@ def _sources(flat: Flat, defaults: Flat) -> Iterator[str]:
     for key, readers in SOURCES_OF.items():
         if key == "data.tokenizer" and flat.get(key, "").startswith("file:"):
             continue  # a corpus of tokens is not encoded with it, but its samples are decoded
+        if "text:" in readers and (flat.get("data.validation_source") or "").startswith("text:"):
+            continue  # the validation set is read with it
         if kind + colon not in readers and key in flat and flat[key] != defaults[key]:
             yield _no_effect(key, flat[key], f"data.source {source!r}", f"leave it at {defaults[key]!r}")
     for key in ("data.cache_dir", "data.tfds_data_dir"):
@@ -184,6 +187,29 @@ def _tokens(flat: Flat, defaults: Flat) -> Iterator[str]:
         yield f"data.tokens_vocab_size is {vocab_size}; {dtype} tokens allow 2 to {largest}"
     if eod_id is not None and eod_id >= vocab_size:
         yield f"data.tokens_eod_id is {eod_id}; it must be below data.tokens_vocab_size, {vocab_size}"
+
+
+def _validation_source(flat: Flat, defaults: Flat) -> Iterator[str]:
+    key = "data.validation_source"
+    source, given = flat["data.source"], flat[key]
+    if given is None:
+        return
+    kind, _, rest = given.partition(":")
+    if kind not in ("text", "tokens", "split") or not rest:
+        meant = did_you_mean(kind, ("text", "tokens", "split"))
+        yield f"{key} is {given!r}; it takes text:GLOB | tokens:GLOB | split:TFDS_SPLIT{meant}"
+    elif kind == "split" and not source.startswith("tfds:"):
+        yield f"{key} is {given!r}; it needs data.source tfds:NAME, and data.source is {source!r}"
+    elif kind == "split" and rest == flat["data.split"]:
+        yield f"{key} is {given!r}, which is data.split, the training set; name another split"
+    elif kind != "split" and (kind == "tokens") is not source.startswith("tokens:"):
+        yield (
+            f"{key} is {given!r} and data.source is {source!r}; tokens:GLOB goes with tokens:GLOB only, text:GLOB with "
+            "text sources only"
+        )
+    fraction = "data.validation_frac"
+    if flat[fraction] != defaults[fraction]:
+        yield _no_effect(fraction, flat[fraction], f"{key} set", f"leave it at {defaults[fraction]!r}")
 
 
 def _tokenizer(flat: Flat, defaults: Flat) -> Iterator[str]:

@@ -16,7 +16,7 @@ def is_bpe_vocab(digits: str) -> bool:
 class DataSpec:
     """Where text comes from, how it becomes tokens, and which documents are held out."""
 
-    source: str  # pystdlib | tfds:NAME | text:GLOB | tokens:PATH
+    source: str  # pystdlib | tfds:NAME | text:GLOB | tokens:GLOB
     tokenizer: str  # bytes | bpe:N | file:PATH
     split: str  # TFDS split that is read
     text_key: str  # field that holds the text in TFDS examples, .jsonl and .parquet
@@ -25,6 +25,7 @@ class DataSpec:
     tokens_dtype: str  # uint16 | uint32, for tokens:PATH
     tokens_vocab_size: int | None  # for tokens:PATH; required there
     tokens_eod_id: int | None  # for tokens:PATH: cut documents at this token; None: hold out the file's tail
+    validation_source: str | None  # text:GLOB | tokens:GLOB | split:NAME; None: a part of `source` is held out
     validation_frac: float  # share of the documents that is held out, by a hash of their text
     validation_max_bytes: int  # the validation set stops growing at this size; later held-out documents are unused
     tfds_data_dir: str | None

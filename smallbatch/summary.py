@@ -56,7 +56,7 @@ def start_text(plan: Plan, dataset_tokens: int, processes: int, device_kind: str
 
 def dry_run_text(found) -> str:
     """Return what a dry run finds (a `training.run.DryRun`)."""
-    parts = [plan_text(found.plan, found.dataset_tokens), memory_text(found.memory)]
+    parts = [plan_text(found.plan, found.dataset_tokens), *found.dataset_lines, memory_text(found.memory)]
     if found.plan.mesh.devices > 1:
         parts.append(traffic_text(found.traffic))
     return "\n".join(parts)

@@ -19,6 +19,7 @@ def data_spec(cache_dir: Path, **changes) -> DataSpec:
         "tokens_dtype": "uint16",
         "tokens_vocab_size": None,
         "tokens_eod_id": None,
+        "validation_source": None,
         "validation_frac": 0.2,
         "validation_max_bytes": 10_000,
         "tfds_data_dir": None,

@@ -91,6 +91,9 @@ VALID = [
     {"data__source": "tokens:t.bin", "data__tokens_vocab_size": 65536, "data__tokens_eod_id": 65535},
     {"data__source": "tokens:t.bin", "data__tokens_vocab_size": 70000, "data__tokens_dtype": "uint32"},
     {"data__source": "tokens:t.bin", "data__tokens_vocab_size": 9, "data__tokenizer": "file:t.json"},
+    {"data__source": "tokens:t*.bin", "data__tokens_vocab_size": 9, "data__validation_source": "tokens:val.bin"},
+    {"data__source": "tfds:c4/en", "data__validation_source": "split:validation"},
+    {"data__validation_source": "text:val.jsonl", "data__text_key": "body"},
     {"model__head_width": 128},
 ]  # fmt: skip
 
@@ -121,6 +124,16 @@ INVALID = [
      "tokens:PATH; did you mean pystdlib?"),
     ({"data__source": "tfds:"}, "data.source is 'tfds:'; it takes pystdlib | tfds:NAME | text:GLOB | "
      "tokens:PATH; did you mean tfds?"),
+    ({"data__validation_source": "txt:v.txt"}, "data.validation_source is 'txt:v.txt'; it takes text:GLOB | "
+     "tokens:GLOB | split:TFDS_SPLIT; did you mean text?"),
+    ({"data__validation_source": "split:test"},
+     "data.validation_source is 'split:test'; it needs data.source tfds:NAME, and data.source is 'pystdlib'"),
+    ({"data__source": "tfds:c4/en", "data__validation_source": "split:train"},
+     "data.validation_source is 'split:train', which is data.split, the training set; name another split"),
+    ({"data__validation_source": "tokens:v.bin"}, "data.validation_source is 'tokens:v.bin' and data.source is "
+     "'pystdlib'; tokens:GLOB goes with tokens:GLOB only, text:GLOB with text sources only"),
+    ({"data__validation_source": "text:v.txt", "data__validation_frac": 0.1}, "data.validation_frac is 0.1, which "
+     "has no effect with data.validation_source set; leave it at 0.05"),
     ({"data__tokenizer": "byte"}, "data.tokenizer is 'byte'; it takes bytes | bpe:VOCABULARY | file:PATH; "
      "did you mean bytes?"),
     ({"data__tokenizer": "bpe:257"},

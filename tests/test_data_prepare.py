@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from data_specs import data_spec, sentences, write_corpus
 
+from smallbatch.data import shards
 from smallbatch.data.prepare import dataset_dir, lookup, prepare, vocab_size
-from smallbatch.data.shards import Dataset, TokenArray
+from smallbatch.data.shards import Dataset, TokenArray, open_dataset
+from smallbatch.data.sources import validation_spec
 from smallbatch.errors import UserError
 
 EOD = 255
@@ -102,9 +104,9 @@ def test_shards_of_any_size_hold_the_same_stream(tmp_path):
     whole = prepared(tmp_path, documents, "a")
     for size in (1000, 7):
         cut = prepared(tmp_path, documents, f"b{size}", tokens_per_shard=size)
-        shards = sorted(cut.dir.glob("train_*.bin"))
-        assert [path.name for path in shards[:2]] == ["train_00000.bin", "train_00001.bin"]
-        assert {path.stat().st_size for path in shards[:-1]} == {2 * size}
+        files = sorted(cut.dir.glob("train_*.bin"))
+        assert [path.name for path in files[:2]] == ["train_00000.bin", "train_00001.bin"]
+        assert {path.stat().st_size for path in files[:-1]} == {2 * size}
         assert tokens(cut.train) == tokens(whole.train)
         assert tokens(cut.validation) == tokens(whole.validation)
         assert cut.meta.sha256 == whole.meta.sha256
@@ -342,6 +344,143 @@ def test_bad_token_files_are_one_line_each(tmp_path):
         prepare(spec)
     with pytest.raises(UserError, match="bpe:300' cannot be trained"):
         prepare(token_file(tmp_path, np.full(5000, 7), tokenizer="bpe:300"))
+
+
+def llm_c_file(path: Path, ids, dtype: str = "<u2", magic: int = 20240520, version: int = 1, count=None) -> None:
+    """Write a file as dev/data/data_common.py of llm.c does: 256 int32, then the tokens."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = magic, version, len(ids) if count is None else count
+    path.write_bytes(header.tobytes() + np.asarray(ids, dtype=dtype).tobytes())
+
+
+def test_token_shards_of_a_glob_are_concatenated_in_name_order(tmp_path, monkeypatch):
+    from smallbatch.data import token_file as module
+
+    monkeypatch.setattr(module, "BLOCK_TOKENS", 64)  # blocks straddle the files
+    ids = np.random.default_rng(0).integers(0, 100, 1000)
+    for name, part in (("b_000002", ids[400:]), ("b_000001", ids[300:400]), ("a_000001", ids[:300])):
+        part.astype("<u2").tofile(tmp_path / f"{name}.bin")
+        llm_c_file(tmp_path / f"{name}.llmc", part)
+    (tmp_path / "whole.dat").write_bytes(ids.astype("<u2").tobytes())
+    for ending in ("bin", "llmc"):
+        spec = data_spec(tmp_path / "cache", source=f"tokens:{tmp_path}/*.{ending}", tokens_vocab_size=100)
+        dataset = prepare(spec)
+        assert tokens(dataset.train) + tokens(dataset.validation) == ids.tolist()
+        by_document = dataclasses.replace(spec, tokens_eod_id=0)
+        whole = dataclasses.replace(by_document, source=f"tokens:{tmp_path}/whole.dat")
+        assert prepare(by_document).meta.sha256 == prepare(whole).meta.sha256
+    (tmp_path / "c.bin").write_bytes(bytes(8))
+    assert lookup(dataclasses.replace(spec, source=f"tokens:{tmp_path}/*.bin")) is None  # one more is another corpus
+
+
+def test_a_llama_3_file_of_llm_c_has_uint32_tokens(tmp_path):
+    llm_c_file(tmp_path / "t.bin", np.arange(70_000, 70_100), "<u4", 20240801, 7)
+    spec = data_spec(tmp_path / "c", source=f"tokens:{tmp_path}/t.bin", tokens_vocab_size=80_000, tokens_dtype="uint32")
+    assert tokens(prepare(spec).train) == list(range(70_000, 70_080))
+    with pytest.raises(UserError, match=r"header of .*t\.bin is that of uint32 tokens.*set data\.tokens_dtype=uint32"):
+        prepare(dataclasses.replace(spec, tokens_dtype="uint16", tokens_vocab_size=1000))
+
+
+def test_token_shards_that_do_not_fit_together_are_named(tmp_path):
+    spec = data_spec(tmp_path / "cache", source=f"tokens:{tmp_path}/*.bin", tokens_vocab_size=1000)
+    with pytest.raises(UserError, match=r"no file matches '.*/\*\.bin'"):
+        prepare(spec)
+    llm_c_file(tmp_path / "a.bin", np.arange(500), count=501)
+    with pytest.raises(UserError, match=r"a\.bin has 2024 bytes, and its header counts 501 uint16 tokens"):
+        prepare(spec)
+    llm_c_file(tmp_path / "a.bin", np.arange(500), version=2)
+    with pytest.raises(UserError, match=r"a\.bin has the header of llm\.c in version 2; .*version 1"):
+        prepare(spec)
+    llm_c_file(tmp_path / "a.bin", np.arange(500))
+    np.arange(500, dtype="<u2").tofile(tmp_path / "b.bin")
+    with pytest.raises(UserError, match=r"a\.bin has the header of llm\.c and .*b\.bin has none"):
+        prepare(spec)
+
+
+def test_a_validation_set_without_a_target_is_refused(tmp_path):
+    (tmp_path / "z.bin").write_bytes(bytes(6000))
+    spec = data_spec(tmp_path / "c", source=f"tokens:{tmp_path}/z.bin", tokens_vocab_size=256, validation_max_bytes=2)
+    with pytest.raises(UserError, match=r"validation set has 1 token.*data\.validation_max_bytes=2"):
+        prepare(spec)
+
+
+def test_a_given_validation_source_is_the_validation_set_and_all_else_is_trained_on(tmp_path, capsys):
+    documents, other = sentences(40), sentences(50, seed=5)[40:]
+    validation_source = write_corpus(tmp_path / "other", [*other, documents[3], documents[3]])
+    dataset = prepared(tmp_path, documents, validation_source=validation_source)
+    assert tokens(dataset.train) == byte_stream(documents)
+    assert tokens(dataset.validation) == byte_stream([*other, documents[3], documents[3]])
+    meta = dataset.meta
+    assert (meta.train.documents, meta.validation.documents, meta.unused.documents) == (40, 12, 0)
+    assert "1 training documents are also in the validation set" in "".join(capsys.readouterr())
+    assert prepared(tmp_path, documents).meta.train_sha256 != meta.train_sha256
+    limited = prepared(tmp_path, documents, validation_source=validation_source, validation_max_bytes=500)
+    assert tokens(limited.validation) == tokens(dataset.validation)[: len(limited.validation)]
+    assert limited.dir != dataset.dir
+    assert "raise data.validation_max_bytes, 500, to use all of it" in "".join(capsys.readouterr())
+    (tmp_path / "other" / "99999.txt").write_text("one more document")
+    spec = data_spec(tmp_path / "cache", source=f"text:{tmp_path}/corpus/*.txt", validation_source=validation_source)
+    assert lookup(spec) is None
+
+
+def test_a_given_token_file_is_the_validation_set(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 1000, 900)
+    (tmp_path / "val.bin").write_bytes(ids[:200].astype("<u2").tobytes())
+    dataset = prepare(token_file(tmp_path, ids, validation_source=f"tokens:{tmp_path}/val.bin"))
+    assert (tokens(dataset.train), tokens(dataset.validation)) == (ids.tolist(), ids[:200].tolist())
+
+
+@pytest.mark.parametrize("source, given", [
+    ("tokens:t.bin", "text:*.txt"), ("text:*.txt", "tokens:t.bin"), ("text:*.txt", "split:validation"),
+    ("tfds:x", "split:train"), ("text:*.txt", "pystdlib"), ("text:*.txt", "text:"),
+])  # fmt: skip
+def test_a_validation_source_that_does_not_go_with_the_source_is_refused(tmp_path, source, given):
+    with pytest.raises(UserError, match="validation_source"):
+        validation_spec(data_spec(tmp_path, source=source, validation_source=given))
+
+
+def test_another_split_of_a_tfds_dataset_is_a_validation_source(tmp_path):
+    given = validation_spec(data_spec(tmp_path, source="tfds:c4/en", validation_source="split:validation"))
+    assert given is not None and (given.source, given.split, given.validation_frac) == ("tfds:c4/en", "validation", 1.0)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_changed_tokens_are_an_error_that_names_the_shard(tmp_path, split):
+    dataset = prepared(tmp_path, sentences(40), tokens_per_shard=300)
+    shard = dataset.dir / f"{split}_00001.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(UserError) as error:
+        open_dataset(dataset.dir)
+    assert f"the tokens of {split}_00001.bin are not those" in str(error.value)
+    assert f"delete the directory {dataset.dir} and prepare again" in str(error.value)
+
+
+def test_validation_shards_are_verified_though_their_stamps_are_unchanged(tmp_path):
+    dataset = prepared(tmp_path, sentences(40))
+    shard = dataset.dir / "validation_00000.bin"
+    status = shard.stat()
+    with shard.open("r+b") as file:
+        file.write(b"\x07")
+    os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(UserError, match=r"the tokens of validation_00000\.bin are not those"):
+        open_dataset(dataset.dir)
+
+
+def test_training_shards_are_hashed_once_per_change(tmp_path, monkeypatch):
+    dataset = prepared(tmp_path, sentences(40))
+    hashed = []
+    verify = shards._verify_split
+    monkeypatch.setattr(shards, "_verify_split", lambda split, *rest: (hashed.append(split), verify(split, *rest)))
+    open_dataset(dataset.dir)
+    assert hashed == ["validation"]  # `prepare` hashed the training tokens when it wrote them
+    os.utime(dataset.dir / "train_00000.bin")
+    open_dataset(dataset.dir)
+    open_dataset(dataset.dir)
+    assert hashed == ["validation", "validation", "train", "validation"]
+    for rubbish in (b"{", b"[1]", b"[" * 100_000):
+        (dataset.dir / "verified.json").write_bytes(rubbish)
+        open_dataset(dataset.dir)
+    assert hashed.count("train") == 4
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess:

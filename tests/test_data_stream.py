@@ -7,7 +7,15 @@ from data_specs import data_spec, sentences, write_corpus
 
 from smallbatch.data.prepare import prepare
 from smallbatch.data.shards import Counts, Dataset, DatasetMeta, TokenArray
-from smallbatch.data.stream import ROUNDS, TrainStream, epoch_seed, validation_batches
+from smallbatch.data.stream import (
+    ROUNDS,
+    WRONG_SIZES,
+    TrainStream,
+    check_splits,
+    describe_splits,
+    epoch_seed,
+    validation_batches,
+)
 from smallbatch.errors import UserError
 
 
@@ -62,6 +70,52 @@ def test_every_epoch_is_a_permutation_and_epochs_and_seeds_differ(sequences):
         # Seed 1 is not seed 0 one epoch later.
         other = [starts(TrainStream(dataset, 4, seed=1), epoch * sequences, sequences) for epoch in range(2)]
         assert all(epoch not in epochs for epoch in other)
+
+
+@pytest.mark.parametrize("seed, sequences", [(7, 2**16 + 1), (0, 2**18 + 1)])
+def test_an_epoch_has_every_sequence_once_where_grains_shuffle_repeats_one(seed, sequences):
+    stream = TrainStream(counting_dataset(sequences + 1), 1, seed)
+    order = np.fromiter((stream._shuffled(position) for position in range(sequences)), dtype=np.int64)
+    assert np.bincount(order, minlength=sequences).tolist() == [1] * sequences
+
+
+@pytest.mark.parametrize("seed", [0, 1, 99])
+@pytest.mark.parametrize("power", range(1, 21))
+def test_the_highest_index_repeats_no_other_at_sizes_around_powers_of_two(power, seed):
+    """A cipher that is too narrow by some bits maps the highest index to where its lower bits alone go."""
+    for sequences in (2**power - 1, 2**power, 2**power + 1, 2**power + 2):
+        stream = TrainStream(counting_dataset(sequences + 1), 1, seed)
+        last = sequences - 1
+        lower = {last & (2**bits - 1) for bits in range(22)} - {last}
+        ends = [stream._shuffled(position) for position in (last, *lower)]
+        assert len(set(ends)) == len(ends) and 0 <= min(ends) <= max(ends) <= last
+
+
+def test_orders_of_sizes_that_grain_shuffles_rightly_are_grains():
+    from grain.experimental import index_shuffle
+
+    for sequences in (2**16, 2**16 + 2, 2**17 + 1, 2**20):
+        stream = TrainStream(counting_dataset(sequences + 1), 1, 3)
+        key = {"max_index": sequences - 1, "seed": epoch_seed(3, 0), "rounds": ROUNDS}
+        assert [stream._shuffled(n) for n in range(100)] == [index_shuffle(n, **key) for n in range(100)]
+    assert {2**16 + 1, 2**18 + 1, 2**20 + 1} <= WRONG_SIZES and not {2**17 + 1, 2**14 + 1} & WRONG_SIZES
+
+
+def test_a_validation_set_smaller_than_one_sequence_is_refused():
+    check_splits(counting_dataset(9, validation_tokens=9), 8)
+    with pytest.raises(
+        UserError, match=r"validation split of 8 tokens is smaller than one sequence of 8 \+ 1; .*max_b"
+    ):
+        check_splits(counting_dataset(9, validation_tokens=8), 8)
+
+
+def test_sizes_tail_and_a_small_validation_set_are_reported():
+    training, validation, warning = describe_splits(counting_dataset(30, validation_tokens=101), 8)
+    assert training.endswith("30 tokens = 3 sequences of 8; the last 5 tokens are never targets")
+    assert validation == "validation set: 101 tokens = 12.5 sequences of 8"
+    assert "100 validation targets are few" in warning and "about 0.2 nats" in warning
+    training, _ = describe_splits(counting_dataset(33, validation_tokens=20_001), 8)
+    assert training.endswith("every token but the first is a target")
 
 
 def test_the_order_is_that_of_grains_own_shuffle_with_more_rounds():

@@ -198,3 +198,18 @@ def test_damaged_files_of_a_run_are_named_and_kept(home, reference, tmp_path, mo
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"{path / name} is damaged" in done.stderr
         assert (path / name).read_text() == '{"half'
+
+
+def test_a_validation_set_smaller_than_a_sequence_is_refused_before_anything_is_compiled(home, tmp_path, monkeypatch):
+    from smallbatch.training import run
+
+    def compiled(*_):
+        raise AssertionError("the validation set is checked first")
+
+    monkeypatch.setattr(run, "Programs", compiled)
+    monkeypatch.setattr(run, "compiled", compiled)
+    config = runs.tiny_config(home, {"model.context_tokens": 2048, "train.budget_tokens": 4096,
+                                     "data.validation_max_bytes": 1000})  # fmt: skip
+    for start in (lambda: run.train(config, tmp_path / "run"), lambda: run.dry_run(config)):
+        with pytest.raises(records.UserError, match=r"validation split of \d+ tokens is smaller than one sequence"):
+            start()

@@ -12,9 +12,10 @@ import os
 import platform
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
-from smallbatch.data import shards, sources, text_shards, token_file, tokenizers
+from smallbatch.data import overlap, shards, sources, text_shards, token_file, tokenizers
 from smallbatch.data.held_out import SPLIT_RULE
 from smallbatch.data.locks import locked
 from smallbatch.data.shards import Dataset, DatasetMeta, ShardWriter
@@ -95,6 +96,8 @@ def dataset_dir(spec: DataSpec) -> Path:
         "validation_frac": spec.validation_frac,
         "validation_max_bytes": spec.validation_max_bytes,
     }
+    if (validation := sources.validation_spec(spec)) is not None:
+        identity |= {"validation": sources.identity(validation), "validation_frac": None}
     if tokenizer_kind == "file":
         file = tokenizers.read_file(Path(path).expanduser())
         identity["tokenizer"] = [hashlib.sha256(file).hexdigest(), spec.eod_token]
@@ -106,8 +109,8 @@ def dataset_dir(spec: DataSpec) -> Path:
 
 
 def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
-    kind, rest = sources.split_source(spec.source)
-    split = None if kind == "tokens" else choose_split(spec)
+    kind, _ = sources.split_source(spec.source)
+    split = None if kind == "tokens" else _text_split(spec)
     tokenizer = _tokenizer(spec, split)
     if split is None:
         vocab, eod_id = token_file.vocab_size(spec), spec.tokens_eod_id
@@ -118,14 +121,11 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
     train = ShardWriter(directory, "train", dtype, tokens_per_shard)
     validation = ShardWriter(directory, "validation", dtype, tokens_per_shard)
     with contextlib.closing(train), contextlib.closing(validation):
-        if split is None:
-            counts = token_file.write_splits(spec, Path(rest).expanduser(), train, validation)
-            rule = SPLIT_RULE if eod_id is not None else token_file.TAIL_RULE
-            written = Written(*counts, split_rule=rule, text_lost_frac=None, notes=[])
-        else:
-            assert tokenizer is not None
-            written = text_shards.write_splits(spec, split, tokenizer, train, validation)
+        written = _write_splits(spec, split, tokenizer, train, validation)
     _check_both_sides(spec, written.train, written.validation, written.unused)
+    shards.remember_verified(directory)
+    if spec.validation_source is not None:
+        _warn_of_given_validation(spec, directory, dtype, eod_id, written)
     if tokenizer is not None:
         tokenizer.save(directory)
     meta = DatasetMeta(
@@ -148,6 +148,68 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
         libraries=_library_versions(),
     )
     shards.write_meta(directory, meta)
+
+
+def _text_split(spec: DataSpec) -> HashSplit | TailSplit:
+    """Return how the documents of data.source are split."""
+    return choose_split(spec) if spec.validation_source is None else HashSplit(_training_spec(spec))
+
+
+def _write_splits(
+    spec: DataSpec,
+    split: HashSplit | TailSplit | None,
+    tokenizer: tokenizers.Tokenizer | None,
+    train: ShardWriter,
+    validation: ShardWriter,
+) -> Written:
+    """Write the tokens of both splits; `split` is None for a corpus of tokens."""
+
+    def write(part: DataSpec, part_split: HashSplit | TailSplit | None) -> Written:
+        kind, rest = sources.split_source(part.source)
+        if kind == "tokens":
+            counts = token_file.write_splits(part, rest, train, validation)
+            rule = SPLIT_RULE if part.tokens_eod_id is not None else token_file.TAIL_RULE
+            return Written(*counts, split_rule=rule, text_lost_frac=None, notes=[])
+        assert tokenizer is not None and part_split is not None
+        return text_shards.write_splits(part, part_split, tokenizer, train, validation)
+
+    given = sources.validation_spec(spec)
+    if given is None:
+        return write(spec, split)
+    held_out = write(given, HashSplit(given))
+    trained = write(_training_spec(spec), split)
+    lost_fracs = [part.text_lost_frac for part in (held_out, trained) if part.text_lost_frac is not None]
+    return Written(
+        trained.train,
+        held_out.validation,
+        held_out.unused,
+        split_rule=f"The validation set is {spec.validation_source}, up to validation_max_bytes; all of source is "
+        "trained on.",
+        text_lost_frac=max(lost_fracs, default=None),
+        notes=[*held_out.notes, *trained.notes],
+    )
+
+
+def _training_spec(spec: DataSpec) -> DataSpec:
+    """Return the spec of the training documents: with a given validation source, none of them is held out."""
+    return spec if spec.validation_source is None else replace(spec, validation_frac=0.0)
+
+
+def _warn_of_given_validation(
+    spec: DataSpec, directory: Path, dtype: str, eod_id: int | None, written: Written
+) -> None:
+    validation, unused = written.validation, written.unused
+    if unused.documents or unused.tokens:
+        say(
+            f"warning: the validation set is the first {validation.tokens:,} tokens of {spec.validation_source}; raise "
+            f"data.validation_max_bytes, {spec.validation_max_bytes:,}, to use all of it"
+        )
+    shared = 0 if eod_id is None else overlap.shared_documents(directory, dtype, eod_id)
+    if shared:
+        say(
+            f"warning: {shared:,} training documents are also in the validation set {spec.validation_source}; its loss "
+            "is too low by what the model memorises of them"
+        )
 
 
 def _tokenizer(spec: DataSpec, split: HashSplit | TailSplit | None) -> tokenizers.Tokenizer | None:
@@ -182,6 +244,13 @@ def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
 
 
 def _check_both_sides(spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts) -> None:
+    if validation.tokens == 1:
+        raise UserError(
+            "the validation set has 1 token, and a target needs a token before it; raise data.validation_frac="
+            f"{spec.validation_frac} or data.validation_max_bytes={spec.validation_max_bytes}"
+        )
+    if train.tokens == 1:
+        raise UserError("the training set has 1 token, and a target needs a token before it; use a larger corpus")
     if not validation.tokens:
         if unused.documents or unused.tokens:
             raise UserError(

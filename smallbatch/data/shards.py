@@ -7,15 +7,20 @@ and where its shards are cut changes nothing for its readers.
 import dataclasses
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from smallbatch.errors import UserError
+from smallbatch.progress import format_bytes, say
+from smallbatch.records import write_json
 
 FORMAT_VERSION = 2
 META_FILE = "meta.json"
+SLOW_BYTES = 2**30  # takes a second or more to hash
+VERIFIED_FILE = "verified.json"  # {shard: [size, mtime_ns, inode]} when its digest was last verified
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,10 @@ def write_meta(directory: Path, meta: DatasetMeta) -> None:
 
 
 def open_dataset(directory: Path) -> Dataset:
-    """Open a prepared dataset, checking its meta.json and the size of every shard.
+    """Open a prepared dataset, checking its meta.json, the size of every shard and the tokens.
+
+    The validation split is always hashed. The training split is hashed only if a shard's size, time of change or inode
+    differs from those in verified.json, which `prepare` and this function write.
 
     Raises: UserError if anything is damaged, saying to delete the directory.
     """
@@ -163,12 +171,72 @@ def open_dataset(directory: Path) -> Dataset:
         meta = _read_meta(directory)
         train = _open_split(directory, "train", meta.train, meta)
         validation = _open_split(directory, "validation", meta.validation, meta)
+        _verify_digests(directory, meta)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}".replace("\n", " ")
         raise UserError(
             f"the dataset is damaged ({reason}); delete the directory {directory} and prepare again"
         ) from error
     return Dataset(directory, meta, train, validation)
+
+
+def split_files(directory: Path, split: str) -> list[Path]:
+    """Return the shards of a split in order."""
+    return sorted(directory.glob(f"{split}_*.bin"))
+
+
+def remember_verified(directory: Path) -> None:
+    """Write verified.json. A directory that is read-only stays without: its training split is hashed at every open."""
+    stamps = {path.name: _stamp(path) for split in ("train", "validation") for path in split_files(directory, split)}
+    with suppress(UserError, OSError):
+        write_json(directory / VERIFIED_FILE, stamps)
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _verified_stamps(directory: Path) -> dict[str, object]:
+    """Return what verified.json holds, nothing if it is missing or damaged: it only saves time."""
+    try:
+        stamps = json.loads((directory / VERIFIED_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _verify_digests(directory: Path, meta: DatasetMeta) -> None:
+    verified = _verified_stamps(directory)
+    files = {split: _shard_paths(directory, split, meta) for split in ("train", "validation")}
+    changed = [path.name for paths in files.values() for path in paths if verified.get(path.name) != _stamp(path)]
+    _verify_split("validation", files["validation"], meta.validation_sha256, changed)
+    if any(path.name in changed for path in files["train"]):
+        _verify_split("train", files["train"], meta.train_sha256, changed)
+        remember_verified(directory)
+    if meta.sha256 != dataset_sha256(meta.vocab_size, meta.eod_id, meta.train_sha256, meta.validation_sha256):
+        raise ValueError(f"the digests in {META_FILE} do not belong together")
+
+
+def _shard_paths(directory: Path, split: str, meta: DatasetMeta) -> list[Path]:
+    tokens = getattr(meta, split).tokens
+    return [directory / shard_name(split, number) for number in range(-(-tokens // meta.tokens_per_shard))]
+
+
+def _verify_split(split: str, paths: list[Path], sha256: str, changed: list[str]) -> None:
+    """Raise ValueError if the shards do not have the digest; name those changed since it was verified, or else all."""
+    digest = hashlib.sha256()
+    size_bytes = sum(path.stat().st_size for path in paths)
+    if size_bytes >= SLOW_BYTES:
+        say(f"verifying the {split} tokens, {format_bytes(size_bytes)}, in {paths[0].parent}: once, until files change")
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    if digest.hexdigest() != sha256:
+        names = [path.name for path in paths]
+        suspects = [name for name in names if name in changed] or names
+        raise ValueError(f"the tokens of {', '.join(suspects)} are not those that were written: their sha256 differs")
 
 
 def _read_meta(directory: Path) -> DatasetMeta:

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from smallbatch.data import text_files, tfds_source
+from smallbatch.data import text_files, tfds_source, token_file
 from smallbatch.data.separators import unescape
 from smallbatch.errors import UserError
 from smallbatch.specs import DataSpec
@@ -18,6 +19,29 @@ def split_source(source: str) -> tuple[str, str]:
     if (kind == "pystdlib" and source == kind) or (kind in ("tfds", "text", "tokens") and rest):
         return kind, rest
     raise UserError(f"data.source={source!r} is not one of {FORMS}")
+
+
+def validation_spec(spec: DataSpec) -> DataSpec | None:
+    """Return the spec that reads data.validation_source, all of it as validation set; None if it is unset."""
+    source = spec.validation_source
+    if source is None:
+        return None
+    kind, rest = source.partition(":")[::2]
+    given = replace(spec, validation_source=None, validation_frac=1.0)
+    if kind == "split" and rest:
+        if not spec.source.startswith("tfds:"):
+            raise UserError(f"data.validation_source={source!r} needs data.source=tfds:NAME, not {spec.source!r}")
+        if rest == spec.split:
+            raise UserError(f"data.validation_source={source!r} is data.split, the training set; name another split")
+        return replace(given, split=rest)
+    if kind not in ("text", "tokens") or not rest:
+        raise UserError(f"data.validation_source={source!r} is not one of text:GLOB, tokens:GLOB or split:NAME")
+    if (kind == "tokens") is not spec.source.startswith("tokens:"):
+        raise UserError(
+            f"data.validation_source={source!r} and data.source={spec.source!r} do not share a tokenizer; give "
+            "tokens:GLOB with tokens:GLOB, and text:GLOB with text"
+        )
+    return replace(given, source=source)
 
 
 def documents(spec: DataSpec, skipped: text_files.Skipped | None = None) -> Iterator[str]:
@@ -68,8 +92,9 @@ def identity(spec: DataSpec) -> dict[str, object]:
         files = [file_identity(path) for path in text_files.matched_files(rest)]
         separator = spec.document_separator and unescape(spec.document_separator)
         return {"files": files, "text_key": spec.text_key, "document_separator": separator}
+    files = [file_identity(path) for path in token_file.matched_files(rest)]
     return {
-        "file": file_identity(Path(rest).expanduser()),
+        "file": files[0] if len(files) == 1 else files,
         "dtype": spec.tokens_dtype,
         "vocab_size": spec.tokens_vocab_size,
         "eod_id": spec.tokens_eod_id,

@@ -1,8 +1,9 @@
 """Token windows for training and validation, each a pure function of its position.
 
-Sequence n of a split is tokens [n*T, n*T + T]: T inputs and, one further, T targets, so every token but the
-first is a target once an epoch. Single sequences are shuffled, never batches, and a batch is a run of
-consecutive positions of that one order: the batch size only regroups it.
+Sequence n of a split is tokens [n*T, n*T + T]: T inputs and, one further, T targets. A split of N tokens has
+(N - 1) // T sequences. An epoch has each of their targets once; the (N - 1) % T tokens after the last sequence are
+never targets in training. Single sequences are shuffled, never batches, and a batch is a run of consecutive positions
+of that one order: the batch size only regroups it.
 """
 
 import functools
@@ -15,6 +16,11 @@ from smallbatch.errors import UserError
 
 # With the 4 rounds of MapDataset, sequences two steps apart are correlated: r = -0.37 in an epoch of 65,536.
 ROUNDS = 8
+# Sizes where index_shuffle of grain 0.2.18 is not a permutation: its cipher has ceil(log2(size - 1)) bits, rounded up
+# to an even number of at least 16, and a power of 4 needs one bit more than its logarithm. It misses one index.
+WRONG_SIZES = frozenset(4**k + 1 for k in range(8, 32))
+FEW_VALIDATION_TARGETS = 10_000
+NATS_SPREAD = 2.0  # typical standard deviation of one token's loss
 
 
 class TrainStream:
@@ -24,11 +30,7 @@ class TrainStream:
         from grain.experimental import index_shuffle  # imports JAX, which preparing data does not need
 
         windows = _Windows(dataset.train, context_tokens)
-        if len(windows) < 1:
-            raise UserError(
-                f"the training split of {len(dataset.train):,} tokens is smaller than one sequence of "
-                f"{context_tokens:,} + 1; lower model.context_tokens or use a larger corpus"
-            )
+        _check_one_sequence("training", len(dataset.train), context_tokens, "use a larger corpus")
         self.sequences_per_epoch = len(windows)
         self._windows, self._seed, self._index_shuffle = windows, seed, index_shuffle
 
@@ -43,14 +45,57 @@ class TrainStream:
         # The keyed permutation behind MapDataset.shuffle of grain, evaluated at one point: 20 us a sequence
         # where a MapDataset takes 100, which is more than a step at batch size 1 can spare.
         epoch, index = divmod(position, self.sequences_per_epoch)
-        last = self.sequences_per_epoch - 1
-        return self._index_shuffle(index, max_index=last, seed=epoch_seed(self._seed, epoch), rounds=ROUNDS)
+        seed, size = epoch_seed(self._seed, epoch), self.sequences_per_epoch
+        if size not in WRONG_SIZES:
+            return self._index_shuffle(index, max_index=size - 1, seed=seed, rounds=ROUNDS)
+        # Cycle walking: permute one index more, and follow the surplus one to where it leads.
+        shuffled = self._index_shuffle(index, max_index=size, seed=seed, rounds=ROUNDS)
+        if shuffled == size:
+            shuffled = self._index_shuffle(size, max_index=size, seed=seed, rounds=ROUNDS)
+        return shuffled
 
 
 @functools.lru_cache(maxsize=4)
 def epoch_seed(seed: int, epoch: int) -> int:
     """Return the 32-bit key of an epoch's permutation; keys of other seeds and epochs are unrelated."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def check_splits(dataset: Dataset, context_tokens: int) -> None:
+    """Raise UserError unless both splits hold one sequence: context_tokens inputs and one more token as last target."""
+    _check_one_sequence("training", len(dataset.train), context_tokens, "use a larger corpus")
+    fix = "raise data.validation_frac or data.validation_max_bytes, or use a larger corpus"
+    _check_one_sequence("validation", len(dataset.validation), context_tokens, fix)
+
+
+def _check_one_sequence(split: str, tokens: int, context_tokens: int, fix: str) -> None:
+    if tokens < context_tokens + 1:
+        raise UserError(
+            f"the {split} split of {tokens:,} tokens is smaller than one sequence of {context_tokens:,} + 1; "
+            f"lower model.context_tokens, or {fix}"
+        )
+
+
+def describe_splits(dataset: Dataset, context_tokens: int) -> list[str]:
+    """Return lines on the size of both splits, and a warning where the validation set is small."""
+    sequences, tail = divmod(len(dataset.train) - 1, context_tokens)
+    lines = [
+        f"training set: {len(dataset.train):,} tokens = {sequences:,} sequences of {context_tokens:,}; "
+        f"{'every token but the first is a target' if not tail else f'the last {tail:,} tokens are never targets'}"
+    ]
+    targets, documents = len(dataset.validation) - 1, dataset.meta.validation.documents
+    known = "" if documents is None else f" in {documents:,} document{'s' * (documents != 1)}"
+    lines.append(
+        f"validation set: {targets + 1:,} tokens{known} = {targets / context_tokens:,.1f} sequences of "
+        f"{context_tokens:,}"
+    )
+    if targets < FEW_VALIDATION_TARGETS or documents == 1:
+        lines.append(
+            f"warning: {targets:,} validation targets{known} are few: the standard error of the validation loss is "
+            f"about {NATS_SPREAD / targets**0.5:.2g} nats or more; raise data.validation_frac or "
+            "data.validation_max_bytes"
+        )
+    return lines
 
 
 def validation_batches(

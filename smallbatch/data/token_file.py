@@ -1,10 +1,12 @@
-"""`tokens:PATH` to shards: a flat little-endian file of token ids, as nanoGPT and Marek et al. write them.
+"""`tokens:GLOB` to shards: flat little-endian files of token ids, as nanoGPT, llm.c and Marek et al. write them.
 
-With `data.tokens_eod_id` documents are cut there and held out like any other, by a hash of their tokens (as
-uint32, so that the stored type does not matter). Without it the file is one stream, and its tail is held out.
-`data.validation_max_bytes` counts bytes as the file stores them.
+Several files are concatenated in the order of their names. The header of llm.c (and of modded-nanogpt) is recognised,
+checked against the file and skipped. With `data.tokens_eod_id` documents are cut there and assigned to the validation
+split by a hash of their tokens (as uint32, so that the stored type does not matter). Without it the files are one
+stream, and its tail is held out. `data.validation_max_bytes` counts bytes as the files store them.
 """
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from smallbatch.progress import Progress
 from smallbatch.specs import DataSpec
 
 BLOCK_TOKENS = 2**22
+HEADER_BYTES = 1024  # of llm.c: 256 int32, of which the first three are magic number, version and number of tokens
+HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}  # llm.c: dev/data/data_common.py
 TAIL_RULE = (
-    "The last validation_frac of the file's tokens is held out. It is the validation set up to "
+    "The last validation_frac of the tokens is held out. It is the validation set up to "
     "validation_max_bytes of stored tokens; the rest of it is unused."
 )
 
@@ -28,41 +32,116 @@ def vocab_size(spec: DataSpec) -> int:
     """Return data.tokens_vocab_size. Raises: UserError if it is unset or does not fit data.tokens_eod_id."""
     size, eod_id = spec.tokens_vocab_size, spec.tokens_eod_id
     if size is None:
-        raise UserError("data.source=tokens:PATH needs data.tokens_vocab_size, the number of ids of its tokenizer")
+        raise UserError("data.source=tokens:GLOB needs data.tokens_vocab_size, the number of ids of its tokenizer")
     if eod_id is not None and not 0 <= eod_id < size:
         raise UserError(f"data.tokens_eod_id={eod_id} is not one of the {size} ids of data.tokens_vocab_size")
     return size
 
 
+def matched_files(pattern: str) -> list[Path]:
+    """Return the files of a path or a glob, sorted by path. Raises: UserError if there is none."""
+    path = Path(pattern).expanduser()
+    if path.exists() or not glob.has_magic(str(path)):
+        return [path]
+    files = sorted({Path(name) for name in glob.glob(str(path), recursive=True) if not Path(name).is_dir()})
+    if not files:
+        raise UserError(f"no file matches {str(path)!r}; check the path and the pattern of tokens:GLOB")
+    return files
+
+
 def write_splits(
-    spec: DataSpec, path: Path, train: ShardWriter, validation: ShardWriter
+    spec: DataSpec, pattern: str, train: ShardWriter, validation: ShardWriter
 ) -> tuple[Counts, Counts, Counts]:
-    """Write both splits of a checked token file; return the counts of train, validation and unused."""
-    tokens = _open(path, spec.tokens_dtype)
-    _check_ids(tokens, vocab_size(spec), path)
+    """Write both splits of checked token files; return the counts of train, validation and unused."""
+    files = matched_files(pattern)
+    tokens = _Concatenated(_open_all(files, spec.tokens_dtype))
+    for path, part in zip(files, tokens.parts, strict=True):
+        _check_ids(part, vocab_size(spec), path)
     with Progress("prepare", len(tokens), unit="tokens") as progress:
         if spec.tokens_eod_id is None:
             return _write_tail_split(spec, tokens, train, validation, progress)
         return _write_document_split(spec, tokens, spec.tokens_eod_id, train, validation, progress)
 
 
-def _open(path: Path, dtype_name: str) -> np.ndarray:
+class _Concatenated:
+    """Arrays of tokens that read as one: length and slices."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts, self.itemsize = parts, parts[0].itemsize
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, wanted: slice) -> np.ndarray:
+        start, stop, _ = wanted.indices(len(self))
+        found = [self.parts[0][:0]]
+        number = int(np.searchsorted(self._ends, start, side="right"))
+        while start < stop:
+            part, first = self.parts[number], int(self._ends[number]) - len(self.parts[number])
+            found.append(part[start - first : stop - first])
+            start, number = int(self._ends[number]), number + 1
+        return found[1] if len(found) == 2 else np.concatenate(found)
+
+
+def _open_all(files: list[Path], dtype_name: str) -> list[np.ndarray]:
     if dtype_name not in ("uint16", "uint32"):
         raise UserError(f"data.tokens_dtype={dtype_name!r} is neither uint16 nor uint32")
+    headers = {path: _header(path) for path in files}
+    bare = [path for path, header in headers.items() if header is None]
+    if bare and len(bare) < len(files):
+        other = next(path for path, header in headers.items() if header is not None)
+        raise UserError(f"{other} has the header of llm.c and {bare[0]} has none; give tokens:GLOB files of one kind")
+    return [_open(path, dtype_name, header) for path, header in headers.items()]
+
+
+def _header(path: Path) -> tuple[str, int] | None:
+    """Return the token type and the number of tokens in the header of a file, None if it has none."""
+    try:
+        with path.open("rb") as file:
+            first = np.frombuffer(file.read(12).ljust(12, b"\0"), dtype="<u4").tolist()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    magic, version, tokens = first
+    if (magic, version) in HEADERS:
+        return HEADERS[magic, version], tokens
+    known_versions = dict(tuple(HEADERS))
+    if magic in known_versions:
+        raise UserError(
+            f"{path} has the header of llm.c in version {version}; supported is version {known_versions[magic]}; "
+            "write the file again with that version, or as bare tokens"
+        )
+    return None
+
+
+def _open(path: Path, dtype_name: str, header: tuple[str, int] | None) -> np.ndarray:
+    """Return the tokens of a file, memory-mapped, without its header."""
     dtype = little_endian(dtype_name)
+    offset = HEADER_BYTES if header else 0
+    if header and header[0] != dtype_name:
+        raise UserError(
+            f"the header of {path} is that of {header[0]} tokens, and data.tokens_dtype is {dtype_name}; set "
+            f"data.tokens_dtype={header[0]} and give tokens:GLOB files of this type only"
+        )
     try:
         if is_lfs_pointer(path):
             raise UserError(f"{path} is a Git LFS pointer, not its content; run `git lfs pull` in its repository")
         size = path.stat().st_size
-        if size == 0 or size % dtype.itemsize:
+        if header and size != HEADER_BYTES + header[1] * dtype.itemsize:
+            raise UserError(
+                f"{path} has {size} bytes, and its header counts {header[1]} {dtype_name} tokens, which makes "
+                f"{HEADER_BYTES + header[1] * dtype.itemsize} bytes; the file is cut short or damaged: copy it again"
+            )
+        if size <= offset or size % dtype.itemsize:
             raise UserError(
                 f"{path} has {size} bytes, which is no whole number of {dtype_name} tokens; "
                 "check data.tokens_dtype and the file"
             )
-        tokens = np.memmap(path, dtype=dtype, mode="r")
+        # A plain view: slicing np.memmap itself costs 20 us.
+        tokens = np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if bytes(tokens[:3].tobytes()[:6]) == b"\x93NUMPY":
+    if tokens[:3].tobytes()[:6] == b"\x93NUMPY":
         raise UserError(f"{path} is a .npy file with a header; write the bare tokens with array.tofile(PATH)")
     return tokens
 
@@ -106,7 +185,7 @@ def _write_document_split(spec, tokens, eod_id, train, validation, progress) -> 
     )
 
 
-def _documents(tokens: np.ndarray, eod_id: int) -> Iterator[tuple[list[np.ndarray], int]]:
+def _documents(tokens: _Concatenated, eod_id: int) -> Iterator[tuple[list[np.ndarray], int]]:
     """Yield lists of non-empty documents, cut at `eod_id`, with the number of tokens read so far."""
     start = 0
     for block in range(0, len(tokens), BLOCK_TOKENS):

@@ -9,6 +9,7 @@ from smallbatch import plan as plans
 from smallbatch import records
 from smallbatch.config import Config
 from smallbatch.data import prepare
+from smallbatch.data.stream import check_splits
 from smallbatch.errors import UserError
 from smallbatch.grid import halving
 from smallbatch.grid.axes import LEARNING_RATE
@@ -62,8 +63,15 @@ def plan_cells(cells: list[Cell], devices: Callable[[Config], DeviceSpec]) -> di
 
 
 def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
-    """Prepare every corpus once, before workers want it; return {DataSpec: training tokens}."""
-    return {spec: len(prepare.prepare(spec).train) for spec in {plan.data for plan in cell_plans}}
+    """Prepare every corpus once, before workers want it; return {DataSpec: training tokens}.
+
+    Raises: UserError for a split that is smaller than a sequence, before any cell trains.
+    """
+    contexts = {(plan.data, plan.model.context_tokens) for plan in cell_plans}
+    datasets = {spec: prepare.prepare(spec) for spec in {spec for spec, _ in contexts}}
+    for spec, context_tokens in contexts:
+        check_splits(datasets[spec], context_tokens)
+    return {spec: len(dataset.train) for spec, dataset in datasets.items()}
 
 
 def run(sweep: Sweep, engine: Engine, say: Callable[[str], None], stop: Stop) -> dict[str, State]:

@@ -16,6 +16,7 @@ from smallbatch import layout, peaks, records, summary, trackers
 from smallbatch import plan as plans
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.shards import Dataset
+from smallbatch.data.stream import check_splits, describe_splits
 from smallbatch.errors import UserError
 from smallbatch.progress import say
 from smallbatch.stopping import Stop
@@ -60,6 +61,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         hosts.from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
         dataset = prepare.prepare(plan.data)
         hosts.check_same(dataset.meta.sha256, "the dataset that it prepared")
+        check_splits(dataset, plan.model.context_tokens)
         tokenizer = tokenizers.load(dataset.dir)
         prompt_ids = _prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
         programs = Programs(plan)
@@ -70,6 +72,8 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
             records.write_json(workdir.plan, plan.to_dict())
             if tokenizer is not None:
                 keep_tokenizer(tokenizer, workdir.tokenizer)
+        for line in describe_splits(dataset, plan.model.context_tokens):
+            say(line)
         say(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))
 
         def open_trackers(resumed_tokens: int) -> list[trackers.Tracker]:
@@ -108,15 +112,21 @@ class DryRun:
     memory: Memory  # of the phase that needs most
     traffic: tuple[Traffic, ...]  # of an update of that phase
     dataset_tokens: int | None  # None: the dataset is not prepared yet
+    dataset_lines: tuple[str, ...] = ()  # on the size of its splits
 
 
 def dry_run(config: configs.Config, topology: str | None = None) -> DryRun:
     """Compile what a config runs, here or on TPUs of a topology, and return what that says. Writes nothing."""
     plan = make_plan(config, topology)
     dataset = prepare.lookup(plan.data)
+    lines = []
+    if dataset is not None:
+        check_splits(dataset, plan.model.context_tokens)
+        lines = describe_splits(dataset, plan.model.context_tokens)
     programs = [compiled(replace(phase.program, topology=topology)) for phase in (plan, *plan.later)]
     largest = max(programs, key=lambda program: program.memory().total_bytes)
-    return DryRun(plan, largest.memory(), largest.traffic(), None if dataset is None else len(dataset.train))
+    tokens = None if dataset is None else len(dataset.train)
+    return DryRun(plan, largest.memory(), largest.traffic(), tokens, tuple(lines))
 
 
 def make_plan(config: configs.Config, topology: str | None = None) -> plans.Plan:

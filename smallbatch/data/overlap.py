@@ -1,0 +1,36 @@
+"""Documents that a given validation set shares with the training set, found in their token shards."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from smallbatch.data.shards import little_endian, split_files
+
+
+def shared_documents(directory: Path, dtype: str, eod_id: int) -> int:
+    """Return how many training documents equal a validation document, token for token.
+
+    Only documents of a length that occurs in the validation set are hashed. A document that is cut by the end of a
+    shard is skipped.
+    """
+    known: dict[int, set[bytes]] = {}
+    for document in _documents(directory, "validation", dtype, eod_id, None):
+        known.setdefault(len(document), set()).add(_digest(document))
+    lengths = np.array(sorted(known))
+    training = _documents(directory, "train", dtype, eod_id, lengths)
+    return sum(_digest(document) in known[len(document)] for document in training)
+
+
+def _documents(directory: Path, split: str, dtype: str, eod_id: int, lengths: np.ndarray | None):
+    for path in split_files(directory, split):
+        tokens = np.asarray(np.memmap(path, dtype=little_endian(dtype), mode="r"))
+        ends = np.flatnonzero(tokens == eod_id)
+        sizes = np.diff(ends) - 1
+        wanted = sizes > 0 if lengths is None else np.isin(sizes, lengths)
+        for number in np.flatnonzero(wanted):
+            yield tokens[ends[number] + 1 : ends[number + 1]]
+
+
+def _digest(document: np.ndarray) -> bytes:
+    return hashlib.blake2b(document.tobytes(), digest_size=16).digest()
