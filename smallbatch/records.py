@@ -16,13 +16,14 @@ import platform
 import subprocess
 import typing
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from smallbatch import __version__
+from smallbatch import __version__, json_files
 from smallbatch.errors import UserError
 
 # Fields of a record in metrics.jsonl, by kind. step: finished optimizer updates. tokens: step x batch size x
@@ -43,6 +44,8 @@ OPTIONAL_FIELDS = {
 }
 WALL_CLOCK_FIELDS = ("secs", "tokens_per_sec")  # all else is the same in every repetition of a run
 MAYBE_FINITE_FIELDS = {"loss_nats", "bits_per_byte", *OPTIONAL_FIELDS["train"], *OPTIONAL_FIELDS["validation"]}
+
+MAYBE_NULL_FIELDS = {*MAYBE_FINITE_FIELDS, "tokens_per_sec"}
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what more space mends
 LONGEST_RECORD_BYTES = 10_000
@@ -76,12 +79,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Return what a JSON file holds. Raises UserError when it is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_bytes(), parse_constant=_not_json)
-    except OSError as error:
-        raise _cannot("read", path, error) from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, or restore it from a copy") from error
+    return json_files.read(path)
 
 
 class MetricsWriter:
@@ -121,7 +119,7 @@ class MetricsWriter:
 
 
 def rewind(path: str | Path, count: int) -> None:
-    """Keep the first `count` records of metrics.jsonl. Raises UserError when there are fewer."""
+    """Keep the first `count` records of metrics.jsonl. Raises UserError if there are fewer, or a line is damaged."""
     path = Path(path)
     lines = _complete_lines(path)
     if len(lines) < count:
@@ -129,6 +127,8 @@ def rewind(path: str | Path, count: int) -> None:
             f"{path} has {len(lines)} records, but the checkpoint was saved after {count}: the file lost "
             "records; restore it from a copy, or start in another run directory"
         )
+    for _ in _records(path, lines[:count]):  # a damaged line among them would stay in the file unnoticed
+        pass
     kept = b"".join(lines[:count])
     if path.exists() and path.stat().st_size != len(kept):
         write_bytes(path, kept)
@@ -138,19 +138,18 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
     """Return the records of metrics.jsonl, of one kind or all. Raises UserError for what is not a record."""
     if not Path(path).exists():
         raise UserError(f"there is no file {path}; is this a run directory?")
-    lines = _complete_lines(path)
-    records = []
+    return [record for record in _records(path, _complete_lines(path)) if kind in (None, record["kind"])]
+
+
+def _records(path: str | Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the records in lines of metrics.jsonl. Raises UserError that names the first line without one."""
     for number, record in enumerate(_at_once(lines) or map(_parsed, lines), 1):
-        try:
-            if isinstance(record, ValueError):
-                raise record
-            if not _has_fields(record):
-                raise ValueError(f"its fields are {', '.join(record)}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}:{number} is not a record of a run: {error}") from error
-        if kind in (None, record["kind"]):
-            records.append(record)
-    return records
+        if problem := str(record) if isinstance(record, ValueError) else _problem(record):
+            raise UserError(
+                f"{path}:{number} is not a record of a run: {problem}; restore the file from a copy, or start the run "
+                "again in another directory"
+            )
+        yield record
 
 
 def read_curve(directory: str | Path, kind: str = "train") -> dict[str, list[Any]]:
@@ -168,15 +167,16 @@ def last_tokens(path: Path) -> int:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_RECORD_BYTES))
-            return json.loads(file.read().split(b"\n")[-2])["tokens"]
+            record = json_files.parse(file.read().split(b"\n")[-2])
     except (OSError, IndexError, ValueError):  # not there yet, empty, or not a whole line
         return 0
+    return 0 if json_files.mismatch(record, {"tokens": int}) else record["tokens"]
 
 
 def _at_once(lines: list[bytes]) -> list[Any]:
     """Return what the lines hold, parsed as one array, three times as fast as one by one; [] if a line is no JSON."""
     try:
-        records = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_not_json)
+        records = json_files.parse_any(b"[" + b",".join(lines) + b"]", parse_constant=_not_json)
     except ValueError:
         return []
     return records if len(records) == len(lines) else []
@@ -185,7 +185,7 @@ def _at_once(lines: list[bytes]) -> list[Any]:
 def _parsed(line: bytes) -> Any:
     """Return what a line holds, or the error that it is not JSON."""
     try:
-        return json.loads(line, parse_constant=_not_json)
+        return json_files.parse(line)
     except ValueError as error:
         return error
 
@@ -206,7 +206,7 @@ class Result:
     mfu: float | None  # share of the devices' peak (peaks.py) that training took
     optimizer_steps: int
     secs: float
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None  # high-water mark of the process; None if it trained other runs too
     fingerprint: str  # of the config
     dataset_sha256: str
     diverged_at_step: int | None
@@ -220,6 +220,7 @@ class Result:
     versions: dict  # this and the next two: see environment()
     git_sha: str | None
     git_dirty: bool | None
+    program_memory_bytes: int | None = None  # on one device, as XLA assigned it; None for a lane
     directory: Path | None = field(default=None, compare=False)  # it was read from; not in the file
 
     def curve(self, kind: str = "train") -> dict[str, list[Any]]:
@@ -246,12 +247,12 @@ def read_result(path: str | Path) -> Result:
     del types["directory"]
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the result of a run: it holds no JSON object")
+    values.setdefault("program_memory_bytes", None)  # which earlier versions did not record
     if strange := sorted(values.keys() ^ types.keys()):
         state = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)
         raise UserError(f"{path} is not a result of this version of smallbatch: {state}")
-    for key, wanted in types.items():
-        if not isinstance(values[key], wanted | int if wanted in (float, float | None) else wanted):
-            raise UserError(f"{path} is damaged: {key} is {values[key]!r}")
+    if problem := json_files.mismatch(values, types):
+        raise UserError(f"{path} is damaged: {problem}; restore it from a copy, or delete it to run again")
     if values["status"] not in STATUSES:
         raise UserError(f"{path} is damaged: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
     return Result(**values, directory=Path(path).parent)
@@ -293,6 +294,18 @@ def _complete_lines(path: str | Path) -> list[bytes]:
 
 def _has_fields(record: dict[str, Any]) -> bool:
     return _are_fields(record["kind"], tuple(record))
+
+
+def _problem(record: Any) -> str:
+    """Return what keeps a JSON value from being a record, in words; "" if nothing does."""
+    if not isinstance(record, dict) or record.get("kind") not in tuple(FIELDS):
+        return json_files.mismatch(record, {"kind": str}) or f"its kind is {record['kind']!r}"
+    if not _has_fields(record):
+        return f"its fields are {', '.join(record)}"
+    for name, value in record.items():
+        if type(value) not in (int, float) and name != "kind" and not (value is None and name in MAYBE_NULL_FIELDS):
+            return f"{name} is {value!r}"
+    return ""
 
 
 @functools.lru_cache(maxsize=256)  # the records of a sweep have the same fields a million times
