@@ -82,6 +82,16 @@ def read_json(path: str | Path) -> Any:
     return json_files.read(path)
 
 
+def read_config(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of a config.json. Raises UserError for a file that does not hold sections of keys."""
+    fix = "restore it from a copy, or delete it and rerun the command that wrote it"
+    config = json_files.read_object(path, {}, "the config of a run", fix)
+    for section, keys in config.items():
+        if problem := json_files.mismatch(keys, {}, f"{section}."):
+            raise UserError(f"{path} is not the config of a run ({problem}); {fix}")
+    return config
+
+
 class MetricsWriter:
     """Append records to metrics.jsonl, each with one write: a crash cuts short the last line at most."""
 
@@ -220,7 +230,7 @@ class Result:
     versions: dict  # this and the next two: see environment()
     git_sha: str | None
     git_dirty: bool | None
-    program_memory_bytes: int | None = None  # on one device, as XLA assigned it; None for a lane
+    program_memory_bytes: int | None = None  # of a device, as XLA assigns it; of a lane: its share
     directory: Path | None = field(default=None, compare=False)  # it was read from; not in the file
 
     def curve(self, kind: str = "train") -> dict[str, list[Any]]:

@@ -116,7 +116,7 @@ def _result(cell: Cell, config: dict[str, Any]) -> Result:
         perplexity=None, average_validation_loss_nats=None, train_loss_nats=None, tokens=budget,
         flops=budget * FLOPS_PER_TOKEN, tokens_per_sec=cell.tokens_per_sec, mfu=None,
         optimizer_steps=round(budget / batch_size / CONTEXT_TOKENS), secs=budget / cell.tokens_per_sec + 10.0,
-        peak_memory_bytes=2**20 * (500 + batch_size), fingerprint="ab" * 32, dataset_sha256="cd" * 32,
+        peak_memory_bytes=2**30, program_memory_bytes=2**20 * (500 + batch_size), fingerprint="ab" * 32, dataset_sha256="cd" * 32,
         diverged_at_step=7 if diverged else None, sample=None, params=851_968, seed=config["train"]["seed"],
         batch_size=batch_size, device={"platform": "cpu", "kind": "cpu", "count": 1},
         started="2026-01-01T00:00:00+00:00", finished="2026-01-01T00:01:00+00:00",

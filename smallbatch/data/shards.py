@@ -7,15 +7,18 @@ and where its shards are cut changes nothing for its readers.
 import dataclasses
 import hashlib
 import json
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from smallbatch import json_files
 from smallbatch.errors import UserError
 
 FORMAT_VERSION = 1
 META_FILE = "meta.json"
+COUNTS = ("train", "validation", "unused")
 
 
 @dataclass(frozen=True)
@@ -170,10 +173,13 @@ def open_dataset(directory: Path) -> Dataset:
 
 
 def _read_meta(directory: Path) -> DatasetMeta:
-    values = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
+    values = json_files.parse((directory / META_FILE).read_bytes())
+    shape = typing.get_type_hints(DatasetMeta) | dict.fromkeys(COUNTS, typing.get_type_hints(Counts))
+    if problem := json_files.mismatch(values, shape | {"libraries": dict}):
+        raise ValueError(f"in {META_FILE}, {problem}")
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {values['format_version']} where this version reads {FORMAT_VERSION}")
-    for name in ("train", "validation", "unused"):
+    for name in COUNTS:
         values[name] = Counts(**values[name])
     return DatasetMeta(**values)
 

@@ -4,11 +4,11 @@ A .txt file is one document or is cut at a separator; a .jsonl line and a .parqu
 """
 
 import glob
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from smallbatch import json_files
 from smallbatch.errors import UserError
 
 BLOCK_BYTES = 2**20
@@ -79,9 +79,10 @@ def _read_jsonl(path: Path, text_key: str, separator: str | None) -> Iterator[st
             if line.isspace():
                 continue
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number} is not a line of JSON: {error.msg}; mend or drop it") from error
+                record = json_files.parse_any(line)
+            except ValueError as error:
+                why = getattr(error, "msg", error)
+                raise UserError(f"{path}:{number} is not a line of JSON: {why}; mend or drop it") from error
             yield _text_of(record, text_key, f"{path}:{number}")
 
 

@@ -28,10 +28,18 @@ SHOWN_CELLS = 40
 
 def status_text(directory: SweepDirectory, only: Iterable[str] = ()) -> str:
     """Return how a sweep stands; reads its directory and nothing else, and writes nothing."""
-    cells = selected(directory.read_grid(), only)
+    notes = []
+    try:
+        cells = directory.read_grid()
+    except UserError as error:
+        cells = directory.begun_cells()
+        if not cells:
+            raise
+        notes = [f"{error}. Shown are the {len(cells)} cells that have been started."]
+    cells = selected(cells, only)
     states = directory.states(cells)
     running = directory.claims.holders(time.time())
-    return "\n".join([board.text(cells, states, running), *failures(directory, cells, states)])
+    return "\n".join([*notes, board.text(cells, states, running), *failures(directory, cells, states)])
 
 
 def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], flags) -> str:
