@@ -59,7 +59,7 @@ def read_object(
     """
     value = read(path, fix)
     if problem := mismatch(value, shape):
-        raise UserError(f"{path} is not {what} ({problem}); {fix}")
+        raise UserError(f"{path} is damaged, or is not {what} ({problem}); {fix}")
     return value
 
 

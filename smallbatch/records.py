@@ -172,15 +172,17 @@ def read_curve(directory: str | Path, kind: str = "train") -> dict[str, list[Any
     return {name: [math.nan if row.get(name) is None else row[name] for row in rows] for name in names}
 
 
-def last_tokens(path: Path) -> int:
-    """Return how far a run is by its newest record, 0 if it has none; reads the end of the file alone."""
+def last_tokens_and_secs(path: Path) -> tuple[int, float]:
+    """Return how far a run is by its newest record, (0, 0.0) if it has none; reads the end of the file alone."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_RECORD_BYTES))
             record = json_files.parse(file.read().split(b"\n")[-2])
     except (OSError, IndexError, ValueError):  # not there yet, empty, or not a whole line
-        return 0
-    return 0 if json_files.mismatch(record, {"tokens": int}) else record["tokens"]
+        return 0, 0.0
+    if json_files.mismatch(record, {"tokens": int, "secs": float}):
+        return 0, 0.0
+    return record["tokens"], record["secs"]
 
 
 def _at_once(lines: list[bytes]) -> list[Any]:

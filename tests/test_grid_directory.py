@@ -1,11 +1,12 @@
 """A sweep directory survives a crash at any moment and two commands at once; what is none is named, with a way out."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from smallbatch import config as configs
-from smallbatch import records
+from smallbatch import json_files, records
 from smallbatch.errors import UserError
 from smallbatch.grid.axes import axis
 from smallbatch.grid.cells import enumerate_cells
@@ -39,13 +40,13 @@ def test_a_mark_that_another_command_forgets_meanwhile_is_none(tmp_path, monkeyp
     directory = SweepDirectory(tmp_path)
     directory.mark("a", "failed", {"error": "no luck"})
     assert directory.state("a").error == "no luck"
-    read = records.read_json
+    read = json_files.read
 
-    def too_late(path):
-        path.unlink(missing_ok=True)
-        return read(path)
+    def too_late(path, *fix):
+        Path(path).unlink(missing_ok=True)
+        return read(path, *fix)
 
-    monkeypatch.setattr(records, "read_json", too_late)
+    monkeypatch.setattr(json_files, "read", too_late)
     assert directory.state("a").status == "missing"
 
 

@@ -20,7 +20,7 @@ from smallbatch.errors import UserError
 from smallbatch.records import STATUSES, read_config, read_metrics
 
 GRID_FORMAT = 1
-GRID = {"format": int, "name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
 # Keys of a config that are read as numbers here, with their types.
 READ_KEYS = {
     naming.BATCH_SIZE: int,
@@ -116,9 +116,11 @@ def _run_directory(path: Path) -> Cell:
 
 def _asked_for(path: Path) -> Sweep:
     file = path / "grid.json"
-    grid = json_files.read_object(file, GRID, "the grid of a sweep")
+    grid = json_files.read_object(file, {"format": int}, "the grid of a sweep")
     if grid["format"] != GRID_FORMAT:
         raise NotReportable(f"{file} has format {grid['format']!r}, not {GRID_FORMAT}; update smallbatch")
+    if problem := json_files.mismatch(grid, GRID):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
     base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
     if json_files.mismatch(arms, [str] if isinstance(arms, list) else str):
         raise UserError(f"{file} is damaged (arms is {arms!r}, not a key or a list of keys); restore it from a copy")

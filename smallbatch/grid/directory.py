@@ -31,7 +31,7 @@ MARKS: dict[str, dict[str, Any]] = {
     "skipped": {"error": str},
     "failed": {"error": str},
 }
-GRID = {"format": int, "name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
 REWRITE_GRID = "rerun the sweep with its --config: that writes grid.json again, and keeps every result"
 
 
@@ -130,11 +130,13 @@ class SweepDirectory:
             raise UserError(
                 f"{self.path} is not a sweep directory: it has no grid.json; name one by --workdir, or start one"
             )
-        asked = json_files.read_object(self.grid_json, GRID, "the grid of a sweep", REWRITE_GRID)
+        asked = json_files.read_object(self.grid_json, {"format": int}, "the grid of a sweep", REWRITE_GRID)
         if asked["format"] != FORMAT:
             raise UserError(
                 f"{self.grid_json} was not written by this version of smallbatch; use that one, or another --workdir"
             )
+        if problem := json_files.mismatch(asked, GRID):
+            raise UserError(f"{self.grid_json} is damaged ({problem}); {REWRITE_GRID}")
         try:
             cells = enumerate_cells(_config(asked["config"]), tuple(cell["values"] for cell in asked["cells"]))
         except UserError as error:
