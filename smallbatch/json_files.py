@@ -14,7 +14,10 @@ from typing import Any
 from smallbatch.errors import UserError
 
 MAX_INTEGER = 2**64  # larger ones overflow where they become floats or fixed-width integers
-NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "an object", list: "a list"}
+NAMES = {
+    **{int: "a whole number", float: "a number", str: "text"},
+    **{bool: "true or false", dict: "an object", list: "a list"},
+}
 
 
 def parse(text: str | bytes) -> Any:

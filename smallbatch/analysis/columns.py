@@ -19,8 +19,17 @@ from smallbatch.analysis.table import Run, RunTable, without_duplicates
 from smallbatch.errors import UserError, did_you_mean
 
 NEEDED = ("batch_size", "loss_nats")
-NUMBERS = ("tokens", "flops", "steps", "secs", "tokens_per_sec", "peak_memory_bytes", "program_memory_bytes", "params",
-           "learning_rate")
+NUMBERS = (
+    "tokens",
+    "flops",
+    "steps",
+    "secs",
+    "tokens_per_sec",
+    "peak_memory_bytes",
+    "program_memory_bytes",
+    "params",
+    "learning_rate",
+)
 OPTIONAL = ("setting", "arm", "seed", "status", *NUMBERS)
 # Hyperparameters that need no naming, also written as our configs do: optimizer.peak_lr.
 HYPERPARAMETERS = (

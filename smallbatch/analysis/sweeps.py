@@ -109,9 +109,14 @@ def _run_directories(path: Path, notes: Counter[str]) -> list[Cell]:
 
 def _run_directory(path: Path) -> Cell:
     config = naming.flatten(read_config(path / "config.json"))
-    if problem := json_files.mismatch(config, {key: kind for key, kind in READ_KEYS.items() if key in config}):
-        raise UserError(f"{path / 'config.json'} is damaged ({problem}); restore it from a copy")
+    _check_read_keys(config, path / "config.json")
     return Cell(path, config)
+
+
+def _check_read_keys(config: dict[str, Any], file: Path) -> None:
+    """Raise UserError if a key that is read as a number holds something else."""
+    if problem := json_files.mismatch(config, {key: kind for key, kind in READ_KEYS.items() if key in config}):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
 
 
 def _asked_for(path: Path) -> Sweep:
@@ -126,8 +131,7 @@ def _asked_for(path: Path) -> Sweep:
         raise UserError(f"{file} is damaged (arms is {arms!r}, not a key or a list of keys); restore it from a copy")
     cells = tuple(Cell(path / "cells" / cell["id"], {**base, **cell["values"]}) for cell in grid["cells"])
     for cell in cells:
-        if problem := json_files.mismatch(cell.config, {key: READ_KEYS[key] for key in READ_KEYS if key in cell.config}):
-            raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
+        _check_read_keys(cell.config, file)
     if not cells:
         raise NotReportable(f"{file} asks for no cells; there is nothing to report")
     return Sweep(grid["name"], path, cells, (arms,) if isinstance(arms, str) else tuple(arms), grid["config"])

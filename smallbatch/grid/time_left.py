@@ -29,8 +29,8 @@ class TimeLeft:
 def time_left(done: Sequence[Work], left: Sequence[Work]) -> TimeLeft | None:
     """Return how long the work left takes; None before anything is measured.
 
-    A cell goes at the speed of cells with the same program. Where none of those is measured, its time lies between those
-    that the slowest and the fastest measured cells of its batch size would take, or of any batch size.
+    A cell runs at the speed of cells with the same program. If none of those is measured, the range is that of the
+    slowest and the fastest measured cells of its batch size, or else of all batch sizes.
     """
     low = high = 0.0
     unmeasured = set()

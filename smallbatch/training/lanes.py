@@ -324,7 +324,8 @@ class LaneTrainer:
             program_memory_bytes=self._programs.memory_bytes * self._programs.mesh.size // self._programs.lanes,
         )
         lane.journal.close()
-        result = result_of(lane.plan, self._dataset, outcome, None, self._started, self._programs.mesh.size, alone=False)
+        devices = self._programs.mesh.size
+        result = result_of(lane.plan, self._dataset, outcome, None, self._started, devices, alone=False)
         records.write_result(lane.workdir.result, result)
 
     def _keep_state(self, lane: _Lane, step: int, state: steps.TrainState) -> None:

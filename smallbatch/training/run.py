@@ -26,7 +26,6 @@ from smallbatch.training.collectives import Traffic
 from smallbatch.training.programs import Memory, Programs, compiled, cpu_cores, out_of_memory, start_jax
 from smallbatch.training.trainer import Outcome, Trainer
 
-
 _runs_of_process = itertools.count()
 
 
