@@ -314,15 +314,22 @@ def _problem(record: Any) -> str:
         return json_files.mismatch(record, {"kind": str}) or f"its kind is {record['kind']!r}"
     if not _has_fields(record):
         return f"its fields are {', '.join(record)}"
-    for name, value in record.items():
-        if type(value) not in (int, float) and name != "kind" and not (value is None and name in MAYBE_NULL_FIELDS):
-            return f"{name} is {value!r}"
-    return ""
+    wrong = _not_a_number(tuple(record), tuple(map(type, record.values())))
+    return f"{wrong} is {str(record[wrong])[:40]}" if wrong else ""
 
 
 @functools.lru_cache(maxsize=256)  # the records of a sweep have the same fields a million times
 def _are_fields(kind: str, names: tuple[str, ...]) -> bool:
     return set(FIELDS[kind]) <= set(names) <= {*FIELDS[kind], *OPTIONAL_FIELDS[kind]}
+
+
+@functools.lru_cache(maxsize=256)
+def _not_a_number(names: tuple[str, ...], types: tuple[type, ...]) -> str:
+    """Return the first field, except for kind, that is no number, and not null where it may be; "" if there is none."""
+    for name, kind in zip(names, types, strict=True):
+        if kind not in (int, float) and name != "kind" and not (kind is type(None) and name in MAYBE_NULL_FIELDS):
+            return name
+    return ""
 
 
 def _finite(value: Any) -> Any:
