@@ -16,7 +16,7 @@ import platform
 import subprocess
 import typing
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -153,7 +153,8 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
 
 def _records(path: str | Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the records in lines of metrics.jsonl. Raises UserError that names the first line without one."""
-    for number, record in enumerate(_at_once(lines) or map(_parsed, lines), 1):
+    found: Iterable[Any] = _at_once(lines) or map(_parsed, lines)
+    for number, record in enumerate(found, 1):
         if problem := str(record) if isinstance(record, ValueError) else _problem(record):
             raise UserError(
                 f"{path}:{number} is not a record of a run: {problem}; restore the file from a copy, or start the run "

@@ -75,7 +75,7 @@ class Claims:
         except FileNotFoundError:
             return True
         except ValueError:
-            holder = None
+            holder = {}
         if json_files.mismatch(holder, CLAIM):  # damaged, cut short by a crash, or not written yet
             return age_secs > HEARTBEAT_SECS
         if holder["machine"] == _machine():
