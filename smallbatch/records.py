@@ -16,7 +16,7 @@ import platform
 import subprocess
 import typing
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -153,9 +153,8 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
 
 def _records(path: str | Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the records in lines of metrics.jsonl. Raises UserError that names the first line without one."""
-    found: Iterable[Any] = _at_once(lines) or map(_parsed, lines)
-    for number, record in enumerate(found, 1):
-        if problem := str(record) if isinstance(record, ValueError) else _problem(record):
+    for number, record in enumerate(_at_once(lines) or map(_parsed, lines), 1):
+        if problem := _problem(record):
             raise UserError(
                 f"{path}:{number} is not a record of a run: {problem}; restore the file from a copy, or start the run "
                 "again in another directory"
@@ -310,7 +309,9 @@ def _has_fields(record: dict[str, Any]) -> bool:
 
 
 def _problem(record: Any) -> str:
-    """Return what keeps a JSON value from being a record, in words; "" if nothing does."""
+    """Return what keeps a JSON value, or the error that it is none, from being a record; "" if nothing does."""
+    if isinstance(record, ValueError):
+        return str(record)
     if not isinstance(record, dict) or record.get("kind") not in tuple(FIELDS):
         return json_files.mismatch(record, {"kind": str}) or f"its kind is {record['kind']!r}"
     if not _has_fields(record):
