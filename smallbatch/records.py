@@ -16,13 +16,14 @@ import platform
 import subprocess
 import typing
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from smallbatch import __version__
+from smallbatch import __version__, json_files
 from smallbatch.errors import UserError
 
 # Fields of a record in metrics.jsonl, by kind. step: finished optimizer updates. tokens: step x batch size x
@@ -44,6 +45,8 @@ OPTIONAL_FIELDS = {
 }
 WALL_CLOCK_FIELDS = ("secs", "tokens_per_sec")  # all else is the same in every repetition of a run
 MAYBE_FINITE_FIELDS = {"loss_nats", "bits_per_byte", *OPTIONAL_FIELDS["train"], *OPTIONAL_FIELDS["validation"]}
+
+MAYBE_NULL_FIELDS = {*MAYBE_FINITE_FIELDS, "tokens_per_sec"}
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # what more space mends
 LONGEST_RECORD_BYTES = 10_000
@@ -82,12 +85,17 @@ def json_bytes(value: Any) -> bytes:
 
 def read_json(path: str | Path) -> Any:
     """Return what a JSON file holds. Raises UserError when it is missing or is not JSON."""
-    try:
-        return json.loads(Path(path).read_bytes(), parse_constant=_not_json)
-    except OSError as error:
-        raise _cannot("read", path, error) from error
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, or restore it from a copy") from error
+    return json_files.read(path)
+
+
+def read_config(path: str | Path) -> dict[str, dict[str, Any]]:
+    """Return the sections of a config.json. Raises UserError for a file that does not hold sections of keys."""
+    fix = "restore it from a copy, or delete it and rerun the command that wrote it"
+    config = json_files.read_object(path, {}, "the config of a run", fix)
+    for section, keys in config.items():
+        if problem := json_files.mismatch(keys, {}, f"{section}."):
+            raise UserError(f"{path} is not the config of a run ({problem}); {fix}")
+    return config
 
 
 class MetricsWriter:
@@ -127,7 +135,7 @@ class MetricsWriter:
 
 
 def rewind(path: str | Path, count: int) -> None:
-    """Keep the first `count` records of metrics.jsonl. Raises UserError when there are fewer."""
+    """Keep the first `count` records of metrics.jsonl. Raises UserError if there are fewer, or a line is damaged."""
     path = Path(path)
     lines = _complete_lines(path)
     if len(lines) < count:
@@ -135,6 +143,8 @@ def rewind(path: str | Path, count: int) -> None:
             f"{path} has {len(lines)} records, but the checkpoint was saved after {count}: the file lost "
             "records; restore it from a copy, or start in another run directory"
         )
+    for _ in _records(path, lines[:count]):  # a damaged line among them would stay in the file unnoticed
+        pass
     kept = b"".join(lines[:count])
     if path.exists() and path.stat().st_size != len(kept):
         write_bytes(path, kept)
@@ -144,19 +154,18 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
     """Return the records of metrics.jsonl, of one kind or all. Raises UserError for what is not a record."""
     if not Path(path).exists():
         raise UserError(f"there is no file {path}; is this a run directory?")
-    lines = _complete_lines(path)
-    records = []
+    return [record for record in _records(path, _complete_lines(path)) if kind in (None, record["kind"])]
+
+
+def _records(path: str | Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the records in lines of metrics.jsonl. Raises UserError that names the first line without one."""
     for number, record in enumerate(_at_once(lines) or map(_parsed, lines), 1):
-        try:
-            if isinstance(record, ValueError):
-                raise record
-            if not _has_fields(record):
-                raise ValueError(f"its fields are {', '.join(record)}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}:{number} is not a record of a run: {error}") from error
-        if kind in (None, record["kind"]):
-            records.append(record)
-    return records
+        if problem := _problem(record):
+            raise UserError(
+                f"{path}:{number} is not a record of a run: {problem}; restore the file from a copy, or start the run "
+                "again in another directory"
+            )
+        yield record
 
 
 def read_curve(directory: str | Path, kind: str = "train") -> dict[str, list[Any]]:
@@ -169,20 +178,23 @@ def read_curve(directory: str | Path, kind: str = "train") -> dict[str, list[Any
     return {name: [math.nan if row.get(name) is None else row[name] for row in rows] for name in names}
 
 
-def last_tokens(path: Path) -> int:
-    """Return how far a run is by its newest record, 0 if it has none; reads the end of the file alone."""
+def last_tokens_and_secs(path: Path) -> tuple[int, float]:
+    """Return how far a run is by its newest record, (0, 0.0) if it has none; reads the end of the file alone."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_RECORD_BYTES))
-            return json.loads(file.read().split(b"\n")[-2])["tokens"]
+            record = json_files.parse(file.read().split(b"\n")[-2])
     except (OSError, IndexError, ValueError):  # not there yet, empty, or not a whole line
-        return 0
+        return 0, 0.0
+    if json_files.mismatch(record, {"tokens": int, "secs": float}):
+        return 0, 0.0
+    return record["tokens"], record["secs"]
 
 
 def _at_once(lines: list[bytes]) -> list[Any]:
     """Return what the lines hold, parsed as one array, three times as fast as one by one; [] if a line is no JSON."""
     try:
-        records = json.loads(b"[" + b",".join(lines) + b"]", parse_constant=_not_json)
+        records = json_files.parse_any(b"[" + b",".join(lines) + b"]", parse_constant=_not_json)
     except ValueError:
         return []
     return records if len(records) == len(lines) else []
@@ -191,7 +203,7 @@ def _at_once(lines: list[bytes]) -> list[Any]:
 def _parsed(line: bytes) -> Any:
     """Return what a line holds, or the error that it is not JSON."""
     try:
-        return json.loads(line, parse_constant=_not_json)
+        return json_files.parse(line)
     except ValueError as error:
         return error
 
@@ -212,7 +224,7 @@ class Result:
     mfu: float | None  # share of the devices' peak (peaks.py) that training took
     optimizer_steps: int
     secs: float
-    peak_memory_bytes: int | None
+    peak_memory_bytes: int | None  # high-water mark of the process; None if it trained other runs too
     fingerprint: str  # of the config
     dataset_sha256: str
     diverged_at_step: int | None
@@ -227,6 +239,7 @@ class Result:
     git_sha: str | None
     git_dirty: bool | None
     validation_loss_se_nats: float | None = None  # standard error over the sequences of the validation set
+    program_memory_bytes: int | None = None  # of a device, as XLA assigns it; of a lane: its share
     directory: Path | None = field(default=None, compare=False)  # it was read from; not in the file
 
     def curve(self, kind: str = "train") -> dict[str, list[Any]]:
@@ -253,13 +266,13 @@ def read_result(path: str | Path) -> Result:
     del types["directory"]
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the result of a run: it holds no JSON object")
-    values.setdefault("validation_loss_se_nats", None)  # which earlier versions did not record
+    for name in ("validation_loss_se_nats", "program_memory_bytes"):  # which earlier versions did not record
+        values.setdefault(name, None)
     if strange := sorted(values.keys() ^ types.keys()):
         state = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)
         raise UserError(f"{path} is not a result of this version of smallbatch: {state}")
-    for key, wanted in types.items():
-        if not isinstance(values[key], wanted | int if wanted in (float, float | None) else wanted):
-            raise UserError(f"{path} is damaged: {key} is {values[key]!r}")
+    if problem := json_files.mismatch(values, types):
+        raise UserError(f"{path} is damaged: {problem}; restore it from a copy, or delete it to run again")
     if values["status"] not in STATUSES:
         raise UserError(f"{path} is damaged: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
     return Result(**values, directory=Path(path).parent)
@@ -303,9 +316,30 @@ def _has_fields(record: dict[str, Any]) -> bool:
     return _are_fields(record["kind"], tuple(record))
 
 
+def _problem(record: Any) -> str:
+    """Return what keeps a JSON value, or the error that it is none, from being a record; "" if nothing does."""
+    if isinstance(record, ValueError):
+        return str(record)
+    if not isinstance(record, dict) or record.get("kind") not in tuple(FIELDS):
+        return json_files.mismatch(record, {"kind": str}) or f"its kind is {record['kind']!r}"
+    if not _has_fields(record):
+        return f"its fields are {', '.join(record)}"
+    wrong = _not_a_number(tuple(record), tuple(map(type, record.values())))
+    return f"{wrong} is {str(record[wrong])[:40]}" if wrong else ""
+
+
 @functools.lru_cache(maxsize=256)  # the records of a sweep have the same fields a million times
 def _are_fields(kind: str, names: tuple[str, ...]) -> bool:
     return set(FIELDS[kind]) <= set(names) <= {*FIELDS[kind], *OPTIONAL_FIELDS[kind]}
+
+
+@functools.lru_cache(maxsize=256)
+def _not_a_number(names: tuple[str, ...], types: tuple[type, ...]) -> str:
+    """Return the first field, except for kind, that is no number, and not null where it may be; "" if there is none."""
+    for name, kind in zip(names, types, strict=True):
+        if kind not in (int, float) and name != "kind" and not (kind is type(None) and name in MAYBE_NULL_FIELDS):
+            return name
+    return ""
 
 
 def _finite(value: Any) -> Any:

@@ -1,13 +1,19 @@
 """Write text with a trained model: continue a prompt from a run's last checkpoint. Needs no corpus."""
 
 import sys
+import typing
 from pathlib import Path
 
-from smallbatch import cli, records
+from smallbatch import cli, json_files, layout, records
+from smallbatch import config as configs
+from smallbatch import plan as plans
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
-from smallbatch.specs import OPTIMIZER_KEYS, ModelSpec
+from smallbatch.progress import say
+from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec, ModelSpec
 from smallbatch.training.workdir import Workdir
+
+PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # what is read of plan.json
 
 
 def define_flags(flags) -> None:
@@ -25,18 +31,59 @@ def main(flags) -> None:
     if flags.run is None:
         raise UserError("which run? write --run=DIR, a run directory of smallbatch.train")
     workdir = Workdir(Path(flags.run))
-    if not workdir.plan.exists():
-        raise UserError(f"{workdir.path} is not a run directory: it has no plan.json")
+    if not workdir.plan.exists() and not workdir.config.exists():
+        raise UserError(f"{workdir.path} is not a run directory: it has neither plan.json nor config.json")
     tokenizer = tokenizers.load(workdir.tokenizer)
     if tokenizer is None:
         raise UserError(f"{workdir.path} was trained on token ids and has no tokenizer to write text with")
     prompt_ids = tokenizer.encode_batch([flags.prompt])[0].tolist()
-    plan = records.read_json(workdir.plan)
+    plan = read_plan(workdir, tokenizer.vocab_size)
     spec = ModelSpec(**plan["model"])
     ids = _continue(workdir, plan, spec, prompt_ids, tokenizer.eod_id, flags)
     print(tokenizer.decode(prompt_ids + ids))
     if len(prompt_ids) + len(ids) == spec.context_tokens and len(ids) < flags.tokens:
         print(f"(the context of {spec.context_tokens} tokens is full)", file=sys.stderr)
+
+
+def read_plan(workdir: Workdir, vocab_size: int) -> dict:
+    """Return what sampling needs of a run's plan.json; made again from its config.json where it is missing or damaged.
+
+    Raises UserError if neither can be read.
+    """
+    fix = "restore it from a copy, or delete it: it is then made again from config.json"
+    try:
+        plan = json_files.read_object(workdir.plan, PLAN, "the plan of a run", fix)
+        unknown = plan["model"].keys() - PLAN["model"].keys()
+        if unknown or plan["optimizer"]["name"] not in OPTIMIZER_KEYS:
+            what = f"model.{min(unknown)} is unknown" if unknown else f"optimizer.name is {plan['optimizer']['name']!r}"
+            raise UserError(f"{workdir.plan} is damaged ({what}); {fix}")
+        if _averages(plan) and (problem := json_files.mismatch(plan, {"hypers": {"interpolation": float}})):
+            raise UserError(f"{workdir.plan} is damaged ({problem}); {fix}")
+        return plan
+    except UserError as error:
+        if not workdir.config.exists():
+            raise
+        plan = _plan_of_config(workdir, vocab_size)
+        say(f"{error}. The plan is made again from {workdir.config}.")
+        return plan
+
+
+def _plan_of_config(workdir: Workdir, vocab_size: int) -> dict:
+    config = configs.base()
+    for key, value in configs.flatten(records.read_config(workdir.config)).items():
+        if key not in configs.key_types():
+            raise UserError(f"{workdir.config} is damaged, or of another version: {configs.unknown_key(key)}")
+        section, _, name = key.partition(".")
+        config[section][name] = value
+    config.model.attention = "xla"  # that of training does not matter here, and may not exist on this machine
+    configs.validate(config)
+    devices = DeviceSpec("cpu", layout.least_mesh(config.mesh).devices)
+    return plans.make(config, vocab_size=vocab_size, devices=devices).to_dict()
+
+
+def _averages(plan: dict) -> bool:
+    """Return whether a run is scored at a point between two sets of weights."""
+    return "interpolation" in OPTIMIZER_KEYS[plan["optimizer"]["name"]]
 
 
 def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[int], end_id: int, flags) -> list[int]:
@@ -52,7 +99,7 @@ def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[in
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     wanted = {"params": jax.tree.map(place, gpt.abstract_params(spec))}
-    averages = "interpolation" in OPTIMIZER_KEYS[plan["optimizer"]["name"]]
+    averages = _averages(plan)
     if averages:
         wanted |= {"opt_state": {"z": wanted["params"]}}
     restored = Checkpoints(workdir.checkpoints).restore(wanted, say=lambda line: print(line, file=sys.stderr))

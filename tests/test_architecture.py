@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "flops": {"specs"},
     "transfer": {"errors"},
     "phases": {"errors", "units"},
-    "records": {"__init__", "errors"},
+    "json_files": {"errors"},
+    "records": {"__init__", "errors", "json_files"},
     "progress": set(),
     "stopping": set(),
     "trackers": {"errors"},
@@ -35,16 +36,19 @@ MAY_IMPORT = {
     "layout": {"config", "errors", "specs"},
     "plan": {"config", "flops", "hyperparameters", "layout", "phases", "specs"},
     "summary": {"plan", "progress", "records", "specs"},
-    "data": {"progress", "records", *GROUND},
+    "data": {"json_files", "progress", "records", *GROUND},
     "model": GROUND,
     "optim": GROUND,
-    "analysis": {"__init__", "errors", "escaping", "progress", "records"},
+    "analysis": {"__init__", "errors", "escaping", "json_files", "progress", "records"},
     "training": {
         *("config", "data", "flops", "layout", "model", "optim", "plan", "progress", "records", "summary", "trackers"),
         *("stopping",),
         *GROUND,
     },
-    "grid": {"config", "data", "escaping", "layout", "plan", "progress", "records", "stopping", "training", *GROUND},
+    "grid": {
+        *("config", "data", "escaping", "json_files", "layout", "plan", "progress", "records", "stopping", "training"),
+        *GROUND,
+    },
 }
 MAY_IMPORT |= {name: set(MAY_IMPORT) | {"cli"} for name in COMMANDS}
 # Below `plan` nobody sees a ConfigDict: these two are handed one, to make the plan and to know whose directory it is.

@@ -115,6 +115,18 @@ def test_the_last_two_are_kept_and_the_newest_is_restored(tmp_path):
     assert restored(tmp_path)[1] == {"step": 100}
 
 
+def test_two_checkpoints_are_on_the_disk_between_saves_and_never_fewer_during_one(tmp_path):
+    checkpoints = saved(tmp_path, 1, 2)
+    on_disk = lambda: {path.name for path in tmp_path.iterdir() if path.name.isdecimal()}
+    fewest = len(on_disk())
+    checkpoints.save(3, state_of(3), {"step": 3})  # and no other call, as between two saves of a run
+    deadline = time.monotonic() + 5
+    while on_disk() != {"2", "3"} and time.monotonic() < deadline:
+        fewest = min(fewest, len(on_disk()))
+    assert on_disk() == {"2", "3"} and fewest == 2
+    checkpoints.close()
+
+
 def test_no_checkpoint_is_none(tmp_path):
     assert restored(tmp_path) is None
     assert restored(tmp_path / "nothing") is None
@@ -220,6 +232,80 @@ def test_a_directory_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write a checkpoint to .*file/x"):
         Checkpoints(tmp_path / "file" / "x").save(1, state_of(1), {})
+
+
+def test_a_checkpoint_that_training_deletes_meanwhile_is_not_called_damaged(tmp_path, monkeypatch):
+    saved(tmp_path / "ahead", 3)
+    saved(tmp_path / "run", 1, 2)
+    read = Checkpoints._read
+
+    def rotated(checkpoints, path, wanted):
+        if path.name == "2":
+            (tmp_path / "ahead" / "3").rename(tmp_path / "run" / "3")
+            shutil.rmtree(path)
+        return read(checkpoints, path, wanted)
+
+    monkeypatch.setattr(Checkpoints, "_read", rotated)
+    assert restored(tmp_path / "run")[1] == {"step": 3}
+
+
+def test_checkpoints_that_have_all_vanished_are_none_and_not_damaged(tmp_path, monkeypatch):
+    saved(tmp_path, 1, 2)
+    read = Checkpoints._read
+
+    def removed(checkpoints, path, wanted):
+        for step in "12":
+            shutil.rmtree(tmp_path / step)
+        return read(checkpoints, path, wanted)
+
+    monkeypatch.setattr(Checkpoints, "_read", removed)
+    assert restored(tmp_path) is None
+
+
+FAILING_MKDIR = """
+import errno, os, sys
+sys.path.insert(0, sys.argv[2])
+import conftest
+from pathlib import Path
+from test_checkpoint import Checkpoints, state_of
+make, left = os.mkdir, int(sys.argv[3])
+
+def mkdir(path, *args, **options):
+    global left
+    if "checkpoints/" in str(path):
+        left -= 1
+        if left < 0:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    make(path, *args, **options)
+
+os.mkdir = mkdir
+checkpoints = Checkpoints(Path(sys.argv[1]) / "checkpoints")
+try:
+    checkpoints.save(1, state_of(1), {})
+    checkpoints.close()
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("made_before", [0, 2])
+def test_a_directory_that_cannot_be_made_ends_the_process_at_once_with_one_line(tmp_path, made_before):
+    words = [sys.executable, "-c", FAILING_MKDIR, str(tmp_path), str(Path(__file__).parent), str(made_before)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)  # it took 300 s
+    assert done.stdout.startswith(f"UserError cannot write a checkpoint to {tmp_path}/checkpoints: ")
+    assert "Permission denied" in done.stdout and done.stdout.count("\n") == 1 and done.stderr == ""
+
+
+def test_a_file_in_the_place_of_a_checkpoint_is_passed_over_and_replaced(tmp_path):
+    saved(tmp_path, 1)
+    for name in ("2", "3.orbax-checkpoint-tmp"):
+        (tmp_path / name).write_text("not a directory")
+    checkpoints, lines = Checkpoints(tmp_path), []
+    assert checkpoints.restore(abstract(state_of(0)), lines.append)[1] == {"step": 1}
+    assert "2 is damaged" in lines[0]
+    checkpoints.save(2, state_of(2), {"step": 2})
+    checkpoints.close()
+    assert restored(tmp_path)[1] == {"step": 2}
 
 
 ENDLESS_SAVES = """

@@ -20,6 +20,7 @@ from smallbatch.grid.directory import State, SweepDirectory
 from smallbatch.grid.local import core_groups
 from smallbatch.grid.options import Options
 from smallbatch.grid.run import Sweep, plan_cells
+from smallbatch.grid.time_left import TimeLeft
 from smallbatch.specs import DeviceSpec
 
 home = runs.home
@@ -96,9 +97,43 @@ def test_workers_of_this_machine_can_be_fewer_than_its_cores():
         core_groups(1, len(core_groups(1)) + 1)
 
 
-def test_no_time_is_guessed_from_this_cpu_for_another_device(home, tmp_path):
-    assert "(a guess from a matrix product" in dry_run(tmp_path, cells_of(home))
-    assert "a time unknown until a cell has ended" in dry_run(tmp_path, cells_of(home), engine="lanes")
+def test_no_time_is_given_before_a_cell_has_ended(home, tmp_path):
+    for engine in ("local", "lanes"):
+        assert "a time not known before a cell has trained" in dry_run(tmp_path, cells_of(home), engine=engine)
+
+
+def test_the_time_left_is_that_of_each_batch_sizes_own_cells(home, tmp_path):
+    cells, directory = cells_of(home, product(axis("train.batch_size", [1, 4]), RATES)), SweepDirectory(tmp_path)
+    flops = plans_of(cells)[cells[0].id].flops
+    end(directory, cells[0], flops=flops, secs=1000.0)
+    assert "about 1h56m if batch size 4 runs as fast as those measured (from" in dry_run(tmp_path, cells, workers=1)
+    end(directory, cells[4], flops=flops, secs=100.0)
+    assert "about 55m00s" in dry_run(tmp_path, cells, workers=1)  # and not 7 cells x 550 seconds = 1h04m
+    three = cells_of(home, product(axis("train.batch_size", [1, 4, 2]), RATES))
+    assert "1h01m to 2h01m if batch size 2 runs as fast" in dry_run(tmp_path, three, workers=1)
+
+
+def test_the_time_left_of_a_running_sweep_is_that_of_its_own_cells_by_batch_size(home, tmp_path):
+    cells, directory = cells_of(home, product(axis("train.batch_size", [1, 4]), RATES)), SweepDirectory(tmp_path)
+    plans = plans_of(cells)
+    end(directory, cells[0], flops=plans[cells[0].id].flops, secs=1000.0)
+    shown = []
+
+    class Board:
+        is_due = True
+
+        def show(self, *about):
+            shown.append(about[-1])
+
+    watch = grid_run._Watch(Sweep(directory, cells, cells, plans, workers=2), Board())  # pyright: ignore
+    watch.look(set())
+    assert shown[-1] == TimeLeft(pytest.approx(7 * 500), pytest.approx(7 * 500), (4,))
+    directory.cell(cells[4].id).path.mkdir(parents=True)
+    with closing(records.MetricsWriter(directory.cell(cells[4].id).metrics)) as writer:
+        writer.write({**train(5), "tokens": BUDGET // 2, "secs": 100.0})  # under way, beside another
+    watch.look({cells[4].id, cells[5].id})
+    secs = 3 * 500 + 50 + 3 * 100
+    assert shown[-1] == TimeLeft(pytest.approx(secs), pytest.approx(secs))
 
 
 def test_the_time_of_a_lane_is_a_share_already(home, tmp_path):
@@ -113,7 +148,7 @@ def test_disk_space_is_counted_for_checkpoints_that_are_kept_and_for_every_recor
         cells = cells_of(home, cells, **changes)
         states = {cell.id: State("missing") for cell in cells}
         plans = plans_of(cells)
-        kept = {"at_once": 1, "workers": 1, "guess": False, "keep_checkpoints": keep_checkpoints}
+        kept = {"at_once": 1, "workers": 1, "keep_checkpoints": keep_checkpoints}
         return cost.cost(cells, plans, states, **kept).disk_bytes, plans[cells[0].id].params
 
     plain, params = disk_bytes(RATES)
@@ -175,7 +210,7 @@ def test_the_tokens_that_are_left_are_those_of_the_chosen_cells_that_are_to_be_r
     class Board:
         is_due = True
 
-        def show(self, states, running, done_tokens, total_tokens):
+        def show(self, states, running, done_tokens, total_tokens, time_left):
             shown.append((done_tokens, total_tokens))
 
     watch = grid_run._Watch(Sweep(directory, every, cells, plans_of(every)), Board())  # pyright: ignore

@@ -115,6 +115,21 @@ def test_pauses_do_not_count_as_training(tmp_path):
     assert secs >= 0.2 and secs - train_secs >= 0.2
 
 
+def test_the_clock_of_training_stands_still_in_a_pause_and_nested_pauses_count_once(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    with Run(tmp_path) as run:
+        clock[0] = 1.0
+        with run.journal.pause():
+            clock[0] = 3.0
+            assert run.journal.train_secs == 1.0
+            with run.journal.pause():
+                clock[0] = 6.0
+            assert run.journal.train_secs == 1.0
+        clock[0] = 8.0
+        assert (run.journal.train_secs, run.journal.secs) == (3.0, 8.0)
+
+
 def test_speed_is_that_of_the_steps_since_the_last_record(tmp_path):
     with Run(tmp_path) as run:
         began = time.monotonic()

@@ -106,6 +106,21 @@ def test_rewinding_drops_what_came_after_the_checkpoint(path):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.parametrize(
+    "line", ["[]", "", "{", '{"kind": "train"}', "[" * 100_000, json.dumps(train(2) | {"tokens": "x"})]
+)
+def test_a_bad_line_before_the_checkpoint_is_named_on_resume_and_one_after_it_is_dropped(path, line):
+    write(path, train(1), train(2), train(3))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run: .*; restore the file from a copy"):
+        rewind(path, 3)
+    assert path.read_bytes() == before
+    rewind(path, 1)
+    assert read_metrics(path) == [train(1)]
+
+
 def test_rewinding_a_file_that_lost_records_is_an_error(path):
     rewind(path, 0)  # a run that was never started
     assert not path.exists()
@@ -283,6 +298,15 @@ def test_a_result_that_was_tampered_with_is_refused(tmp_path, change, words):
     write_json(path, {**read_json(path), **change})
     with pytest.raises(UserError, match=words):
         records.read_result(path)
+
+
+def test_a_result_of_an_earlier_version_has_no_program_memory(tmp_path):
+    path = tmp_path / "result.json"
+    records.write_result(path, dataclasses.replace(RESULT, program_memory_bytes=3))
+    values = read_json(path)
+    assert records.read_result(path).program_memory_bytes == 3 == values.pop("program_memory_bytes")
+    write_json(path, values)
+    assert records.read_result(path).program_memory_bytes is None
 
 
 def test_a_result_without_a_key_is_refused(tmp_path):

@@ -7,9 +7,12 @@ import sys
 import pytest
 from model_specs import params_of, tiny
 
-from smallbatch import cli, sample
+from smallbatch import cli, records, sample
+from smallbatch import config as configs
 from smallbatch.data.tokenizers import BytesTokenizer
+from smallbatch.errors import UserError
 from smallbatch.training.checkpoint import Checkpoints
+from smallbatch.training.workdir import Workdir
 
 SPEC = tiny(layers=1, vocab_size=256)
 
@@ -50,6 +53,23 @@ def test_a_prompt_is_continued_from_the_last_checkpoint_until_the_context_is_ful
     code, out_of_1, err = command(monkeypatch, capfd, *words)
     assert code == 0 and out_of_1 != out
     assert "2 is damaged" in err.splitlines()[0]
+
+
+def test_a_lost_or_damaged_plan_is_made_again_from_the_config(run_dir):
+    config = configs.quickstart()
+    keys = ("width", "layers", "head_width", "ffn_width", "context_tokens", "rope_base", "matmul_precision")
+    config.model.update({key: getattr(SPEC, key) for key in keys})
+    config.train.budget_tokens, config.mesh.tensor = 2**16, 2
+    records.write_json(run_dir / "config.json", config.to_dict())
+    workdir = Workdir(run_dir)
+    for content in (None, "", "[]", '{"model": {}, "optimizer": {"name": "adam"}}'):
+        workdir.plan.unlink(missing_ok=True)
+        if content is not None:
+            workdir.plan.write_text(content)
+        assert sample.read_plan(workdir, 256)["model"] == {**dataclasses.asdict(SPEC), "max_logits": 2**26}
+    workdir.config.unlink()
+    with pytest.raises(UserError, match=r"plan.json is damaged, or is not the plan of a run"):
+        sample.read_plan(workdir, 256)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from grids import BUDGET_TOKENS, CONTEXT_TOKENS, Basin, Cell, basin_cells, replaced, write_run, write_sweep
 
-from smallbatch.analysis import sweeps
+from smallbatch.analysis import hardware, sweeps
 from smallbatch.errors import UserError
 
 
@@ -110,6 +110,40 @@ def test_two_sweeps_of_one_name_are_two_settings(tmp_path):
     assert len(sweeps.read(paths).settings) == 2
     with pytest.raises(UserError, match="named twice"):
         sweeps.read([paths[0], paths[0]])
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"format": 1}', '{"format": 1, "name": 3}'])
+def test_a_sweep_without_its_grid_json_is_reported_from_the_cells_that_were_started(tmp_path, content):
+    path = write_sweep(tmp_path, lrs("done", "done", "missing"))
+    (path / "grid.json").unlink() if content is None else (path / "grid.json").write_text(content)
+    table = sweeps.read([path])
+    assert [(run.status, run.loss_nats, run.point) for run in table.runs] == [
+        ("done", 2.5, (("optimizer.peak_lr", 0.001),)),
+        ("done", 2.6, (("optimizer.peak_lr", 0.002),)),
+    ]
+    (note,) = table.notes
+    assert "grid.json" in note and note.endswith("the 2 cells that have been started are reported")
+
+
+def test_a_run_without_its_plan_is_reported_with_the_learning_rate_of_its_config_and_a_note(tmp_path):
+    path = write_sweep(tmp_path, lrs("done"))
+    (path / "cells" / "000000" / "plan.json").unlink()
+    table = sweeps.read([path])
+    assert table.runs[0].learning_rate == 0.001
+    assert "plan.json" in table.notes[0] and "the learning rate is taken from the config" in table.notes[0]
+
+
+def test_memory_is_compared_by_the_programs_and_not_by_the_process_that_ran_other_cells_before(tmp_path):
+    path = write_sweep(tmp_path, lrs("done", "done"))
+    for i, (program_bytes, process_bytes) in enumerate([(30, 500), (20, 600)]):
+        result = path / "cells" / f"{i:06x}" / "result.json"
+        about = json.loads(result.read_text())
+        about |= {"program_memory_bytes": program_bytes, "peak_memory_bytes": process_bytes}
+        result.write_text(json.dumps(about))
+    (row,) = hardware.hardware(sweeps.read([path]))
+    assert row["memory_bytes"] == 25
+    (run,) = sweeps.read([path / "cells" / "000001"]).runs
+    assert run.program_memory_bytes == 20 and math.isnan(run.peak_memory_bytes)
 
 
 @pytest.mark.parametrize(

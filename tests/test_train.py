@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 import runs
 
 from smallbatch import records
+from smallbatch.analysis import hardware, sweeps
+from smallbatch.training import run
+from smallbatch.training.checkpoint import Checkpoints
 
 home, reference = runs.home, runs.reference
 REQUIRED = {"status", "validation_loss_nats", "bits_per_byte", "tokens", "flops", "tokens_per_sec"}
@@ -33,6 +37,35 @@ def test_run_directory_holds_config_plan_metrics_and_a_result_that_agree(home, r
     assert 0 < result["validation_loss_se_nats"] < 0.2 * result["validation_loss_nats"]
     assert result["secs"] > 0 and result["tokens_per_sec"] > 0 and result["peak_memory_bytes"] > 2**20
     assert (reference / "tokenizer").is_dir() and result["started"] <= result["finished"]
+
+
+def test_waiting_for_the_last_checkpoint_is_not_training(home, tmp_path, monkeypatch):
+    wait = Checkpoints.wait
+
+    def slow(checkpoints):
+        pending = checkpoints._pending is not None
+        wait(checkpoints)
+        time.sleep(3.0 * pending)
+
+    monkeypatch.setattr(Checkpoints, "wait", slow)
+    result, _ = runs.trained(home, tmp_path, {})
+    assert result.secs > 3.0 and result.tokens / result.tokens_per_sec < 2.0
+
+
+def test_memory_is_that_of_the_runs_own_program_whatever_the_process_ran_before(home, tmp_path):
+    found = {}
+    averages = {"adam": {}, "sgd": {"optimizer.b1": None, "optimizer.t2_tokens": None}}
+    for name in averages:
+        changes = {"optimizer.name": name, "optimizer.peak_lr": 0.01} | averages[name]
+        result, _ = runs.trained(home, tmp_path / name, changes)
+        planned = run.dry_run(runs.tiny_config(home, changes)).memory
+        assert result.program_memory_bytes == planned.total_bytes
+        found[name] = result
+    assert found["sgd"].program_memory_bytes <= found["adam"].program_memory_bytes - 2 * 4 * 28_672
+    assert found["sgd"].peak_memory_bytes is None  # it is at least that of the run before
+    rows = hardware.hardware(sweeps.read([tmp_path]))
+    memory = {row["arm"]: row["memory_bytes"] for row in rows}
+    assert {min(memory, key=memory.get)} == {arm for arm in memory if "sgd" in arm}
 
 
 def test_train_records_count_tokens_flops_and_follow_the_schedule(home, reference):

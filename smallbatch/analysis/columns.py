@@ -27,10 +27,10 @@ from smallbatch.escaping import without_apostrophes
 
 NEEDED = ("batch_size", "loss_nats")
 LOSSES = ("loss_nats", "validation_loss_se_nats")
-COUNTS = ("batch_size", "seed", "tokens", "steps", "peak_memory_bytes", "params")
+COUNTS = ("batch_size", "seed", "tokens", "steps", "peak_memory_bytes", "program_memory_bytes", "params")
 NUMBERS = (
-    *("tokens", "flops", "steps", "secs", "tokens_per_sec", "peak_memory_bytes", "params", "learning_rate"),
-    "validation_loss_se_nats",
+    *("tokens", "flops", "steps", "secs", "tokens_per_sec", "peak_memory_bytes", "program_memory_bytes", "params"),
+    *("learning_rate", "validation_loss_se_nats"),
 )
 OPTIONAL = ("setting", "arm", "seed", "status", *NUMBERS)
 # Hyperparameters that need no naming, also written as our configs do: optimizer.peak_lr.

@@ -175,7 +175,7 @@ def learning_rate_against_batch(study: Study) -> list[Picture]:
 
 def speed_and_memory(study: Study) -> list[Picture]:
     pictures = []
-    wanted = (("tokens_per_sec", "tokens per second", 1.0), ("peak_memory_bytes", "peak memory (MiB)", 2.0**20))
+    wanted = (("tokens_per_sec", "tokens per second", 1.0), ("memory_bytes", "memory on a device (MiB)", 2.0**20))
     for (setting,), rows in split(study.rows("hardware"), "setting").items():
         for name, label, unit in wanted:
             known = [row for row in rows if np.isfinite(row[name])]

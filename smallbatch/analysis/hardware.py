@@ -25,12 +25,21 @@ def hardware(table: RunTable) -> list[Row]:
             "tokens_per_sec": tokens_per_sec,
             "flops_per_sec": tokens_per_sec * flops_per_token,
             "run_secs": _median(runs, "secs"),
-            "peak_memory_bytes": _median(runs, "peak_memory_bytes"),
+            "memory_bytes": _memory_bytes(runs),
             "params": _median(runs, "params"),
         }
-        if any(np.isfinite(row[name]) for name in ("tokens_per_sec", "run_secs", "peak_memory_bytes")):
+        if any(np.isfinite(row[name]) for name in ("tokens_per_sec", "run_secs", "memory_bytes")):
             rows.append(row)
     return rows
+
+
+def _memory_bytes(runs: list[Run]) -> float:
+    """Return the memory of the program of a run on one device; what a CSV calls peak memory where that is unknown.
+
+    The high-water mark of a process is not compared: it may be that of a run before in the same process.
+    """
+    program_bytes = _median(runs, "program_memory_bytes")
+    return program_bytes if np.isfinite(program_bytes) else _median(runs, "peak_memory_bytes")
 
 
 def _median(runs: list[Run], name: str) -> float:

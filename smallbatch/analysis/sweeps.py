@@ -13,14 +13,27 @@ from typing import Any
 
 import numpy as np
 
+from smallbatch import json_files
 from smallbatch.analysis import curves, gradients, naming
 from smallbatch.analysis.naming import Identity, Named
 from smallbatch.analysis.table import Run, RunTable, without_duplicates
 from smallbatch.errors import UserError
-from smallbatch.records import STATUSES, read_json, read_metrics
+from smallbatch.records import STATUSES, read_config, read_metrics
 
 GRID_FORMAT = 1
 NAMED = 3  # run directories that a setting is named after
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
+# Keys of a config that are read as numbers here, with their types.
+READ_KEYS = {
+    naming.BATCH_SIZE: int,
+    naming.SEED: int | None,
+    "optimizer.peak_lr": float | None,
+    "model.context_tokens": int,
+}
+
+
+class NotReportable(UserError):
+    """A sound grid.json that there is no report of."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +79,17 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
     if not path.is_dir():
         raise UserError(f"there is no directory {path}; name a sweep directory, a run directory or a folder of runs")
     name = path.resolve().name
-    if (path / "grid.json").exists():
-        return _asked_for(path)
+    if (path / "grid.json").exists() or (path / "cells").is_dir():
+        try:
+            return _asked_for(path)
+        except UserError as error:
+            if isinstance(error, NotReportable) or not (cells := _run_directories(path / "cells", notes)):
+                raise
+            notes[f"{error}; the {len(cells)} cells that have been started are reported"] += 1
+            return Sweep(name, path, tuple(cells), (), None)
     if (path / "config.json").exists():
         return Sweep(name, path, (_run_directory(path),), (), None)
-    cells = []
-    for directory in sorted(p for p in path.iterdir() if p.is_dir() and (p / "config.json").exists()):
-        try:
-            cells.append(_run_directory(directory))
-        except UserError as error:
-            notes[f"{error}; left out"] += 1
+    cells = _run_directories(path, notes)
     if not cells:
         raise UserError(
             f"{path} is no sweep (grid.json), no run (config.json, result.json) and holds no runs; "
@@ -84,27 +98,45 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
     return Sweep(name, path, tuple(cells), (), None)
 
 
+def _run_directories(path: Path, notes: Counter[str]) -> list[Cell]:
+    """Return the run directories in a directory; one whose config.json is damaged is noted and left out."""
+    cells = []
+    for directory in sorted(p for p in path.glob("*") if p.is_dir() and (p / "config.json").exists()):
+        try:
+            cells.append(_run_directory(directory))
+        except UserError as error:
+            notes[f"{error}; left out"] += 1
+    return cells
+
+
 def _run_directory(path: Path) -> Cell:
-    config = read_json(path / "config.json")
-    if not isinstance(config, dict):
-        raise UserError(f"{path / 'config.json'} is damaged: it holds no config")
-    return Cell(path, naming.flatten(config))
+    config = naming.flatten(read_config(path / "config.json"))
+    _check_read_keys(config, path / "config.json")
+    return Cell(path, config)
+
+
+def _check_read_keys(config: dict[str, Any], file: Path) -> None:
+    """Raise UserError if a key that is read as a number holds something else."""
+    if problem := json_files.mismatch(config, {key: kind for key, kind in READ_KEYS.items() if key in config}):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
 
 
 def _asked_for(path: Path) -> Sweep:
-    grid = read_json(path / "grid.json")
-    try:
-        if grid["format"] != GRID_FORMAT:
-            raise UserError(f"{path / 'grid.json'} has format {grid['format']!r}, not {GRID_FORMAT}; update smallbatch")
-        base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
-        cells = tuple(Cell(path / "cells" / cell["id"], {**base, **cell["values"]}) for cell in grid["cells"])
-        arm_keys = (arms,) if isinstance(arms, str) else tuple(map(str, arms))
-        name = str(grid["name"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / 'grid.json'} is damaged ({error}); restore it from a copy") from error
+    file = path / "grid.json"
+    grid = json_files.read_object(file, {"format": int}, "the grid of a sweep")
+    if grid["format"] != GRID_FORMAT:
+        raise NotReportable(f"{file} has format {grid['format']!r}, not {GRID_FORMAT}; update smallbatch")
+    if problem := json_files.mismatch(grid, GRID):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
+    base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
+    if json_files.mismatch(arms, [str] if isinstance(arms, list) else str):
+        raise UserError(f"{file} is damaged (arms is {arms!r}, not a key or a list of keys); restore it from a copy")
+    cells = tuple(Cell(path / "cells" / cell["id"], {**base, **cell["values"]}) for cell in grid["cells"])
+    for cell in cells:
+        _check_read_keys(cell.config, file)
     if not cells:
-        raise UserError(f"{path / 'grid.json'} asks for no cells; there is nothing to report")
-    return Sweep(name, path, cells, arm_keys, grid["config"])
+        raise NotReportable(f"{file} asks for no cells; there is nothing to report")
+    return Sweep(grid["name"], path, cells, (arms,) if isinstance(arms, str) else tuple(arms), grid["config"])
 
 
 def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
@@ -159,7 +191,7 @@ def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: lis
         steps=_number(result.get("optimizer_steps")),
         secs=_number(result.get("secs")),
         tokens_per_sec=_number(result.get("tokens_per_sec")),
-        peak_memory_bytes=_number(result.get("peak_memory_bytes")),
+        program_memory_bytes=_number(result.get("program_memory_bytes")),
         params=_number(result.get("params")),
         context_tokens=_number(config.get("model.context_tokens")),
         source=str(where),
@@ -175,15 +207,19 @@ def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
     Read key by key, not by records.read_result, which refuses results of other versions: they are read years later.
     """
     if (where / "result.json").exists():
-        result = read_json(where / "result.json")
-        if not isinstance(result, dict) or result.get("status") not in STATUSES:
-            raise UserError(f"{where / 'result.json'} is not the result of a run")
+        result = json_files.read_object(where / "result.json", {"status": str}, "the result of a run")
+        if result["status"] not in STATUSES:
+            raise UserError(f"{where / 'result.json'} is not the result of a run: its status is {result['status']!r}")
+        nested = {key: {} for key in ("versions", "device") if result.get(key) is not None}
+        if problem := json_files.mismatch(result, nested):
+            raise UserError(f"{where / 'result.json'} is damaged ({problem}); restore it from a copy")
         if result["status"] != "preempted":  # which is one that may be cut, or goes on
             loss = _number(result.get("validation_loss_nats"))
             diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
             return ("diverged", np.inf, result) if diverged else ("done", loss, result)
     if (where / "cut.json").exists():
-        return "cut", _number(read_json(where / "cut.json").get("validation_loss_nats")), {}
+        cut = json_files.read_object(where / "cut.json", {"validation_loss_nats": float | None}, "about a cut cell")
+        return "cut", _number(cut["validation_loss_nats"]), {}
     if (where / "skipped.json").exists():
         return "skipped", np.inf, {}
     return ("failed" if (where / "failed.json").exists() else "missing"), np.nan, {}
@@ -206,11 +242,11 @@ def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
                 notes["a metrics.jsonl ends in half a line, which was left out"] += 1
     except UserError as error:
         notes[f"{error}; its curve was left out"] += 1
-    if (where / "plan.json").exists():
-        try:
-            known["peak_lr"] = _number(read_json(where / "plan.json")["hypers"]["peak_lr"])
-        except (UserError, KeyError, TypeError) as error:
-            notes[f"{where / 'plan.json'} has no learning rate ({error}); that of the config is taken"] += 1
+    try:
+        plan = json_files.read_object(where / "plan.json", {"hypers": {"peak_lr": float}}, "the plan of a run")
+        known["peak_lr"] = _number(plan["hypers"]["peak_lr"])
+    except UserError as error:
+        notes[f"{error}; the learning rate is taken from the config, without transfer rules"] += 1
     return known
 
 

@@ -39,7 +39,8 @@ class Run:
     steps: float = np.nan
     secs: float = np.nan
     tokens_per_sec: float = np.nan
-    peak_memory_bytes: float = np.nan
+    peak_memory_bytes: float = np.nan  # as a CSV has it: not read from run directories, see program_memory_bytes
+    program_memory_bytes: float = np.nan  # of the compiled program, on one device
     params: float = np.nan
     context_tokens: float = np.nan
     source: str = ""  # run directory, or file and row

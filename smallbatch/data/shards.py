@@ -7,18 +7,21 @@ and where its shards are cut changes nothing for its readers.
 import dataclasses
 import hashlib
 import json
+import typing
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from smallbatch import json_files
 from smallbatch.errors import UserError
 from smallbatch.progress import format_bytes, say
 from smallbatch.records import write_json
 
 FORMAT_VERSION = 2
 META_FILE = "meta.json"
+COUNTS = ("train", "validation", "unused")
 SLOW_BYTES = 2**30  # takes a second or more to hash
 VERIFIED_FILE = "verified.json"  # {shard: [size, mtime_ns, inode]} when its digest was last verified
 
@@ -200,10 +203,9 @@ def _stamp(path: Path) -> list[int]:
 def _verified_stamps(directory: Path) -> dict[str, object]:
     """Return what verified.json holds, nothing if it is missing or damaged: it only saves time."""
     try:
-        stamps = json.loads((directory / VERIFIED_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return json_files.read_object(directory / VERIFIED_FILE, {}, "the stamps of verified token shards")
+    except UserError:
         return {}
-    return stamps if isinstance(stamps, dict) else {}
 
 
 def _verify_digests(directory: Path, meta: DatasetMeta) -> None:
@@ -240,10 +242,13 @@ def _verify_split(split: str, paths: list[Path], sha256: str, changed: list[str]
 
 
 def _read_meta(directory: Path) -> DatasetMeta:
-    values = json.loads((directory / META_FILE).read_text(encoding="utf-8"))
+    values = json_files.parse((directory / META_FILE).read_bytes())
+    shape = typing.get_type_hints(DatasetMeta) | dict.fromkeys(COUNTS, typing.get_type_hints(Counts))
+    if problem := json_files.mismatch(values, shape | {"libraries": dict, "notes": [str]}):
+        raise ValueError(f"in {META_FILE}, {problem}")
     if values["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {values['format_version']} where this version reads {FORMAT_VERSION}")
-    for name in ("train", "validation", "unused"):
+    for name in COUNTS:
         values[name] = Counts(**values[name])
     return DatasetMeta(**values)
 

@@ -4,12 +4,12 @@ A .txt file is one document, or several if a separator cuts it. A .jsonl line an
 each. Text is never altered. The first two formats may be compressed (.gz, .zst).
 """
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smallbatch import json_files
 from smallbatch.data import compressed, file_glob
 from smallbatch.data.separators import Separator, compile_separator, unescape
 from smallbatch.errors import UserError
@@ -144,9 +144,10 @@ def _read_jsonl(path: Path, text_key: str, separator: Separator | None, skipped:
             if line.isspace():
                 continue
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number} is not a line of JSON: {error.msg}; mend or drop it") from error
+                record = json_files.parse_any(line)
+            except ValueError as error:
+                why = getattr(error, "msg", error)
+                raise UserError(f"{path}:{number} is not a line of JSON: {why}; mend or drop it") from error
             if isinstance(record, dict) and record.get(text_key, "") is None:
                 skipped.add(f"lines whose {text_key!r} is null", f"{path}:{number}")
                 continue

@@ -12,7 +12,8 @@ from typing import TextIO
 from smallbatch.grid.axes import BATCH_SIZE
 from smallbatch.grid.cells import Cell
 from smallbatch.grid.directory import State
-from smallbatch.progress import NotebookLine, format_secs, in_notebook
+from smallbatch.grid.time_left import TimeLeft, time_text
+from smallbatch.progress import NotebookLine, in_notebook
 
 COLUMNS = ("done", "running", "diverged", "failed", "cut", "skipped", "missing")
 LINE_EVERY_SECS = 30.0
@@ -79,7 +80,14 @@ class Board:
         every_secs = LIVE_EVERY_SECS if self._live else NOTEBOOK_EVERY_SECS if self._line else LINE_EVERY_SECS
         return time.monotonic() - self._shown >= every_secs
 
-    def show(self, states: dict[str, State], running: set[str], done_tokens: float, total_tokens: float) -> None:
+    def show(
+        self,
+        states: dict[str, State],
+        running: set[str],
+        done_tokens: float,
+        total_tokens: float,
+        time_left: TimeLeft | None,
+    ) -> None:
         """Show it again."""
         self._shown = now = time.monotonic()
         if self._first is None or done_tokens <= self._first:  # so far workers start and compile
@@ -87,7 +95,7 @@ class Board:
         left = ""
         if done_tokens > self._first:
             rate = (done_tokens - self._first) / (now - self._started)
-            left = f"  {rate:,.0f} tokens/s  {format_secs((total_tokens - done_tokens) / rate)} left"
+            left = f"  {rate:,.0f} tokens/s" + ("" if time_left is None else f"  left: {time_text(time_left)}")
         ended = sum(states[cell.id].status != "missing" for cell in self._cells)
         share = done_tokens / max(total_tokens, 1)
         line = f"sweep  {ended:,} of {len(self._cells):,} cells, {share:.0%} of the tokens{left}"

@@ -53,7 +53,7 @@ def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
             text = " ".join(f"{key}={shown(value)}" for key, value in values.items())
             problems.append(f"cell {number} ({text}): {error}")
             continue
-        cell = Cell(configs.fingerprint_flat(flat)[:ID_LENGTH], {key: flat[key] for key in keys}, flat)
+        cell = Cell(configs.fingerprint_flat(flat)[:ID_LENGTH], {key: flat[key] for key in keys if key in flat}, flat)
         if cell.id in cells:
             problems.append(f"cell {number} ({cell.name}) is the same run as another cell{_why(keys)}; leave one out")
         cells[cell.id] = cell

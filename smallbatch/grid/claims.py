@@ -15,10 +15,12 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from smallbatch import json_files
 from smallbatch.data.locks import locked
 
 HEARTBEAT_SECS = 10.0
 STALE_SECS = 90.0
+CLAIM = {"host": str, "machine": str, "pid": int, "started": str | None, "token": str}
 
 
 class Claims:
@@ -69,12 +71,14 @@ class Claims:
         path = self._directory / cell_id
         try:
             age_secs = now - path.stat().st_mtime
-            holder = json.loads(path.read_text())
+            holder = json_files.parse(path.read_bytes())
         except FileNotFoundError:
             return True
-        except ValueError:  # cut short by a crash, or not written yet
+        except ValueError:
+            holder = {}
+        if json_files.mismatch(holder, CLAIM):  # damaged, cut short by a crash, or not written yet
             return age_secs > HEARTBEAT_SECS
-        if holder.get("machine") == _machine():
+        if holder["machine"] == _machine():
             started = _started(holder["pid"])
             if started != "":  # known: that it lives, too, even if a laptop that slept has kept it from saying so
                 return started != holder["started"]
@@ -106,7 +110,7 @@ def _beat(path: Path, ours: str, stop: threading.Event) -> None:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
 
@@ -125,7 +129,7 @@ def _started(pid: int) -> str | None:
     """Return when a process started, "" if the system does not tell, None if it is gone: numbers are given again."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return None
     except PermissionError:
         pass

@@ -28,10 +28,18 @@ SHOWN_CELLS = 40
 
 def status_text(directory: SweepDirectory, only: Iterable[str] = ()) -> str:
     """Return how a sweep stands; reads its directory and nothing else, and writes nothing."""
-    cells = selected(directory.read_grid(), only)
+    notes = []
+    try:
+        cells = directory.read_grid()
+    except UserError as error:
+        cells = directory.begun_cells()
+        if not cells:
+            raise
+        notes = [f"{error}. Shown are the {len(cells)} cells that have been started."]
+    cells = selected(cells, only)
     states = directory.states(cells)
     running = directory.claims.holders(time.time())
-    return "\n".join([board.text(cells, states, running), *failures(directory, cells, states)])
+    return "\n".join([*notes, board.text(cells, states, running), *failures(directory, cells, states)])
 
 
 def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], flags) -> str:
@@ -99,7 +107,7 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
         say(f"{whole} groups of learning rates have a cell that was run to its end before: --halving cuts none of them")
     say(_cost_text(sweep, directory.states(chosen), place, engine, flags))
     stop = Stop()
-    states = run(sweep, engine, print, stop)
+    states = run(replace(sweep, workers=_workers(place, engine)), engine, print, stop)
     print(f"results: {directory.results_csv}")
     chosen_states = [states[cell.id].status for cell in chosen]
     if "missing" in chosen_states:
@@ -172,14 +180,18 @@ def _ray_engine(directory: SweepDirectory, devices: int, flags):
     return RayEngine(directory, flags.keep_checkpoints, devices, flags.ray_address)
 
 
+def _workers(place: _Place, engine: Engine) -> int:
+    """Return by how much running side by side divides the time of a cell: a lane has only its share in its result."""
+    return 1 if place.name == "lanes" else engine.size
+
+
 def _cost_text(sweep: Sweep, states: dict[str, State], place: _Place, engine: Engine, flags) -> str:
     expected = cost.cost(
         sweep.chosen,
         sweep.plans,
         states,
         at_once=engine.size,
-        workers=1 if place.name == "lanes" else engine.size,  # a lane is written down with its share of the time
-        guess=place.name == "local",
+        workers=_workers(place, engine),
         keep_checkpoints=flags.keep_checkpoints,
     )
     return cost.cost_text(expected)

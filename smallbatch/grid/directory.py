@@ -5,26 +5,33 @@ results.csv    one row a cell, written anew as cells end                  claims
 worker-*.txt   what a worker process said outside its cells, if anything
 """
 
+import contextlib
 import dataclasses
+import functools
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ml_collections import config_dict
-
 from smallbatch import config as configs
-from smallbatch import records
+from smallbatch import json_files, records
 from smallbatch.errors import UserError
 from smallbatch.escaping import csv_text
-from smallbatch.grid.axes import Grid
-from smallbatch.grid.cells import Cell, enumerate_cells
+from smallbatch.grid.cells import ID_LENGTH, Cell, enumerate_cells
 from smallbatch.grid.claims import Claims
+from smallbatch.progress import say
 from smallbatch.training.workdir import Workdir
 
 FORMAT = 1
 RESULTS = ("done", "diverged")
-MARKS = ("cut", "skipped", "failed")  # why there is no result: early stopping, a diverged rival, an error
+# Why there is no result (early stopping, a diverged rival, an error), with what CELL/STATUS.json holds.
+MARKS: dict[str, dict[str, Any]] = {
+    "cut": {"tokens": int, "validation_loss_nats": float | None},
+    "skipped": {"error": str},
+    "failed": {"error": str},
+}
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
+REWRITE_GRID = "rerun the sweep with its --config: that writes grid.json again, and keeps every result"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +76,13 @@ class SweepDirectory:
         Raises UserError if the directory cannot be written or holds something else.
         """
         asked = {cell.id for cell in cells}
-        left = len([cell for cell in self.read_grid() if cell.id not in asked]) if self.grid_json.exists() else 0
+        left = len(self._earlier_cells() - asked)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             strange = [path for path in self.path.iterdir() if not path.name.startswith(".")]  # as a crash leaves them
         except OSError as error:
             raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another --workdir") from error
-        if strange and not self.grid_json.exists():
+        if strange and not self.grid_json.exists() and not self.begun_cells():
             raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
         described = {
             "format": FORMAT,
@@ -87,22 +94,54 @@ class SweepDirectory:
         records.write_json(self.grid_json, described)
         return left
 
+    def _earlier_cells(self) -> set[str]:
+        """Return the ids in grid.json; where it is missing or damaged, those of the cells that have been started.
+
+        Raises UserError if another version of smallbatch may have written the sweep.
+        """
+        try:
+            return {cell.id for cell in self.read_grid()} if self.grid_json.exists() else self._started()
+        except UserError as error:
+            started = self._started()
+            if started != {cell.id for cell in self.begun_cells()}:
+                raise
+            say(f"{error}; writing it again ({len(started)} cells have been started, and stay)")
+            return started
+
+    def _started(self) -> set[str]:
+        """Return the names of the directories of cells."""
+        return {path.parent.name for path in self.path.glob("cells/*/config.json")}
+
+    def begun_cells(self) -> list[Cell]:
+        """Return the cells that have been started, from their configs alone; left out: those of other versions."""
+        flats = {}
+        for cell_id in sorted(self._started()):
+            with contextlib.suppress(UserError):
+                flat = configs.flatten(_config(records.read_config(self.cell(cell_id).config)).to_dict())
+                if configs.fingerprint_flat(flat)[:ID_LENGTH] == cell_id:
+                    flats[cell_id] = flat
+        varied = [key for key in configs.key_types() if len({repr(flat[key]) for flat in flats.values()}) > 1]
+        return [Cell(cell_id, {key: flat[key] for key in varied}, flat) for cell_id, flat in flats.items()]
+
     def read_grid(self) -> list[Cell]:
         """Return the cells that were asked for. Raises UserError where there is no sweep, or one of another version."""
         if not self.grid_json.exists():
             raise UserError(
                 f"{self.path} is not a sweep directory: it has no grid.json; name one by --workdir, or start one"
             )
-        asked = records.read_json(self.grid_json)
-        if not isinstance(asked, dict) or asked.get("format") != FORMAT:
+        asked = json_files.read_object(self.grid_json, {"format": int}, "the grid of a sweep", REWRITE_GRID)
+        if asked["format"] != FORMAT:
             raise UserError(
                 f"{self.grid_json} was not written by this version of smallbatch; use that one, or another --workdir"
             )
-        base = configs.base()
-        for section, values in asked["config"].items():
-            base[section].update(config_dict.ConfigDict(values))
-        grid: Grid = tuple(cell["values"] for cell in asked["cells"])
-        cells = enumerate_cells(base, grid)
+        if problem := json_files.mismatch(asked, GRID):
+            raise UserError(f"{self.grid_json} is damaged ({problem}); {REWRITE_GRID}")
+        try:
+            cells = enumerate_cells(_config(asked["config"]), tuple(cell["values"] for cell in asked["cells"]))
+        except UserError as error:
+            raise UserError(
+                f"{self.grid_json} is damaged, or of another version of smallbatch ({error}); {REWRITE_GRID}"
+            ) from error
         if [cell.id for cell in cells] != [cell["id"] for cell in asked["cells"]]:
             raise UserError(
                 f"{self.grid_json} names cells by other configs than this version of smallbatch makes; use the version "
@@ -117,10 +156,10 @@ class SweepDirectory:
         if result is not None and result.status in RESULTS:
             fields = {field.name for field in dataclasses.fields(State)} & vars(result).keys()
             return State(**{name: getattr(result, name) for name in fields})
-        for status in MARKS:
-            about = _unless_missing(records.read_json, workdir.path / f"{status}.json")
+        for status, shape in MARKS.items():
+            about = _unless_missing(functools.partial(_read_mark, shape=shape), workdir.path / f"{status}.json")
             if about is not None:
-                return State(**({"status": status} | about))
+                return State(status, **about)
         return State("missing")
 
     def states(self, cells: Iterable[Cell]) -> dict[str, State]:
@@ -153,6 +192,27 @@ class SweepDirectory:
         rows = self.rows(cells, states)
         text = csv_text([rows[0], *([row.get(column) for column in rows[0]] for row in rows)])
         records.write_bytes(self.results_csv, text.encode())
+
+
+def _read_mark(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
+    """Return what a mark records about its cell; a key may be missing. Raises UserError for other values."""
+    fix = "delete it: the cell then counts as not run"
+    about = json_files.read_object(path, {}, f"the record of a {path.stem} cell", fix)
+    known = {name: value for name, value in about.items() if name in shape}
+    if problem := json_files.mismatch(known, {name: shape[name] for name in known}):
+        raise UserError(f"{path} is damaged ({problem}); {fix}")
+    return known
+
+
+def _config(sections: dict[str, Any]) -> configs.Config:
+    """Return a config with the values of saved sections. Raises UserError for what is not a key or its value."""
+    config = configs.base()
+    for key, value in configs.flatten(sections).items():
+        if key not in configs.key_types():
+            raise UserError(configs.unknown_key(key))
+        section, _, name = key.partition(".")
+        config[section][name] = value
+    return config
 
 
 def _unless_missing(read: Callable[[Path], Any], path: Path) -> Any:

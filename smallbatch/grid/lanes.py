@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from smallbatch import records
+from smallbatch import json_files, records
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.locks import locked
 from smallbatch.errors import UserError
@@ -67,7 +67,9 @@ class Group:
 
     @staticmethod
     def read(path: Path) -> "Group":
-        return Group(path, **records.read_json(path / "group.json"))
+        fix = f"delete the directory {path}: its cells then start again in a new group"
+        group = json_files.read_object(path / "group.json", {"cells": [str], "lanes": int}, "a group of lanes", fix)
+        return Group(path, group["cells"], group["lanes"])
 
     def write(self) -> None:
         """Begin it."""
@@ -271,10 +273,22 @@ class LaneEngine:
         if self._lanes is not None:
             return -(-self._lanes // devices) * devices
         path, shape = self._directory.path / "lanes.json", self._shapes[cell_id]
-        known = records.read_json(path) if path.exists() else {}
+        known = _measured(path)
         most = min(MOST_LANES, list(self._shapes.values()).count(shape))
         key = hashlib.sha256(f"{shape} {most} {devices}".encode()).hexdigest()[:12]
         if key not in known:
             known[key] = choose_lanes(self._plans[cell_id], most, devices)
             records.write_json(path, known)
         return known[key]
+
+
+def _measured(path: Path) -> dict[str, int]:
+    """Return the numbers of lanes that were measured before; none where the file is missing or damaged."""
+    try:
+        return {key: lanes for key, lanes in json_files.read_object(path, {}, "lanes.json").items() if _is_count(lanes)}
+    except UserError:
+        return {}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1

@@ -17,6 +17,7 @@ from smallbatch.grid.board import Board, text
 from smallbatch.grid.cells import Cell, rivals
 from smallbatch.grid.directory import RESULTS, State, SweepDirectory
 from smallbatch.grid.tasks import Engine, Task
+from smallbatch.grid.time_left import TimeLeft, Work, time_left
 from smallbatch.specs import DeviceSpec
 from smallbatch.stopping import Stop
 from smallbatch.training import cloud
@@ -36,6 +37,7 @@ class Sweep:
     plans: dict[str, plans.Plan]
     stop_diverged: bool = False
     halving: int | None = None  # factor of successive halving
+    workers: int = 1  # by which running side by side divides the seconds of a result
 
     @property
     def reopened(self) -> tuple[str, ...]:
@@ -150,6 +152,7 @@ class _Watch:
         self._looked, self._written = time.monotonic(), -math.inf
         self._changed = True  # since results.csv was written
         self._tokens = dict.fromkeys((cell.id for cell in sweep.chosen), 0)  # that each has come to
+        self._secs = dict.fromkeys(self._tokens, 0.0)  # that its records have taken
         self._count(self._tokens.keys())
 
     def look(self, running: set[str]) -> None:
@@ -175,14 +178,35 @@ class _Watch:
     def show(self) -> None:
         """Show the board."""
         self._count(self._running)
-        self._board.show(self._states, self._running, sum(self._tokens.values()), self._total())
+        self._board.show(self._states, self._running, sum(self._tokens.values()), self._total(), self._time_left())
 
     def _count(self, cell_ids: Iterable[str]) -> None:
         """Look how far these cells have come, in whatever session."""
         for cell_id in self._tokens.keys() & set(cell_ids):
             tokens = self._states[cell_id].tokens
             metrics = self._sweep.directory.cell(cell_id).metrics
-            self._tokens[cell_id] = records.last_tokens(metrics) if tokens is None else tokens
+            self._tokens[cell_id], self._secs[cell_id] = (
+                records.last_tokens_and_secs(metrics) if tokens is None else (tokens, 0.0)
+            )
+
+    def _time_left(self) -> TimeLeft | None:
+        """Return how long the chosen cells still take; None if none has trained."""
+        work = lambda cell_id, tokens, secs=0.0: Work(
+            self._sweep.plans[cell_id], tokens * self._sweep.plans[cell_id].flops_per_token, secs
+        )
+        done = [
+            work(cell_id, state.tokens, state.secs / self._sweep.workers)
+            for cell_id, state in self._states.items()
+            if state.tokens and state.secs and cell_id in self._sweep.plans
+        ]
+        under_way = self._running & self._tokens.keys()
+        done += [work(cell_id, self._tokens[cell_id], self._secs[cell_id] / len(under_way)) for cell_id in under_way]
+        left = [
+            work(cell_id, self._sweep.plans[cell_id].budget_tokens - tokens)
+            for cell_id, tokens in self._tokens.items()
+            if self._states[cell_id].status == "missing"
+        ]
+        return time_left(done, left)
 
     def _total(self) -> int:
         """Return what `_tokens` will add up to in the end: a cell that ended before its budget stays where it is."""

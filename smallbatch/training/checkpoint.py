@@ -6,6 +6,7 @@ computed where the array lives, and a digest of the rest. One that fails a check
 before it is used.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,20 @@ from smallbatch.training import hosts
 LEFTOVER = re.compile(r"\d+\..*")  # of a save or a deletion that was killed
 
 
+MAX_VANISHED = 100
+
+
 class Checkpoints:
-    """The checkpoints in a directory: one directory each, named by the number of finished updates."""
+    """The checkpoints in a directory: one directory each, named by the number of finished updates.
+
+    The newest `keep` stay: an older one is deleted once a save has ended, so a save never leaves fewer whole ones.
+    """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self._directory = Path(directory).absolute()
         self._keep = keep
-        self._pending = None  # what the save in progress will come to
+        self._pending: Future[None] | None = None  # ends when the save in progress has, and older ones are deleted
+        self._background = ThreadPoolExecutor(1, "checkpoints")
         self._restored: int | None = None
         self._damaged: set[int] = set()
 
@@ -59,7 +68,9 @@ class Checkpoints:
             if step in self._damaged and path.exists():
                 _remove(path)
             self._damaged.discard(step)
-            self._pending = _orbax().save_async(str(path), arrays, custom_metadata=about)
+            with _synchronous_directories():
+                save = _orbax().save_async(str(path), arrays, custom_metadata=about)
+            self._pending = self._background.submit(self._finish, save)
         except Exception as error:
             raise self._unwritten(error) from error
 
@@ -73,12 +84,16 @@ class Checkpoints:
             return
         try:
             pending.result()
-            if hosts.is_first():
-                whole = [step for step in self._steps() if step not in self._damaged]
-                for step in set(self._steps()) - set(whole[-self._keep :]):
-                    _remove(self._directory / str(step))
         except Exception as error:
             raise self._unwritten(error) from error
+
+    def _finish(self, save: Any) -> None:
+        """Wait for a save, then delete the checkpoints that it supersedes."""
+        save.result()
+        if hosts.is_first():
+            whole = [step for step in self._steps() if step not in self._damaged]
+            for step in set(self._steps()) - set(whole[-self._keep :]):
+                _remove(self._directory / str(step))
 
     def close(self) -> None:
         """Wait for the save in progress. Raises: UserError if it could not be written."""
@@ -96,26 +111,38 @@ class Checkpoints:
         Raises:
             UserError: all checkpoints are damaged, or the newest whole one is of another model or optimizer.
         """
-        steps = hosts.from_first(self._steps)[::-1]
         problem = ""
-        for step in steps:
-            path = self._directory / str(step)
+        passed_over: set[int] = set()
+        for _ in range(MAX_VANISHED):
+            steps = [step for step in hosts.from_first(self._steps) if step not in passed_over]
+            if not steps:
+                break
+            path = self._directory / str(steps[-1])
             if problem:
                 say(f"{problem}; going back to {path}")
+            problem = ""
             try:
                 about, state = self._read(path, abstract_state)
             except UserError:
                 raise
             except Exception as error:  # orbax and tensorstore raise whatever their parsers happen to raise
-                self._damaged.add(step)
+                if not hosts.from_first(path.exists):
+                    continue  # the run that trains here has deleted it since they were listed
+                passed_over.add(steps[-1])
+                self._damaged.add(steps[-1])
                 problem = f"the checkpoint {path} is damaged ({_reason(error)})"
                 continue
-            self._restored = step
+            self._restored = steps[-1]
             return state, about["progress"]
-        if steps:
+        else:
             raise UserError(
-                f"{problem}, and there is no older one that is whole; restore it from a copy, or delete "
-                f"{self._directory} to train from the start"
+                f"the checkpoints in {self._directory} are deleted faster than they can be read; try again, or set a "
+                "longer train.checkpoint_every_secs for the run that trains there"
+            )
+        if passed_over:
+            raise UserError(
+                f"{problem or 'all checkpoints are damaged'}, and there is no older one that is whole; restore it from "
+                f"a copy, or delete {self._directory} to train from the start"
             )
         return None
 
@@ -149,7 +176,7 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
             for path in self._directory.iterdir():
                 if LEFTOVER.fullmatch(path.name):
-                    shutil.rmtree(path)
+                    _delete(path)
 
     def _unwritten(self, error: Exception) -> Exception:
         if hosts.is_loss(error):
@@ -162,12 +189,34 @@ class Checkpoints:
         return error
 
 
+@functools.cache
 def _orbax():
     from orbax.checkpoint import v1 as ocp
 
+    sys.unraisablehook = functools.partial(_without_late_writes, sys.unraisablehook)
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # what it logs as an error it also raises
     return ocp
+
+
+def _without_late_writes(hook: Callable, unraisable: Any) -> None:
+    """Report what cannot be raised by `hook`, except for the writes under way when a save failed.
+
+    tensorstore prints one traceback for each, beside the error that `wait` raises.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
+
+
+def _synchronous_directories():
+    """Return a context in which a save creates its directories before it returns.
+
+    In the background orbax waits 5 minutes for a directory that could not be created, and the process with it.
+    """
+    ocp = _orbax()
+    context = ocp.Context()
+    context.asynchronous.create_directories_asynchronously = False
+    return context
 
 
 def _load(path: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
@@ -245,4 +294,12 @@ def _remove(path: Path) -> None:
     """Delete a checkpoint; once it is begun, it does not look like one."""
     doomed = path.with_name(f"{path.name}.deleted")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    _delete(doomed)
+
+
+def _delete(path: Path) -> None:
+    """Delete a directory, or a file that lies in the way of one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

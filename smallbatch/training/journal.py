@@ -1,7 +1,9 @@
 """What a run writes down as it goes: loss sums between records, metrics.jsonl, its mirrors, and the clocks."""
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -24,7 +26,8 @@ class Journal:
         self.plan, self._writer, self._trackers = plan, writer, trackers  # the plan of the phase
         self._sums = {name: tuple(pair) for name, pair in saved["sums"].items()}  # (sum, number of values)
         self._secs_before, self._started = saved["secs"], time.monotonic()
-        self._train_secs_before, self._pauses = saved["train_secs"], 0.0
+        self._train_secs_before, self._paused_secs = saved["train_secs"], 0.0
+        self._pauses, self._paused_at = 0, 0.0  # pauses under way, and when the outermost began
         self._last_record = (0, 0.0)  # (step, train_secs) of the last train record of this session
         self.last_loss_nats: float | None = saved["last_loss_nats"]  # of the last train record
 
@@ -36,11 +39,21 @@ class Journal:
     @property
     def train_secs(self) -> float:
         """Of these, the seconds spent on updates: without compiling, validation and saving."""
-        return self._train_secs_before + time.monotonic() - self._started - self._pauses
+        now = self._paused_at if self._pauses else time.monotonic()
+        return self._train_secs_before + now - self._started - self._paused_secs
 
-    def pause(self) -> "_Pause":
-        """Return a context whose time does not count as training."""
-        return _Pause(self)
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Stop the clock of training; pauses may be nested."""
+        if not self._pauses:
+            self._paused_at = time.monotonic()
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._pauses:
+                self._paused_secs += time.monotonic() - self._paused_at
 
     def add(self, step: int, metrics_K: dict[str, np.ndarray], learning_rate) -> int | None:
         """Take in the metrics of the K updates that end at `step`; write a record where one is due.
@@ -132,14 +145,3 @@ class Journal:
             self._writer.write(record)
         for tracker in self._trackers:
             tracker.write(record)
-
-
-class _Pause:
-    def __init__(self, journal: Journal):
-        self._journal = journal
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._journal._pauses += time.monotonic() - self._start

@@ -96,6 +96,13 @@ class CompiledLanes:
         hypers = jax.tree.map(stack, optim.Hypers.abstract())
         return self._chunk.lower(self.abstract_state, hypers, tokens, count).compile()
 
+    @property
+    def memory_bytes(self) -> int:
+        """Return the bytes that one device needs for an update of its lanes, from the compiled chunk's own analysis."""
+        analysis = self.chunk.memory_analysis()
+        assert analysis is not None  # every backend of ours has one
+        return bytes_per_device(self.abstract_state) + analysis.temp_size_in_bytes
+
     def stacked(self, plans: list[Plan]) -> optim.Hypers:
         """Return the hyperparameters of R lanes; the last plan fills lanes that no plan is left for."""
         filled = plans + [plans[-1]] * (self.lanes - len(plans))
@@ -111,11 +118,7 @@ class CompiledLanes:
 
         XLA's CPU backend waits for ever where it gets no memory.
         """
-        needed = bytes_per_device(self.abstract_state)
-        if with_updates:
-            analysis = self.chunk.memory_analysis()
-            assert analysis is not None  # every backend of ours has one
-            needed += analysis.temp_size_in_bytes
+        needed = self.memory_bytes if with_updates else bytes_per_device(self.abstract_state)
         if too_much := over_memory(needed, self.mesh, most_frac):
             raise OutOfMemory(self.lanes, f"they take {too_much}")
 
@@ -227,15 +230,21 @@ class LaneTrainer:
             self._checkpoints.close()
 
     def _begun(self, saved: dict[str, Any] | None) -> Iterator[tuple[int, _Lane]]:
-        for i, member in enumerate(self._members):
-            if member is None:
-                continue
-            plan, workdir = member[0], Workdir(member[1])
-            progress = saved["lanes"][i] if saved else None
-            if saved and (progress is None or _sha256(workdir, progress["records"]) != progress["metrics_sha256"]):
-                say(f"{workdir.path} is not as its group left it; its lane idles, and it begins anew in another group")
-                continue
-            yield i, _Lane(plan, workdir, progress)
+        with contextlib.ExitStack() as pauses:  # a lane's clock stands still until the others are there
+            for i, member in enumerate(self._members):
+                if member is None:
+                    continue
+                plan, workdir = member[0], Workdir(member[1])
+                progress = saved["lanes"][i] if saved else None
+                if saved and (progress is None or _sha256(workdir, progress["records"]) != progress["metrics_sha256"]):
+                    say(
+                        f"{workdir.path} is not as its group left it; its lane idles, and it begins anew in another "
+                        "group"
+                    )
+                    continue
+                lane = _Lane(plan, workdir, progress)
+                pauses.enter_context(lane.journal.pause())
+                yield i, lane
 
     def _loop(self, state: steps.TrainState, step: int, look: Callable[[set[int]], bool], progress: Progress) -> bool:
         plan, saved_at = self._plan, time.monotonic()
@@ -256,12 +265,19 @@ class LaneTrainer:
             if plan.validate_every_steps and step % plan.validate_every_steps == 0 and step < plan.optimizer_steps:
                 for i in self._lanes:
                     self._validate(i, state, step)
-            stopping = look(set(self._lanes))
+            with self._paused():
+                stopping = look(set(self._lanes))
             if stopping or time.monotonic() - saved_at >= self._checkpoint_every_secs:
                 self._save(step, state)
                 saved_at = time.monotonic()
             if stopping and step < plan.optimizer_steps:
                 return False
+        with self._paused():
+            self._finish_all(step, state, look)
+        return True
+
+    def _finish_all(self, step: int, state: steps.TrainState, look: Callable[[set[int]], bool]) -> None:
+        """Validate the lanes that have come to the end, and write their results."""
         for i in list(self._lanes):
             score = self._validate(i, state, step)
             if not np.isfinite(score.loss_nats):
@@ -272,7 +288,6 @@ class LaneTrainer:
                 self._keep_state(self._lanes[i], step, lane_state)
             self._finish(i, "done", step, score, lane_state)
             look(set(self._lanes))  # this is the end, whatever it says
-        return True
 
     def _take_in(self, step: int, updates: int, metrics: dict[str, Any]) -> None:
         found = {name: np.asarray(values_RxK)[:, :updates] for name, values_RxK in metrics.items()}
@@ -306,9 +321,11 @@ class LaneTrainer:
             step if status == "diverged" else None,
             lane.journal.secs / count,  # its share: the lanes took this time together
             lane.journal.train_secs / count,
+            program_memory_bytes=self._programs.memory_bytes * self._programs.mesh.size // self._programs.lanes,
         )
         lane.journal.close()
-        result = result_of(lane.plan, self._dataset, outcome, None, self._started, self._programs.mesh.size)
+        devices = self._programs.mesh.size
+        result = result_of(lane.plan, self._dataset, outcome, None, self._started, devices, alone=False)
         records.write_result(lane.workdir.result, result)
 
     def _keep_state(self, lane: _Lane, step: int, state: steps.TrainState) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import math
 import resource
 import sys
@@ -25,6 +26,8 @@ from smallbatch.training import workdir as workdirs
 from smallbatch.training.collectives import Traffic
 from smallbatch.training.programs import Memory, Programs, compiled, cpu_cores, out_of_memory, start_jax
 from smallbatch.training.trainer import Outcome, Trainer
+
+_runs_of_process = itertools.count()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -86,11 +89,12 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
             )
 
         until_step = plan.optimizer_steps if until_tokens is None else plan.step_at(until_tokens)
+        alone = next(_runs_of_process) == 0
         outcome = trainer.run(state, saved, open_trackers, until_step)
         sample = None
         if outcome.status == "done" and prompt_ids:
             sample = _sample(plan, programs, outcome.params, tokenizer, prompt_ids, config.train)
-        result = result_of(plan, dataset, outcome, sample, started, plan.mesh.devices)
+        result = result_of(plan, dataset, outcome, sample, started, plan.mesh.devices, alone)
         if hosts.is_first():
             records.write_result(workdir.result, result)
     result = replace(result, directory=workdir.path)
@@ -201,9 +205,18 @@ def _sample(plan: plans.Plan, programs: Programs, params, tokenizer, prompt_ids:
 
 
 def result_of(
-    plan: plans.Plan, dataset: Dataset, outcome: Outcome, sample: str | None, started: str, devices: int
+    plan: plans.Plan,
+    dataset: Dataset,
+    outcome: Outcome,
+    sample: str | None,
+    started: str,
+    devices: int,
+    alone: bool,
 ) -> records.Result:
-    """Return what is written to result.json; `devices` is how many the outcome's seconds are of."""
+    """Return what is written to result.json.
+
+    devices: how many the outcome's seconds are of. alone: whether this process has trained no other run.
+    """
     device, score = jax.local_devices()[0], outcome.score
     tokens = plan.phase_at(outcome.step).tokens_at(outcome.step)
     tokens_per_sec = tokens / outcome.train_secs if outcome.train_secs > 0 else None
@@ -221,7 +234,8 @@ def result_of(
         mfu=tokens_per_sec and peaks.mfu(tokens_per_sec * plan.flops_per_token, device.device_kind, devices),
         optimizer_steps=outcome.step,
         secs=outcome.secs,
-        peak_memory_bytes=_peak_memory_bytes(device),
+        peak_memory_bytes=_peak_memory_bytes(device) if alone else None,  # it may be that of another run
+        program_memory_bytes=outcome.program_memory_bytes,
         fingerprint=plan.fingerprint,
         dataset_sha256=dataset.meta.sha256,
         diverged_at_step=outcome.diverged_at_step,

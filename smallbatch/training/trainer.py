@@ -43,6 +43,7 @@ class Outcome:
     train_secs: float
     stopped: bool = False  # by a signal or a notice
     noticed: bool = False  # by a notice: nobody outside has asked for it
+    program_memory_bytes: int | None = None  # on one device, of the largest program that the run has used
 
 
 class Trainer:
@@ -57,6 +58,7 @@ class Trainer:
         self._checkpoints = Checkpoints(workdir.checkpoints)
         self._checkpoint_every_secs = checkpoint_every_secs
         self._stop, self._noticed = stop, False
+        self._program_memory_bytes = 0
 
     def run(self, state: TrainState, saved: dict | None, open_trackers, until_step: int | None = None) -> Outcome:
         """Train on from what `restore` returned; `open_trackers(resumed_tokens)` returns the mirrors of the metrics.
@@ -124,7 +126,8 @@ class Trainer:
             if pending:
                 diverged_at = self._take_in(pending, journal, progress)
             pending = (step, updates, metrics)
-        self._checkpoints.wait()
+        with journal.pause():
+            self._checkpoints.wait()
         if diverged_at is not None:
             return self._outcome("diverged", diverged_at, state, None, journal, diverged_at)
         there = step >= self._until_step
@@ -153,6 +156,7 @@ class Trainer:
 
     def _compile(self, step: int) -> None:
         self._programs.check_memory(with_updates=True)  # compiles them
+        self._program_memory_bytes = max(self._program_memory_bytes, self._programs.compiled.memory().total_bytes)
         self._programs.learning_rate(step)  # likewise
 
     def _enter_phase(self, step: int, journal: Journal, progress: Progress) -> Plan:
@@ -176,7 +180,9 @@ class Trainer:
 
     def _save(self, step: int, state: TrainState, journal: Journal) -> None:
         with journal.pause():
-            self._checkpoints.save(step, state, journal.progress() | identity(self._plan, self._dataset))
+            memory = {"program_memory_bytes": self._program_memory_bytes}
+            progress = journal.progress() | memory | identity(self._plan, self._dataset)
+            self._checkpoints.save(step, state, progress)
 
     def restore(self) -> tuple[TrainState, dict | None]:
         """Return the state of the newest good checkpoint and what was saved with it, or a fresh state.
@@ -203,6 +209,7 @@ class Trainer:
                 f"this run records the gradient noise scale from {saved['noise_scale_from']}, and on these devices it "
                 f"would from {source}; give it as many devices as before, or begin another with train.diagnostics=False"
             )
+        self._program_memory_bytes = saved.get("program_memory_bytes", 0)
         say(f"going on after update {int(state.opt_state.count):,} of {self._plan.optimizer_steps:,}")
         return state, saved
 
@@ -220,6 +227,7 @@ class Trainer:
             journal.train_secs,
             self._stop.requested,
             self._noticed,
+            self._program_memory_bytes,
         )
 
 

@@ -62,7 +62,12 @@ def check_owner(workdir: Workdir, config: configs.Config) -> None:
     """Raise UserError if the directory holds another config's run, with the keys that differ."""
     if not workdir.config.exists():
         return
-    theirs = records.read_json(workdir.config)
+    theirs = records.read_config(workdir.config)
+    if unknown := configs.flatten(theirs).keys() - configs.key_types().keys():
+        raise UserError(
+            f"{workdir.config} is damaged, or of another version of smallbatch: {configs.unknown_key(min(unknown))}; "
+            "restore it from a copy, use the version that wrote it, or choose another --workdir"
+        )
     if differing := configs.differences(theirs, config.to_dict()):
         raise UserError(
             f"{workdir.path} holds a run of another config ({'; '.join(differing)}: there | here); "
