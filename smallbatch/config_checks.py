@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from smallbatch import paths
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.phases import LR_RULES, Phase, phases
 from smallbatch.specs import OPTIMIZER_KEYS, SCHEDULES
@@ -130,7 +131,7 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
         with suppress(KeyError):  # a rule about a key that is already wrong has nothing to add
             for words in rule(sound, defaults):
                 found.append(words)
-    return found
+    return found + paths.config_problems(sound)
 
 
 def _wrong_values(flat: Flat, types: dict[str, tuple[type, bool]]) -> Flat:

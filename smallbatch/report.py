@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from smallbatch import cli
+from smallbatch import cli, paths
 from smallbatch.errors import UserError
 
 
@@ -38,15 +38,18 @@ def main(words: list[str], flags) -> None:
     from smallbatch.analysis import columns, output, study, sweeps
     from smallbatch.analysis.table import joined
 
-    tables = [sweeps.read([Path(word) for word in words])] if words else []
-    if flags.csv:
-        tables.append(columns.read(Path(flags.csv), flags.columns or ""))
+    directories = [paths.local(word) for word in words]
+    out = paths.local(flags.out, "--out") if flags.out else None
+    csv = paths.local(flags.csv, "--csv") if flags.csv else None
+    tables = [sweeps.read(directories)] if directories else []
+    if csv is not None:
+        tables.append(columns.read(csv, flags.columns or ""))
     questions = study.Questions(
         flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size
     )
     found = study.analyze(joined(tables), questions)
-    default = Path(words[0]) / "report" if len(words) == 1 and not flags.csv else Path("report")
-    page = output.write(found, Path(flags.out) if flags.out else default)
+    default = directories[0] / "report" if len(directories) == 1 and csv is None else Path("report")
+    page = output.write(found, out or default)
     print(f"{output.text(found)}\n\n{page}")
 
 

@@ -1,9 +1,8 @@
 """Write text with a trained model: continue a prompt from a run's last checkpoint. Needs no corpus."""
 
 import sys
-from pathlib import Path
 
-from smallbatch import cli, records
+from smallbatch import cli, paths, records
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
 from smallbatch.specs import OPTIMIZER_KEYS, ModelSpec
@@ -24,8 +23,8 @@ def define_flags(flags) -> None:
 def main(flags) -> None:
     if flags.run is None:
         raise UserError("which run? write --run=DIR, a run directory of smallbatch.train")
-    workdir = Workdir(Path(flags.run))
-    if not workdir.plan.exists():
+    workdir = Workdir(paths.local(flags.run, "--run"))
+    if not paths.exists(workdir.plan):
         raise UserError(f"{workdir.path} is not a run directory: it has no plan.json")
     tokenizer = tokenizers.load(workdir.tokenizer)
     if tokenizer is None:
@@ -46,10 +45,10 @@ def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[in
     from smallbatch.model import gpt
     from smallbatch.model.decode import generate
     from smallbatch.training.checkpoint import Checkpoints
-    from smallbatch.training.programs import skip_absent_tpu
+    from smallbatch.training.programs import local_devices, skip_absent_tpu
 
     skip_absent_tpu()
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     wanted = {"params": jax.tree.map(place, gpt.abstract_params(spec))}
     averages = "interpolation" in OPTIMIZER_KEYS[plan["optimizer"]["name"]]
@@ -58,7 +57,7 @@ def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[in
     restored = Checkpoints(workdir.checkpoints).restore(wanted, say=lambda line: print(line, file=sys.stderr))
     if restored is None:
         fix = "train first, or wait for its first one"
-        if workdir.result.exists():
+        if paths.exists(workdir.result):
             fix = "a sweep keeps those of its cells with --keep_checkpoints"
         raise UserError(f"{workdir.path} has no checkpoint; {fix}")
     params = restored[0]["params"]

@@ -196,5 +196,5 @@ def test_halving_says_which_groups_it_cannot_compare(home, tmp_path):
     assert whole() == 1
     for cell in cells[1:3]:
         directory.mark(cell.id, "cut", {})
-    end(directory, cells[3], "preempted", tokens=BUDGET // 2)  # past its last rung: the group was halved
+    end(directory, cells[3], "stopped", tokens=BUDGET // 2)  # past its last rung: the group was halved
     assert whole() == 0

@@ -264,7 +264,7 @@ def test_a_loss_of_a_diverged_run_is_null_in_its_result(tmp_path):
         ({"tokens": None}, "tokens is None"),
         ({"tokens": "640"}, "tokens is '640'"),
         ({"flops": []}, r"flops is \[\]"),
-        ({"status": "fine"}, "status is 'fine', not one of done, diverged, preempted"),
+        ({"status": "fine"}, "status is 'fine', not one of done, diverged, stopped"),
     ],
 )
 def test_a_result_that_was_tampered_with_is_refused(tmp_path, change, words):

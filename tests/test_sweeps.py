@@ -19,7 +19,7 @@ def lrs(*statuses, **values):
 
 
 def test_every_cell_is_read_as_what_became_of_it(tmp_path):
-    statuses = ("done", "diverged", "missing", "failed", "cut", "preempted", "skipped")
+    statuses = ("done", "diverged", "missing", "failed", "cut", "stopped", "skipped")
     table = sweeps.read([write_sweep(tmp_path, lrs(*statuses))])
     assert [run.status for run in table.runs] == ["done", "diverged", "missing", "failed", "cut", "missing", "skipped"]
     assert [run.final_loss_nats for run in table.runs][:2] == [2.5, math.inf]

@@ -60,8 +60,8 @@ def test_lock_is_held_by_one_process_and_let_go_when_it_is_killed(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("status, is_finished", [("done", True), ("diverged", True), ("preempted", False)])
-def test_preempted_run_is_not_finished(tmp_path, status, is_finished):
+@pytest.mark.parametrize("status, is_finished", [("done", True), ("diverged", True), ("stopped", False)])
+def test_stopped_run_is_not_finished(tmp_path, status, is_finished):
     directory = workdir.Workdir(tmp_path)
     assert workdir.finished(directory) is None
     result = dataclasses.replace(RESULT, status=status)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from smallbatch import paths
 from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.sheets import key_text, value_text
 from smallbatch.analysis.table import Run, RunTable, without_duplicates
@@ -31,7 +32,7 @@ STATUS_WORDS = {
     **dict.fromkeys(("done", "finished", "completed", "success"), "done"),
     **dict.fromkeys(("diverged", "nan"), "diverged"),
     **dict.fromkeys(("failed", "crashed", "error"), "failed"),
-    **dict.fromkeys(("missing", "running", "pending", "killed", "preempted"), "missing"),
+    **dict.fromkeys(("missing", "running", "pending", "killed", "preempted", "stopped"), "missing"),
     "cut": "cut",
     "skipped": "skipped",
 }
@@ -157,7 +158,7 @@ def _load(path: Path) -> tuple[list[str], list[tuple]]:
     """Return the column names and rows of a CSV (lines that start with # are comments) or Parquet file."""
     import duckdb
 
-    if not path.is_file():
+    if not paths.is_file(path):
         raise UserError(f"there is no file {path}; --csv takes a CSV or Parquet file")
     reader = "read_parquet(?)" if path.suffix == ".parquet" else "read_csv(?, header=true, comment='#')"
     try:

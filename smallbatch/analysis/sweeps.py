@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from smallbatch import paths
 from smallbatch.analysis import curves, gradients, naming
 from smallbatch.analysis.naming import Identity, Named
 from smallbatch.analysis.table import Run, RunTable, without_duplicates
 from smallbatch.errors import UserError
-from smallbatch.records import STATUSES, read_json, read_metrics
+from smallbatch.records import FORMER_STATUSES, STATUSES, read_json, read_metrics
 
 GRID_FORMAT = 1
 
@@ -61,15 +62,15 @@ def read(paths: Sequence[Path]) -> RunTable:
 
 def find(path: Path, notes: Counter[str]) -> Sweep:
     """Return the cells of a directory. Raises UserError where it holds neither a sweep nor a run."""
-    if not path.is_dir():
+    if not paths.is_dir(path):
         raise UserError(f"there is no directory {path}; name a sweep directory, a run directory or a folder of runs")
-    name = path.resolve().name
-    if (path / "grid.json").exists():
+    name = paths.resolved(path).name
+    if paths.exists(path / "grid.json"):
         return _asked_for(path)
-    if (path / "config.json").exists():
+    if paths.exists(path / "config.json"):
         return Sweep(name, path, (_run_directory(path),), (), None)
     cells = []
-    for directory in sorted(p for p in path.iterdir() if p.is_dir() and (p / "config.json").exists()):
+    for directory in (p for p in paths.entries(path) if paths.exists(p / "config.json")):
         try:
             cells.append(_run_directory(directory))
         except UserError as error:
@@ -108,7 +109,7 @@ def _asked_for(path: Path) -> Sweep:
 def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
     """Sweeps of the same name are called by their directories, so that they stay two settings."""
     times = Counter(sweep.name for sweep in sweeps)
-    directories = {sweep.directory.resolve() for sweep in sweeps}
+    directories = {paths.resolved(sweep.directory) for sweep in sweeps}
     if len(directories) < len(sweeps):
         raise UserError("a directory is named twice; name each once")
     return [
@@ -158,19 +159,19 @@ def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
 
     Read key by key, not by records.read_result, which refuses results of other versions: they are read years later.
     """
-    if (where / "result.json").exists():
+    if paths.exists(where / "result.json"):
         result = read_json(where / "result.json")
-        if not isinstance(result, dict) or result.get("status") not in STATUSES:
+        if not isinstance(result, dict) or result.get("status") not in (*STATUSES, *FORMER_STATUSES):
             raise UserError(f"{where / 'result.json'} is not the result of a run")
-        if result["status"] != "preempted":  # which is one that may be cut, or goes on
+        if result["status"] in ("done", "diverged"):  # which is one that may be cut, or goes on
             loss = _number(result.get("validation_loss_nats"))
             diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
             return ("diverged", np.inf, result) if diverged else ("done", loss, result)
-    if (where / "cut.json").exists():
+    if paths.exists(where / "cut.json"):
         return "cut", _number(read_json(where / "cut.json").get("validation_loss_nats")), {}
-    if (where / "skipped.json").exists():
+    if paths.exists(where / "skipped.json"):
         return "skipped", np.inf, {}
-    return ("failed" if (where / "failed.json").exists() else "missing"), np.nan, {}
+    return ("failed" if paths.exists(where / "failed.json") else "missing"), np.nan, {}
 
 
 def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
                 notes["a metrics.jsonl ends in half a line, which was left out"] += 1
     except UserError as error:
         notes[f"{error}; its curve was left out"] += 1
-    if (where / "plan.json").exists():
+    if paths.exists(where / "plan.json"):
         try:
             known["peak_lr"] = _number(read_json(where / "plan.json")["hypers"]["peak_lr"])
         except (UserError, KeyError, TypeError) as error:

@@ -14,6 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
+from smallbatch import paths
 from smallbatch.data import shards, sources, text_shards, token_file, tokenizers
 from smallbatch.data.held_out import SPLIT_RULE
 from smallbatch.data.locks import locked
@@ -59,7 +60,7 @@ def prepare(spec: DataSpec, *, tokens_per_shard: int = TOKENS_PER_SHARD) -> Data
 def lookup(spec: DataSpec) -> Dataset | None:
     """Return the dataset of a spec if it is prepared; never build it. Raises: UserError if it is damaged."""
     directory = dataset_dir(spec)
-    return shards.open_dataset(directory) if directory.is_dir() else None
+    return shards.open_dataset(directory) if paths.is_dir(directory) else None
 
 
 def vocab_size(spec: DataSpec) -> int:
@@ -84,13 +85,13 @@ def dataset_dir(spec: DataSpec) -> Path:
         "validation_max_bytes": spec.validation_max_bytes,
     }
     if tokenizer_kind == "file":
-        file = tokenizers.read_file(Path(path).expanduser())
+        file = tokenizers.read_file(paths.local(path, "data.tokenizer: file:"))
         identity["tokenizer"] = [hashlib.sha256(file).hexdigest(), spec.eod_token]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     tokenizer = spec.tokenizer if tokenizer_kind != "file" else Path(path).stem
     words = [spec.source] if source_kind == "tokens" else [spec.source, tokenizer]
     readable = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[-40:] for word in words)
-    return Path(spec.cache_dir).expanduser() / f"{readable}-{digest}"
+    return paths.local(spec.cache_dir, "data.cache_dir") / f"{readable}-{digest}"
 
 
 def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
@@ -106,7 +107,7 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
     validation = ShardWriter(directory, "validation", dtype, tokens_per_shard)
     with contextlib.closing(train), contextlib.closing(validation):
         if kind == "tokens":
-            counts = token_file.write_splits(spec, Path(rest).expanduser(), train, validation)
+            counts = token_file.write_splits(spec, paths.local(rest), train, validation)
         else:
             assert tokenizer is not None
             counts = text_shards.write_splits(spec, tokenizer, train, validation)
@@ -160,7 +161,7 @@ def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
     if kind == "bytes":
         return tokenizers.BytesTokenizer()
-    return tokenizers.from_file(Path(rest).expanduser(), spec.eod_token)
+    return tokenizers.from_file(paths.local(rest), spec.eod_token)
 
 
 def _check_both_sides(spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from smallbatch import paths
 from smallbatch.data import text_files, tfds_source
 from smallbatch.errors import UserError
 from smallbatch.specs import DataSpec
@@ -36,9 +37,10 @@ def documents(spec: DataSpec) -> Iterator[str]:
 def _all_documents(spec: DataSpec) -> Iterator[str]:
     kind, rest = split_source(spec.source)
     if kind == "pystdlib":
-        return tfds_source.pystdlib_documents(Path(spec.tfds_data_dir or f"{spec.cache_dir}/tfds").expanduser())
+        return tfds_source.pystdlib_documents(paths.local(spec.tfds_data_dir or f"{spec.cache_dir}/tfds"))
     if kind == "tfds":
-        return tfds_source.documents(rest, spec.split, spec.text_key, spec.tfds_data_dir)
+        data_dir = None if spec.tfds_data_dir is None else str(paths.local(spec.tfds_data_dir, "data.tfds_data_dir"))
+        return tfds_source.documents(rest, spec.split, spec.text_key, data_dir)
     if kind == "text":
         return text_files.documents(text_files.matched_files(rest), spec.text_key, spec.document_separator)
     raise UserError(f"data.source={spec.source!r} holds tokens, not documents")
@@ -64,7 +66,7 @@ def identity(spec: DataSpec) -> dict[str, object]:
         files = [file_identity(path) for path in text_files.matched_files(rest)]
         return {"files": files, "text_key": spec.text_key, "document_separator": spec.document_separator}
     return {
-        "file": file_identity(Path(rest).expanduser()),
+        "file": file_identity(paths.local(rest, "data.source: tokens:")),
         "dtype": spec.tokens_dtype,
         "vocab_size": spec.tokens_vocab_size,
         "eod_id": spec.tokens_eod_id,
@@ -76,7 +78,7 @@ def file_identity(path: Path) -> list[object]:
         status = path.stat()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return [str(paths.resolved(path)), status.st_size, status.st_mtime_ns]
 
 
 def size_bytes(spec: DataSpec) -> int | None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from smallbatch import paths
 from smallbatch.errors import UserError
 
 BLOCK_BYTES = 2**20
@@ -20,7 +21,7 @@ def matched_files(pattern: str) -> list[Path]:
 
     Raises: UserError if nothing matches or a file has another ending than .txt, .jsonl or .parquet.
     """
-    pattern = os.path.expanduser(pattern)
+    pattern = str(paths.local(pattern, "data.source: text:"))
     found = [pattern] if os.path.isfile(pattern) else glob.glob(pattern, recursive=True)
     files = sorted((Path(name) for name in found if os.path.isfile(name)), key=lambda path: path.as_posix())
     if not files:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from smallbatch import paths
 from smallbatch.errors import UserError
 from smallbatch.records import read_json, write_json
 
@@ -160,7 +161,7 @@ def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
 def load(directory: Path) -> Tokenizer | None:
     """Load what `save` wrote to a run or data directory; None where there is nothing, as for tokens:PATH."""
     path = directory / CONFIG_FILE
-    if not path.exists():
+    if not paths.exists(path):
         return None
     config = read_json(path)
     if config == {"kind": "bytes"}:

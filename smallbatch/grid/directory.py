@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from smallbatch import config as configs
-from smallbatch import records
+from smallbatch import paths, records
 from smallbatch.errors import UserError
 from smallbatch.grid.axes import Grid
 from smallbatch.grid.cells import Cell, enumerate_cells
@@ -69,15 +69,11 @@ class SweepDirectory:
 
         Raises UserError if the directory cannot be written or holds something else.
         """
-        asked = {cell.id for cell in cells}
-        left = len([cell for cell in self.read_grid() if cell.id not in asked]) if self.grid_json.exists() else 0
+        left = self.check_grid(cells)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            strange = [path for path in self.path.iterdir() if not path.name.startswith(".")]  # as a crash leaves them
         except OSError as error:
             raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another --workdir") from error
-        if strange and not self.grid_json.exists():
-            raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
         described = {
             "format": FORMAT,
             "name": name,
@@ -88,9 +84,35 @@ class SweepDirectory:
         records.write_json(self.grid_json, described)
         return left
 
+    def check_grid(self, cells: list[Cell]) -> int:
+        """Return how many cells of an earlier grid here are not among these; write nothing.
+
+        Raises UserError if a sweep cannot be written here, or the directory holds something else.
+        """
+        paths.check_writable(self.path, "choose another --workdir")
+        if paths.exists(self.grid_json):
+            asked = {cell.id for cell in cells}
+            return len([cell for cell in self.read_grid() if cell.id not in asked])
+        if any(not path.name.startswith(".") for path in paths.entries(self.path)):  # a crash leaves hidden files
+            raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
+        return 0
+
+    def saved_grid(self) -> tuple[str, Grid]:
+        """Return the name of the sweep and its grid. Raises UserError where there is no sweep."""
+        grid: Grid = tuple(cell.values for cell in self.read_grid())
+        return str(records.read_json(self.grid_json).get("name", self.path.name)), grid
+
+    def check_config(self, config: configs.Config) -> None:
+        """Raise UserError, with the keys, if a config contradicts that of the sweep; `config` is of its first cell."""
+        if differing := configs.differences(self.read_grid()[0].config.to_dict(), config.to_dict()):
+            raise UserError(
+                f"{self.path} holds a sweep of another config ({'; '.join(differing)}: there | here); resume it "
+                "with --workdir alone, or name a grid with --config and another --workdir"
+            )
+
     def read_grid(self) -> list[Cell]:
         """Return the cells that were asked for. Raises UserError where there is no sweep, or one of another version."""
-        if not self.grid_json.exists():
+        if not paths.exists(self.grid_json):
             raise UserError(
                 f"{self.path} is not a sweep directory: it has no grid.json; name one by --workdir, or start one"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from smallbatch import plan as plans
 from smallbatch import records
 from smallbatch.config import Config
-from smallbatch.data import prepare
+from smallbatch.data import prepare, tokenizers
 from smallbatch.errors import UserError
 from smallbatch.grid import halving
 from smallbatch.grid.axes import LEARNING_RATE
@@ -64,6 +64,21 @@ def plan_cells(cells: list[Cell], devices: Callable[[Config], DeviceSpec]) -> di
 def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
     """Prepare every corpus once, before workers want it; return {DataSpec: training tokens}."""
     return {spec: len(prepare.prepare(spec).train) for spec in {plan.data for plan in cell_plans}}
+
+
+def check_prompts(cells: list[Cell], cell_plans: dict[str, plans.Plan]) -> None:
+    """Raise UserError, with the cell, for a prompt of a sample that its context does not hold. Corpora are prepared."""
+    from smallbatch.training.run import prompt_ids
+
+    loaded: dict = {}
+    for cell in cells:
+        plan, train = cell_plans[cell.id], cell.config.train
+        if plan.data not in loaded:
+            loaded[plan.data] = tokenizers.load(prepare.dataset_dir(plan.data))
+        try:
+            prompt_ids(plan, loaded[plan.data], train.sample_prompt, train.sample_tokens)
+        except UserError as error:
+            raise UserError(f"cell {cell.id} ({cell.name}): {error}") from error
 
 
 def run(sweep: Sweep, engine: Engine, say: Callable[[str], None], stop: Stop) -> dict[str, State]:
