@@ -35,12 +35,12 @@ def main(words: list[str], flags) -> None:
         raise UserError("name a sweep directory: python -m smallbatch.report WORKDIR, or a file: --csv=runs.csv")
     if flags.columns and not flags.csv:
         raise UserError("--columns names the columns of a --csv, and there is none")
-    from smallbatch.analysis import columns, output, study, sweeps
-    from smallbatch.analysis.table import joined
-
     directories = [paths.local(word) for word in words]
     out = paths.local(flags.out, "--out") if flags.out else None
     csv = paths.local(flags.csv, "--csv") if flags.csv else None
+    from smallbatch.analysis import columns, output, study, sweeps
+    from smallbatch.analysis.table import joined
+
     tables = [sweeps.read(directories)] if directories else []
     if csv is not None:
         tables.append(columns.read(csv, flags.columns or ""))

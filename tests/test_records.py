@@ -275,6 +275,12 @@ def test_a_result_that_was_tampered_with_is_refused(tmp_path, change, words):
         records.read_result(path)
 
 
+def test_the_word_of_earlier_versions_for_a_stopped_run_is_read(tmp_path):
+    path = tmp_path / "result.json"
+    records.write_result(path, dataclasses.replace(RESULT, status="preempted"))
+    assert records.read_result(path).status == "stopped"
+
+
 def test_a_result_without_a_key_is_refused(tmp_path):
     path = tmp_path / "result.json"
     records.write_result(path, RESULT)

@@ -36,6 +36,11 @@ def test_every_cell_is_read_as_what_became_of_it(tmp_path):
     }
 
 
+@pytest.mark.parametrize("word", ["stopped", "preempted"])
+def test_a_stopped_run_is_missing_also_by_the_word_of_earlier_versions(tmp_path, word):
+    assert [run.status for run in sweeps.read([write_sweep(tmp_path, lrs("done", word))]).runs] == ["done", "missing"]
+
+
 def test_a_run_is_read_with_its_totals_and_curves(tmp_path):
     cell = Cell({"train.batch_size": 4}, 2.5, validations=5, extra={"grad_norm": lambda share: 2.0})
     (run,) = sweeps.read([write_sweep(tmp_path, [cell])]).runs
