@@ -4,12 +4,15 @@ import dataclasses
 import json
 import sys
 
+import jax
 import pytest
 from model_specs import params_of, tiny
 
 from smallbatch import cli, sample
 from smallbatch.data.tokenizers import BytesTokenizer
+from smallbatch.errors import UserError
 from smallbatch.training.checkpoint import Checkpoints
+from smallbatch.training.programs import start_jax
 
 SPEC = tiny(layers=1, vocab_size=256)
 
@@ -59,6 +62,7 @@ def test_a_prompt_is_continued_from_the_last_checkpoint_until_the_context_is_ful
         (["--run=nowhere"], "nowhere is not a run directory"),
         (["--run={}"], "has no checkpoint; train first"),
         (["--run={}", "--promt=x"], "did you mean --prompt?"),
+        (["--run={}", "--prompt=caf\udce9"], "--prompt: its value is not UTF-8"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run_dir, monkeypatch, capfd, words, said):
@@ -85,3 +89,20 @@ def test_a_schedule_free_run_is_sampled_at_its_average(run_dir, monkeypatch, cap
         checkpoints.close()
         sampled.append(command(monkeypatch, capfd, *words)[1])
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': none\nmore")])
+def test_a_platform_that_is_not_here_is_one_line(run_dir, tmp_path, monkeypatch, capfd, error):
+    """A GPU that is asked for where JAX has no plugin for it is a bare AssertionError of JAX."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(
+        UserError, match=r"JAX has no device of JAX_PLATFORMS=cpu.*Installed: jax .*Unset JAX_PLATFORMS"
+    ):
+        start_jax(1, tmp_path)
+    code, out, err = command(monkeypatch, capfd, f"--run={run_dir}", "--prompt=a")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "JAX has no device of JAX_PLATFORMS=cpu" in err
