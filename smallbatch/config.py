@@ -71,7 +71,7 @@ def base() -> Config:
     data.tokens_eod_id = placeholder(int)  # of tokens:PATH; unset: the tail of the file is held out
     data.validation_frac = 0.05  # share of the documents held out, chosen by a hash of their text
     data.validation_max_bytes = 524_288  # the validation set stops growing here
-    data.tfds_data_dir = placeholder(str)  # where TFDS looks for and puts datasets; unset: TFDS's own default
+    data.tfds_data_dir = placeholder(str)  # where TFDS has its datasets, a local path; unset: its own default
     data.cache_dir = "~/.cache/smallbatch"  # token shards are written here and reused
     data.shuffle_seed = 0  # order of the training sequences
 

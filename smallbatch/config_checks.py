@@ -146,6 +146,8 @@ def _wrong_value(key: str, value: Any, wanted: type, optional: bool, ranges: dic
     fits = (int, float) if wanted is float else wanted
     if not isinstance(value, fits) or isinstance(value, bool) is not (wanted is bool):
         return f"{key} is {value!r}; it takes {TYPE_WORDS[wanted]}"
+    if wanted is str and not _is_utf8(value):
+        return f"{key} is {value!r}, which is not UTF-8; it takes text without halves of surrogate pairs"
     if wanted is float and not math.isfinite(value):
         return f"{key} is {value}; it takes a finite number"
     if key in CHOICES and value not in CHOICES[key]:
@@ -153,6 +155,14 @@ def _wrong_value(key: str, value: Any, wanted: type, optional: bool, ranges: dic
     if key in ranges and not ranges[key][1](value):
         return f"{key} is {value!r}; it must be {ranges[key][0]}"
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sources(flat: Flat, defaults: Flat) -> Iterator[str]:

@@ -239,6 +239,14 @@ def test_the_config_of_a_run_is_a_config_file(run, tmp_path):
     assert "there is no config file" in run(f"--config={tmp_path}/none.json")[2]
 
 
+def test_text_that_is_not_utf8_is_refused_in_a_file_too(run, tmp_path):
+    c = config.quickstart()
+    c.train.sample_prompt = "\ud800"
+    write_json(tmp_path / "config.json", c.to_dict())
+    code, _, err, _ = run(f"--config={tmp_path}/config.json")
+    assert code == 2 and "train.sample_prompt is '\\ud800', which is not UTF-8" in err and err.count("\n") == 1
+
+
 BAD_SAVED = {
     '{"train": {"sede": 1}}': "there is no key train.sede; did you mean train.seed? (the file is of another version",
     '{"optimiser": {"name": "adam"}}': "there is no key optimiser.name; did you mean",

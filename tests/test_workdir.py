@@ -66,6 +66,12 @@ def test_a_directory_may_be_taken_over_until_a_run_has_left_something(tmp_path, 
     assert records.read_json(directory.config) == config(seed=4).to_dict()
 
 
+def test_a_run_does_not_start_in_the_directory_of_a_sweep(tmp_path):
+    (tmp_path / "grid.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a sweep, not a run; resume it with"):
+        workdir.check_owner(workdir.Workdir(tmp_path), config())
+
+
 def test_lock_is_held_by_one_process_and_let_go_when_it_is_killed(tmp_path):
     program = (
         "import sys, time; from smallbatch import config; from smallbatch.training import workdir; "

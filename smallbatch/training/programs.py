@@ -51,7 +51,7 @@ def start_jax(cpu_devices: int, cache_dir: str | Path) -> DeviceSpec:
     return DeviceSpec(jax.default_backend(), jax.device_count(), capability, kind=first.device_kind)
 
 
-def local_devices() -> list[jax.Device]:
+def local_devices() -> list[Any]:
     """Return the devices of this process. Raises UserError where JAX does not have the platform that is asked for."""
     try:
         return jax.local_devices()
@@ -60,8 +60,9 @@ def local_devices() -> list[jax.Device]:
         names = ("jax", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu")
         installed = [f"{name} {version}" for name in names if (version := _version(name))]
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        wanted = f"no device of JAX_PLATFORMS={asked}" if asked else "no device that it can use"
         raise UserError(
-            f"JAX has no device of JAX_PLATFORMS={asked}{reason}. Installed: {', '.join(installed)}. Unset "
+            f"JAX has {wanted}{reason}. Installed: {', '.join(installed)}. Unset "
             "JAX_PLATFORMS to use what is here, or install the platform's plugin (pip install 'smallbatch[gpu]' or "
             "'smallbatch[tpu]') on a machine that has such a device"
         ) from error

@@ -73,6 +73,10 @@ def default_path(config: configs.Config, config_file: str | None) -> Path:
 
 def check_owner(workdir: Workdir, config: configs.Config) -> None:
     """Raise UserError if the directory holds another config's run that has begun, with the keys that differ."""
+    if paths.exists(workdir.path / "grid.json"):
+        raise UserError(
+            f"{workdir.path} holds a sweep, not a run; resume it with smallbatch.sweep, or choose another --workdir"
+        )
     if not paths.exists(workdir.config) or not workdir.has_begun:
         return
     theirs = records.read_json(workdir.config)
