@@ -4,6 +4,7 @@ One idea: argv is checked word by word against what exists before ml_collections
 hold and its tracebacks never show. Every command ends in `cli.run(main, define_flags)`.
 """
 
+import decimal
 import re
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 
 from absl import flags, logging
 
+from smallbatch.console import tolerant_output
 from smallbatch.errors import UserError, did_you_mean
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
@@ -25,14 +27,23 @@ def run(
     *,
     config: bool = True,
     words: str = "",
+    saved_config: Callable[[flags.FlagValues], Any] | None = None,
 ) -> NoReturn:
     """Parse sys.argv, call `main(config, flags)`, or `main(flags)` when `config` is False, and exit.
 
     `define_flags(flags)` adds a command's own: `DEFINE_string("workdir", None, "...", flag_values=flags)`.
     `main` gets a validated config and reads its flags as `flags.workdir`; what it returns is the exit code.
     `words` names arguments that are no flags, such as "WORKDIR ..."; `main` gets their list before the flags.
-    A UserError is one line and exit code 2; Ctrl-C is exit code 130; everything else keeps its traceback.
+    `saved_config(flags)` returns the config to start from where no --config is given, or None for the quickstart's.
+    A UserError is one line and exit code 2; Ctrl-C is exit code 130; everything else keeps its traceback. Output that
+    cannot be printed changes no exit code.
     """
+    with tolerant_output():
+        _run(main, define_flags, config, words, saved_config)
+    raise AssertionError("unreachable: _run exits")
+
+
+def _run(main: Callable, define_flags: Callable | None, config: bool, words: str, saved_config) -> NoReturn:
     logging.set_verbosity(logging.ERROR)  # absl's: libraries chat there
     own = flags.FlagValues()
     if define_flags:
@@ -44,9 +55,9 @@ def run(
             print(_help(main, own, config, words))
             sys.exit(0)
         settings, found = _settings(sys.argv[1:], own, config, words)
-        arguments = [_config(settings)] if config else []
+        _parse(own, [_flag(own, name, value) for name, value in settings if not name.startswith("config.")])
+        arguments = [_config(settings, own, saved_config)] if config else []
         arguments += [found] if words else []
-        _parse(own, [f"--{name}={value}" for name, value in settings if not name.startswith("config.")])
         sys.exit(main(*arguments, own) or 0)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,6 +86,8 @@ def _settings(
         switches |= {name for name, kind in types.items() if kind is bool}
         known |= types.keys()
     settings, words, others = [], list(argv), []
+    for word in argv:
+        _check_utf8(word)
     while words:
         word = words.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
@@ -97,6 +110,15 @@ def _settings(
     return settings, others
 
 
+def _check_utf8(word: str) -> None:
+    """Raise UserError, with the flag, for an argument whose bytes are not UTF-8: Python passes them as surrogates."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        flag = f"{word.partition('=')[0]}: its value" if word.startswith("-") and "=" in word else f"{word!r}: it"
+        raise UserError(f"{flag} is not UTF-8; write it in UTF-8 (LC_ALL=C.UTF-8 and a UTF-8 terminal)") from None
+
+
 def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
     if name == "flagfile":
         return "--flagfile is not supported; put settings into a config file and name it with --config=FILE.py"
@@ -113,16 +135,18 @@ def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
     return f"there is no flag --{name}{near}"
 
 
-def _config(settings: list[tuple[str, str]]) -> Any:
-    """Return the config file's config with the overrides applied, validated."""
+def _config(settings: list[tuple[str, str]], own: flags.FlagValues, saved_config: Callable | None) -> Any:
+    """Return the config file's config, or else the saved one or the quickstart's, with the overrides, validated."""
     from ml_collections import config_flags
     from ml_collections.config_flags import config_path
 
     from smallbatch import config as configs
     from smallbatch import config_files
 
-    files = [value for name, value in settings if name == "config"]
-    config = config_files.load(files[-1]) if files else configs.quickstart()
+    if own.config is not None:
+        config = config_files.load(own.config)
+    else:
+        config = (saved_config and saved_config(own)) or configs.quickstart()
     types = configs.key_types()
     texts = {name.removeprefix("config."): text for name, text in settings if name.startswith("config.")}
     unset = {key for key, text in texts.items() if text in UNSET and types[key][1] and text not in configs.choices(key)}
@@ -140,6 +164,8 @@ def _config(settings: list[tuple[str, str]]) -> Any:
 def _checked(key: str, text: str, kind: type, optional: bool) -> str:
     """Return an override's text if its key can hold it. Raises UserError that says how to write it."""
     wrong = None
+    if kind is int:
+        text = _as_whole(text)
     if kind is bool and text not in SWITCH:
         wrong = "takes true or false"
     elif kind is int and not re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
@@ -160,6 +186,20 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _as_whole(text: str) -> str:
+    """Return a whole number that is written as a float (0.0, 1e3) as an integer, and any other text as it is."""
+    number = _number(text)
+    if number is None or not abs(number) < 2.0**63 or re.fullmatch(r"[+-]?[0-9_]+", text):
+        return text
+    exact = decimal.Decimal(text)
+    return str(int(exact)) if exact == exact.to_integral_value() else text
+
+
+def _flag(own: flags.FlagValues, name: str, value: str) -> str:
+    """Return `--name=value`, with a whole number as absl reads it."""
+    return f"--{name}={_as_whole(value) if own[name].flag_type() == 'int' else value}"
 
 
 def _whole(text: str) -> str:

@@ -27,11 +27,23 @@ class _Keys(config_dict.ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         if self.is_locked and key not in self:
             raise ConfigKeyError(unknown_key(self._dotted(key)))
+        if self.is_locked:
+            value = self._as_whole(key, value)
         try:
             super().__setitem__(key, value)
         except TypeError:
             words = config_checks.TYPE_WORDS.get(self.get_type(key), "a section of keys")
             raise ConfigKeyError(f"{self._dotted(key)} is {value!r}, but must be {words}") from None
+
+    def _as_whole(self, key: str, value: Any) -> Any:
+        """Return 4 for 4.0 where a key takes a whole number. Raises ConfigKeyError for True and False there.
+
+        ConfigDict takes a bool for an int, and the key is of type bool from then on.
+        """
+        kind = self.get_type(key)
+        if isinstance(value, bool) and kind in (int, float):
+            raise ConfigKeyError(f"{self._dotted(key)} is {value!r}, but must be {config_checks.TYPE_WORDS[kind]}")
+        return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
 
     def __repr__(self) -> str:
         return str(self)
@@ -60,7 +72,7 @@ def base() -> Config:
     data.validation_source = placeholder(str)  # text:GLOB | tokens:GLOB | split:TFDS_SPLIT; unset: held out of source
     data.validation_frac = 0.05  # share of the documents held out, chosen by a hash of their text
     data.validation_max_bytes = 524_288  # the validation set stops growing here, a given validation source too
-    data.tfds_data_dir = placeholder(str)  # where TFDS looks for and puts datasets; unset: TFDS's own default
+    data.tfds_data_dir = placeholder(str)  # where TFDS has its datasets, a local path; unset: its own default
     data.cache_dir = "~/.cache/smallbatch"  # token shards are written here and reused
     data.shuffle_seed = 0  # order of the training sequences
 

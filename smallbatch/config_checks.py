@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from smallbatch import paths
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.phases import LR_RULES, Phase, phases
 from smallbatch.specs import LARGEST_VOCAB, OPTIMIZER_KEYS, SCHEDULES, SMALLEST_BPE_VOCAB, is_bpe_vocab
@@ -130,7 +131,7 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
         with suppress(KeyError):  # a rule about a key that is already wrong has nothing to add
             for words in rule(sound, defaults):
                 found.append(words)
-    return found
+    return found + paths.config_problems(sound)
 
 
 def _wrong_values(flat: Flat, types: dict[str, tuple[type, bool]]) -> Flat:
@@ -145,6 +146,8 @@ def _wrong_value(key: str, value: Any, wanted: type, optional: bool, ranges: dic
     fits = (int, float) if wanted is float else wanted
     if not isinstance(value, fits) or isinstance(value, bool) is not (wanted is bool):
         return f"{key} is {value!r}; it takes {TYPE_WORDS[wanted]}"
+    if wanted is str and not _is_utf8(value):
+        return f"{key} is {value!r}, which is not UTF-8; it takes text without halves of surrogate pairs"
     if wanted is float and not math.isfinite(value):
         return f"{key} is {value}; it takes a finite number"
     if key in CHOICES and value not in CHOICES[key]:
@@ -152,6 +155,14 @@ def _wrong_value(key: str, value: Any, wanted: type, optional: bool, ranges: dic
     if key in ranges and not ranges[key][1](value):
         return f"{key} is {value!r}; it must be {ranges[key][0]}"
     return None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sources(flat: Flat, defaults: Flat) -> Iterator[str]:

@@ -1,33 +1,49 @@
-"""Config files: Python files with a get_config(), run with errors that name file, line and reason."""
+"""Config files: Python files with a get_config(), run with errors that name file, line and reason; saved configs.
 
+A Python file may import the modules beside it. Each file gets its own: they are removed from sys.modules afterwards.
+"""
+
+import importlib
 import inspect
 import runpy
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import config_dict
 
+from smallbatch import config as configs
+from smallbatch import paths, records
 from smallbatch.config import Config, flatten, key_types
 from smallbatch.errors import UserError, did_you_mean
 
 
 def load(path_and_argument: str) -> Config:
-    """Return get_config() of FILE.py, or get_config(ARGUMENT) for FILE.py:ARGUMENT. Raises UserError."""
-    path, colon, argument = path_and_argument.partition(":")
+    """Return get_config() of FILE.py, get_config(ARGUMENT) of FILE.py:ARGUMENT, or the config in a run's config.json.
+
+    Raises UserError.
+    """
+    path, colon, argument = split(path_and_argument)
+    if path.endswith(".json"):
+        if colon:
+            raise UserError(f"--config={path_and_argument}: a .json file takes no argument; drop ':{argument}'")
+        return load_saved(Path(path))
     arguments = [argument] if colon else []
-    get_config = run_file(path).get("get_config")
-    if not callable(get_config):
-        raise UserError(f"config file {path} has no get_config() that returns a config")
-    try:
-        inspect.signature(get_config).bind(*arguments)
-    except TypeError:
-        fix = f"takes no argument; drop ':{argument}'" if colon else "takes an argument; write FILE.py:ARGUMENT"
-        raise UserError(f"get_config() of config file {path} {fix}") from None
-    with _errors_of(path):
-        loaded = get_config(*arguments)
+    with _neighbours_of(path):
+        get_config = run_file(path).get("get_config")
+        if not callable(get_config):
+            raise UserError(f"config file {path} has no get_config() that returns a config")
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError:
+            fix = f"takes no argument; drop ':{argument}'" if colon else "takes an argument; write FILE.py:ARGUMENT"
+            raise UserError(f"get_config() of config file {path} {fix}") from None
+        with _errors_of(path):
+            loaded = get_config(*arguments)
     if not isinstance(loaded, config_dict.ConfigDict):
         kind = "nothing; is its return statement missing?" if loaded is None else f"a {type(loaded).__name__}"
         raise UserError(f"get_config() of config file {path} must give a ConfigDict, but gave {kind}")
@@ -38,17 +54,49 @@ def load(path_and_argument: str) -> Config:
     return loaded
 
 
+def split(path_and_argument: str) -> tuple[str, str, str]:
+    """Return (path, ":" or "", argument) of --config, with `~` in the path expanded. Raises UserError."""
+    paths.local(path_and_argument, "--config")  # before the colon of an address is taken for that of an argument
+    path, colon, argument = path_and_argument.partition(":")
+    return str(paths.local(path, "--config")), colon, argument
+
+
+def load_saved(path: Path) -> Config:
+    """Return the config in a run's config.json; keys that it lacks have their defaults. Raises UserError."""
+    if not paths.is_file(path):
+        raise UserError(f"there is no config file {str(path)!r}")
+    saved = records.read_json(path)
+    if not isinstance(saved, dict) or not all(isinstance(values, dict) for values in saved.values()):
+        raise UserError(f"{path} is not the config.json of a run: it must hold an object of sections of keys")
+    loaded = configs.base()
+    for key, value in flatten(saved).items():
+        section, _, name = key.partition(".")
+        if key not in key_types():
+            fix = "use the version of smallbatch that wrote it, or write a config file with the keys of this one"
+            raise UserError(f"{path}: {configs.unknown_key(key)} (the file is of another version, or no config; {fix})")
+        try:
+            loaded[section][name] = value
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    return loaded
+
+
 def load_grid(path_and_argument: str) -> Any:
     """Return get_grid() of FILE.py, with the ARGUMENT of FILE.py:ARGUMENT where one is given, as a tuple of dicts.
 
     Raises UserError.
     """
-    path, colon, argument = path_and_argument.partition(":")
-    get_grid = run_file(path).get("get_grid")
-    if not callable(get_grid):
-        raise UserError(f"config file {path} has no get_grid(); configs/quickstart_grid.py shows one")
-    with _errors_of(path):
-        grid = get_grid(*[argument] if colon else [])
+    path, colon, argument = split(path_and_argument)
+    if path.endswith(".json"):
+        raise UserError(
+            f"--config={path} is the config of one run and has no grid; resume a sweep with --workdir alone"
+        )
+    with _neighbours_of(path):
+        get_grid = run_file(path).get("get_grid")
+        if not callable(get_grid):
+            raise UserError(f"config file {path} has no get_grid(); configs/quickstart_grid.py shows one")
+        with _errors_of(path):
+            grid = get_grid(*[argument] if colon else [])
     is_cell = lambda cell: isinstance(cell, Mapping) and all(isinstance(key, str) for key in cell)
     if not isinstance(grid, tuple | list) or not all(map(is_cell, grid)):
         found = "nothing; is its return statement missing?" if grid is None else repr(grid)[:40]
@@ -58,14 +106,40 @@ def load_grid(path_and_argument: str) -> Any:
 
 def run_file(path: str) -> dict[str, Any]:
     """Run a config file and return its names. Raises UserError that says which line failed."""
-    if not Path(path).is_file():
+    if not paths.is_file(Path(path)):
         folder = Path(path).parent
-        siblings = [str(file) for file in folder.glob("*.py")] if folder.is_dir() else []
+        siblings = [str(file) for file in folder.glob("*.py")] if paths.is_dir(folder) else []
         known = sorted(str(file) for file in Path("configs").glob("*.py"))
         meant = did_you_mean(path, siblings) or (f"; there are {', '.join(known)}" if known else "")
         raise UserError(f"there is no config file {path!r}{meant}")
     with _errors_of(path):
         return runpy.run_path(path)
+
+
+@contextmanager
+def _neighbours_of(path: str) -> Iterator[None]:
+    """Let a file import the modules of its folder meanwhile, as a script can, and remove them afterwards."""
+    folder = paths.resolved(Path(path).parent)
+    before, entry = set(sys.modules), str(folder)
+    importlib.invalidate_caches()
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the file removed it
+            sys.path.remove(entry)
+        new = set(sys.modules) - before
+        beside = {name for name in new if "." not in name and _lies_beside(sys.modules[name], folder)}
+        for name in new:
+            if name.partition(".")[0] in beside:
+                del sys.modules[name]
+
+
+def _lies_beside(module: ModuleType, folder: Path) -> bool:
+    """Return whether a module is FOLDER/NAME.py or a package FOLDER/NAME, and not this package."""
+    file = getattr(module, "__file__", None)
+    roots = [*getattr(module, "__path__", ())] or [file] * (file is not None)
+    return module.__name__ != "smallbatch" and any(Path(root).parent == folder for root in roots)
 
 
 @contextmanager

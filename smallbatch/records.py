@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from smallbatch import __version__, json_files
+from smallbatch import __version__, json_files, paths
 from smallbatch.errors import UserError
 
 # Fields of a record in metrics.jsonl, by kind. step: finished optimizer updates. tokens: step x batch size x
@@ -146,13 +146,14 @@ def rewind(path: str | Path, count: int) -> None:
     for _ in _records(path, lines[:count]):  # a damaged line among them would stay in the file unnoticed
         pass
     kept = b"".join(lines[:count])
-    if path.exists() and path.stat().st_size != len(kept):
+    if paths.exists(path) and path.stat().st_size != len(kept):
         write_bytes(path, kept)
 
 
 def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
     """Return the records of metrics.jsonl, of one kind or all. Raises UserError for what is not a record."""
-    if not Path(path).exists():
+    path = paths.local(path)
+    if not paths.exists(path):
         raise UserError(f"there is no file {path}; is this a run directory?")
     return [record for record in _records(path, _complete_lines(path)) if kind in (None, record["kind"])]
 
@@ -173,7 +174,7 @@ def read_curve(directory: str | Path, kind: str = "train") -> dict[str, list[Any
 
     What is null in the file is NaN.
     """
-    rows = read_metrics(Path(directory) / "metrics.jsonl", kind)
+    rows = read_metrics(paths.local(directory) / "metrics.jsonl", kind)
     names = dict.fromkeys(name for row in rows for name in row if name != "kind")
     return {name: [math.nan if row.get(name) is None else row[name] for row in rows] for name in names}
 
@@ -212,7 +213,7 @@ def _parsed(line: bytes) -> Any:
 class Result:
     """What a run came to. None stands for unknown, and for a loss that is not finite."""
 
-    status: str  # done | diverged | preempted
+    status: str  # done | diverged | stopped
     validation_loss_nats: float | None
     bits_per_byte: float | None
     perplexity: float | None  # exp(validation_loss_nats)
@@ -249,7 +250,8 @@ class Result:
         return read_curve(self.directory, kind)
 
 
-STATUSES = ("done", "diverged", "preempted")
+STATUSES = ("done", "diverged", "stopped")
+FORMER_STATUSES = {"preempted": "stopped"}  # as files of earlier versions have them
 
 
 def write_result(path: str | Path, result: Result) -> None:
@@ -261,6 +263,7 @@ def write_result(path: str | Path, result: Result) -> None:
 
 def read_result(path: str | Path) -> Result:
     """Return a run's result. Raises UserError when a key is missing, unknown or of the wrong type."""
+    path = paths.local(path)
     values = read_json(path)
     types = typing.get_type_hints(Result)
     del types["directory"]
@@ -273,9 +276,10 @@ def read_result(path: str | Path) -> Result:
         raise UserError(f"{path} is not a result of this version of smallbatch: {state}")
     if problem := json_files.mismatch(values, types):
         raise UserError(f"{path} is damaged: {problem}; restore it from a copy, or delete it to run again")
+    values["status"] = FORMER_STATUSES.get(values["status"], values["status"])
     if values["status"] not in STATUSES:
         raise UserError(f"{path} is damaged: status is {values['status']!r}, not one of {', '.join(STATUSES)}")
-    return Result(**values, directory=Path(path).parent)
+    return Result(**values, directory=path.parent)
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from smallbatch import cli
+from smallbatch import cli, paths
 from smallbatch.errors import UserError
 
 
@@ -35,19 +35,22 @@ def main(words: list[str], flags) -> None:
         raise UserError("name a sweep directory: python -m smallbatch.report WORKDIR, or a file: --csv=runs.csv")
     if flags.columns and not flags.csv:
         raise UserError("--columns names the columns of a --csv, and there is none")
+    directories = [paths.local(word) for word in words]
+    out = paths.local(flags.out, "--out") if flags.out else None
+    csv = paths.local(flags.csv, "--csv") if flags.csv else None
     from smallbatch.analysis import columns, output, study, sweeps
     from smallbatch.analysis.directory import ReportDirectory
     from smallbatch.analysis.table import joined
 
-    default = Path(words[0]) / "report" if len(words) == 1 and not flags.csv else Path("report")
-    out = Path(flags.out) if flags.out else default
-    tables = [sweeps.read([Path(word) for word in words])] if words else []
-    if flags.csv:
-        tables.append(columns.read(Path(flags.csv), flags.columns or ""))
+    default = directories[0] / "report" if len(directories) == 1 and csv is None else Path("report")
+    out = out or default
+    tables = [sweeps.read(directories)] if directories else []
+    if csv is not None:
+        tables.append(columns.read(csv, flags.columns or ""))
     questions = study.Questions(
         flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size
     )
-    ReportDirectory(out, [*map(Path, words), *([Path(flags.csv)] if flags.csv else [])])  # before the long work
+    ReportDirectory(out, [*directories, *([csv] if csv else [])])  # before the long work
     found = study.analyze(joined(tables), questions)
     page = output.write(found, out)
     print(f"{output.text(found)}\n\n{page}")

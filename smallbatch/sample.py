@@ -2,9 +2,8 @@
 
 import sys
 import typing
-from pathlib import Path
 
-from smallbatch import cli, json_files, layout, records
+from smallbatch import cli, json_files, layout, paths, records
 from smallbatch import config as configs
 from smallbatch import plan as plans
 from smallbatch.data import tokenizers
@@ -30,8 +29,8 @@ def define_flags(flags) -> None:
 def main(flags) -> None:
     if flags.run is None:
         raise UserError("which run? write --run=DIR, a run directory of smallbatch.train")
-    workdir = Workdir(Path(flags.run))
-    if not workdir.plan.exists() and not workdir.config.exists():
+    workdir = Workdir(paths.local(flags.run, "--run"))
+    if not paths.exists(workdir.plan) and not paths.exists(workdir.config):
         raise UserError(f"{workdir.path} is not a run directory: it has neither plan.json nor config.json")
     tokenizer = tokenizers.load(workdir.tokenizer)
     if tokenizer is None:
@@ -93,10 +92,10 @@ def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[in
     from smallbatch.model import gpt
     from smallbatch.model.decode import generate
     from smallbatch.training.checkpoint import Checkpoints
-    from smallbatch.training.programs import skip_absent_tpu
+    from smallbatch.training.programs import local_devices, skip_absent_tpu
 
     skip_absent_tpu()
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     wanted = {"params": jax.tree.map(place, gpt.abstract_params(spec))}
     averages = _averages(plan)
@@ -105,7 +104,7 @@ def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[in
     restored = Checkpoints(workdir.checkpoints).restore(wanted, say=lambda line: print(line, file=sys.stderr))
     if restored is None:
         fix = "train first, or wait for its first one"
-        if workdir.result.exists():
+        if paths.exists(workdir.result):
             fix = "a sweep keeps those of its cells with --keep_checkpoints"
         raise UserError(f"{workdir.path} has no checkpoint; {fix}")
     params = restored[0]["params"]

@@ -113,7 +113,7 @@ def result_text(result: Result, path: Path) -> str:
 def _status(result: Result) -> str:
     if result.status == "diverged":
         return f"diverged at step {result.diverged_at_step:,}; lower the learning rate"
-    if result.status == "preempted":
+    if result.status == "stopped":
         return "stopped and saved; the same command goes on"
     return result.status
 

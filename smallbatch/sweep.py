@@ -15,7 +15,9 @@ from smallbatch.grid.options import Options
 
 def define_flags(flags) -> None:
     default = Options()
-    absl_flags.DEFINE_string("workdir", None, "sweep directory; unset: sweeps/CONFIG", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir", None, "sweep directory, resumed with its own grid; unset: sweeps/CONFIG", flag_values=flags
+    )
     absl_flags.DEFINE_boolean("dry_run", False, "print the cells and what they cost, then stop", flag_values=flags)
     absl_flags.DEFINE_boolean("status", False, "print how the sweep stands, from its files", flag_values=flags)
     absl_flags.DEFINE_list("only", [], "cells with KEY=VALUE[,KEY=VALUE] only", flag_values=flags)
@@ -45,23 +47,37 @@ def define_flags(flags) -> None:
     absl_flags.DEFINE_boolean("keep_checkpoints", default.keep_checkpoints, "of cells that are done", flag_values=flags)
 
 
+def saved_config(flags):
+    """Return the config of the first cell of the sweep in --workdir, None where there is no sweep."""
+    from smallbatch import paths
+    from smallbatch.grid.directory import SweepDirectory
+
+    directory = SweepDirectory(paths.local(flags.workdir, "--workdir")) if flags.workdir else None
+    return directory.read_grid()[0].config if directory and paths.exists(directory.grid_json) else None
+
+
 def main(config, flags) -> int:
-    from smallbatch import config_files
+    from smallbatch import config_files, paths
     from smallbatch.grid import cells as grid_cells
     from smallbatch.grid import command
     from smallbatch.grid.directory import SweepDirectory
 
     file = flags.config or ""
-    if not file and not (flags.status and flags.workdir):
+    if not file and not flags.workdir:
         raise UserError("which grid? write --config=configs/quickstart_grid.py, or another file with a get_grid()")
     name = file.rpartition("/")[2].replace(".py", "").replace(":", "-")
-    directory = SweepDirectory(Path(flags.workdir) if flags.workdir else Path("sweeps") / name)
+    directory = SweepDirectory(paths.local(flags.workdir, "--workdir") if flags.workdir else Path("sweeps") / name)
     if flags.status:
         print(command.status_text(directory, flags.only))
         return 0
-    grid = config_files.load_grid(file)
+    if file:
+        grid = config_files.load_grid(file)
+    else:
+        name, grid = directory.saved_grid()
     if swept := cli.overridden_keys(sys.argv) & set(grid_cells.swept_keys(grid)):
         raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; choose among its values with --only=KEY=VALUE")
+    if not file:
+        directory.check_config(config)
     cells = grid_cells.enumerate_cells(config, grid)
     chosen = grid_cells.selected(cells, flags.only)
     if flags.dry_run:
@@ -71,4 +87,4 @@ def main(config, flags) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, saved_config=saved_config)

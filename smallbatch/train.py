@@ -5,7 +5,6 @@ run again.
 """
 
 import json
-from pathlib import Path
 
 from absl import flags as absl_flags
 
@@ -14,7 +13,9 @@ from smallbatch.errors import UserError
 
 
 def define_flags(flags) -> None:
-    absl_flags.DEFINE_string("workdir", None, "run directory; unset: runs/CONFIG-FINGERPRINT", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "workdir", None, "run directory, resumed with its own config; unset: runs/CONFIG-FINGERPRINT", flag_values=flags
+    )
     absl_flags.DEFINE_boolean("dry_run", False, "print the plan and the memory it needs, then stop", flag_values=flags)
     absl_flags.DEFINE_string("topology", None, "with --dry_run: a TPU slice that is not here, such as v5e:2x4",
                              flag_values=flags)  # fmt: skip
@@ -28,15 +29,26 @@ def define_flags(flags) -> None:
                             flag_values=flags)  # fmt: skip
 
 
+def saved_config(flags):
+    """Return the config of the run in --workdir, None where there is none."""
+    from smallbatch import config_files, paths
+    from smallbatch.training.workdir import Workdir
+
+    saved = Workdir(paths.local(flags.workdir, "--workdir")).config if flags.workdir else None
+    return config_files.load_saved(saved) if saved and paths.exists(saved) else None
+
+
 def main(config, flags) -> int:
-    from smallbatch import summary
+    from smallbatch import paths, summary
     from smallbatch.training import workdir as workdirs
 
     if flags.topology and not flags.dry_run:
         raise UserError("--topology is for --dry_run: there is nothing to train on")
-    path = Path(flags.workdir) if flags.workdir else workdirs.default_path(config, flags.config)
+    path = paths.local(flags.workdir, "--workdir") if flags.workdir else workdirs.default_path(config, flags.config)
     workdir = workdirs.Workdir(path)
     workdirs.check_owner(workdir, config)
+    if flags.dry_run:
+        paths.check_writable(path, "choose another --workdir")
     if (result := workdirs.finished(workdir)) is not None and not flags.dry_run:
         print(
             "this run is finished; --config.train.seed=N or another --workdir starts a new one (another mesh does not)"
@@ -63,7 +75,7 @@ def main(config, flags) -> int:
             try:
                 result = run.train(config, path)
             except run.Interrupted as stop:
-                result, again = stop.result, stop.noticed and stop.result.status == "preempted"
+                result, again = stop.result, stop.noticed and stop.result.status == "stopped"
             print(summary.result_text(result, path))
         return AGAIN if again else 0
 
@@ -71,4 +83,4 @@ def main(config, flags) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, saved_config=saved_config)

@@ -26,7 +26,7 @@ class Cell:
 
     values: dict[str, Any]
     loss_nats: float | None = None
-    status: str = "done"  # | diverged | missing | failed | cut | preempted
+    status: str = "done"  # | diverged | missing | failed | cut | stopped
     curve: Callable[[np.ndarray], np.ndarray] | None = None  # training loss at each share of the budget
     records: int = 20
     validations: int = 0
@@ -74,7 +74,7 @@ def write_run(directory: Path, cell: Cell) -> None:
         return
     if cell.status == "cut":  # beside the result of the run that waits where it was cut
         write_json(directory / "cut.json", {"tokens": BUDGET_TOKENS // 4, "validation_loss_nats": cell.loss_nats})
-        cell = dataclasses.replace(cell, status="preempted")
+        cell = dataclasses.replace(cell, status="stopped")
     peak_lr = config["optimizer"]["peak_lr"]
     write_json(directory / "plan.json", {"hypers": {"peak_lr": peak_lr}})
     _write_metrics(directory / "metrics.jsonl", cell, config)

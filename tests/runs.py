@@ -7,10 +7,12 @@ compiled programs, one undisturbed run to compare with) lives in one directory, 
 import dataclasses
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import pytest
 from data_specs import sentences
 
 from smallbatch import config as configs
-from smallbatch import records, train
+from smallbatch import records
 from smallbatch.data.locks import locked
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,12 +127,11 @@ def command(home: Path, changes: dict, workdir: Path, *more: str, **options) -> 
 
 def in_process(monkeypatch, capsys, argv: list[str]) -> subprocess.CompletedProcess:
     """Run the train command here: as fast as a function, but through its command line."""
-    from smallbatch import cli
-
     monkeypatch.setattr(sys, "argv", ["train", *argv])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_info:
-        cli.run(train.main, train.define_flags)
+    with pytest.raises(SystemExit) as exit_info, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of runpy, for a module that is imported already
+        runpy.run_module("smallbatch.train", run_name="__main__")
     code = exit_info.value.code
     assert isinstance(code, int)
     return subprocess.CompletedProcess(argv, code, *capsys.readouterr())

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from smallbatch import cli, config
+from smallbatch import cli, config, config_files
 from smallbatch.errors import UserError
+from smallbatch.grid.axes import axis
+from smallbatch.grid.cells import enumerate_cells
+from smallbatch.records import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -69,6 +72,35 @@ def test_values_take_the_type_of_their_key(run):
     assert [type(x) for x in (c.optimizer.peak_lr, c.train.seed, c.train.sample_prompt)] == [float, int, str]
 
 
+@pytest.mark.parametrize(
+    ("text", "number"), [("0.0", 0), ("3.", 3), ("1e3", 1000), ("+2.00", 2), ("4294967295.0", 2**32 - 1)]
+)
+def test_a_whole_number_may_be_written_as_a_float(run, text, number):
+    c = configured(run, f"--config.train.seed={text}", f"--config.data.shuffle_seed={text}")
+    assert (c.train.seed, c.data.shuffle_seed) == (number, number) and type(c.train.seed) is int
+    assert run(f"--count={text}")[3][1].count == number
+
+
+def test_a_config_file_and_a_grid_may_write_a_whole_number_as_a_float(run, tmp_path):
+    c = config.base()
+    c.train.seed, c.mesh.data = 3.0, 2.0
+    c.train.update({"batch_size": 8.0})
+    assert (c.train.seed, c.mesh.data, c.train.batch_size) == (3, 2, 8)
+    assert {type(x) for x in (c.train.seed, c.mesh.data, c.train.batch_size)} == {int}
+    (one, two) = enumerate_cells(config.quickstart(), axis("train.seed", [0.0, 1.0]))
+    assert (one.values, type(two.flat["train.seed"])) == ({"train.seed": 0}, int)
+    assert one.id == enumerate_cells(config.quickstart(), axis("train.seed", [0]))[0].id
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", True), ("seed", 0.5), ("checkpoint_every_secs", False)])
+def test_true_is_no_number(key, value):
+    c = config.base()
+    with pytest.raises(UserError, match=f"train.{key} is {value}, but must be a"):
+        c.train[key] = value
+    c.train[key] = 1  # the type of the key is what it was
+    assert c.train[key] == 1
+
+
 @pytest.mark.parametrize("none", ["none", "None"])
 def test_none_unsets_an_optional_key(run, none):
     c = configured(run, f"--config.optimizer.t2_tokens={none}", "--config.optimizer.b2=0.95")
@@ -96,7 +128,12 @@ MISTAKES = {
     "--dry-run": "did you mean --dry_run?",
     "--zzzz": "this command takes --workdir, --dry_run, --count, --config, --help",
     "--flagfile=flags.txt": "--flagfile is not supported",
-    "--config.train.batch_size=1e3": "train.batch_size takes a whole number; write 1000",
+    "--config.train.batch_size=1e30": "train.batch_size takes a whole number",
+    "--config.train.seed=nan": "train.seed takes a whole number",
+    "--config.train.sample_prompt=caf\udce9": "--config.train.sample_prompt: its value is not UTF-8",
+    "--workdir=\udcff": "--workdir: its value is not UTF-8",
+    "\udcff": "is not UTF-8",
+    "--count=2.5": "flag --count=2.5: ",
     "--config.train.batch_size=1,000": "train.batch_size takes a whole number; write 1000",
     "--config.train.batch_size=2.5": "train.batch_size takes a whole number",
     "--config.train.batch_size=true": "train.batch_size takes a whole number",
@@ -160,6 +197,71 @@ def test_a_broken_config_file_is_named_with_its_line(run, tmp_path, text):
     code, _, err, _ = run(f"--config={file}")
     assert code == 2 and err.count("\n") == 1
     assert str(file) in err and CONFIG_FILES[text] in err
+
+
+def write_experiment(folder: Path, seed: int, package: bool = False) -> Path:
+    """Write exp.py and the module common beside it, which exp.py imports, at its start and in its functions."""
+    folder.mkdir()
+    (folder / "common").mkdir() if package else None
+    (folder / ("common/__init__.py" if package else "common.py")).write_text(f"SEED = {seed}\n")
+    (folder / "late.py").write_text(f"WIDTH = {64 * seed}\n")
+    (folder / "exp.py").write_text(
+        "import common\nfrom smallbatch import config\nfrom smallbatch.grid import axis\n"
+        "def get_config():\n    from late import WIDTH\n    c = config.quickstart()\n"
+        "    c.train.seed, c.model.width = common.SEED, WIDTH\n    return c\n"
+        "def get_grid():\n    import late\n    return axis('model.width', [late.WIDTH])\n"
+    )
+    return folder / "exp.py"
+
+
+def test_a_config_file_imports_its_neighbours_and_each_file_its_own(run, tmp_path, monkeypatch):
+    files = [write_experiment(tmp_path / str(seed), seed, package=seed == 2) for seed in (1, 2, 3)]
+    path, modules = list(sys.path), set(sys.modules)
+    for seed, file in enumerate(files, 1):
+        c = configured(run, f"--config={file}")
+        assert (c.train.seed, c.model.width) == (seed, 64 * seed)
+        assert config_files.load_grid(str(file)) == ({"model.width": 64 * seed},)
+    monkeypatch.chdir(files[0].parent)
+    assert configured(run, "--config=exp.py").train.seed == 1
+    (files[0].parent / "common.py").write_text("1 / 0\n")
+    assert "ZeroDivisionError" in run("--config=exp.py")[2]
+    assert sys.path == path and not {"common", "late"} & (set(sys.modules) - modules)
+
+
+def test_the_config_of_a_run_is_a_config_file(run, tmp_path):
+    file = tmp_path / "config.json"
+    c = config.quickstart()
+    c.train.seed, c.model.ffn_width = 7, 96
+    write_json(file, c.to_dict())
+    assert configured(run, f"--config={file}", "--config.model.layers=2").train.seed == 7
+    assert configured(run, f"--config={file}").model.ffn_width == 96
+    assert "takes no argument; drop ':x'" in run(f"--config={file}:x")[2]
+    assert "there is no config file" in run(f"--config={tmp_path}/none.json")[2]
+
+
+def test_text_that_is_not_utf8_is_refused_in_a_file_too(run, tmp_path):
+    c = config.quickstart()
+    c.train.sample_prompt = "\ud800"
+    write_json(tmp_path / "config.json", c.to_dict())
+    code, _, err, _ = run(f"--config={tmp_path}/config.json")
+    assert code == 2 and "train.sample_prompt is '\\ud800', which is not UTF-8" in err and err.count("\n") == 1
+
+
+BAD_SAVED = {
+    '{"train": {"sede": 1}}': "there is no key train.sede; did you mean train.seed? (the file is of another version",
+    '{"optimiser": {"name": "adam"}}': "there is no key optimiser.name; did you mean",
+    '{"train": {"seed": "x"}}': "train.seed is 'x', but must be a whole number",
+    '{"train": 3}': "is not the config.json of a run: it must hold an object of sections of keys",
+    "[1]": "is not the config.json of a run",
+    "{": "is damaged",
+}
+
+
+@pytest.mark.parametrize("text", BAD_SAVED)
+def test_a_json_file_that_is_no_config_of_a_run_is_one_line(run, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    code, _, err, _ = run(f"--config={tmp_path}/config.json")
+    assert code == 2 and err.count("\n") == 1 and BAD_SAVED[text] in err and str(tmp_path) in err
 
 
 def test_an_argument_reaches_get_config_and_is_refused_where_there_is_none(run, tmp_path):

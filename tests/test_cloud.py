@@ -108,7 +108,7 @@ def test_a_notice_saves_and_ends_a_run_and_the_restart_goes_on(home, tmp_path, m
     _, err = process.communicate(timeout=600)
     assert process.returncode == 75 and "about to be taken away (maintenance-event TERMINATE" in err
     stopped = records.read_result(tmp_path / "run" / "result.json")
-    assert stopped.status == "preempted" and stopped.optimizer_steps > 0
+    assert stopped.status == "stopped" and stopped.optimizer_steps > 0
     again = runs.start(home, changes, tmp_path / "run")
     metadata.wait(3)  # the notice stands still, and is none any more
     before = runs.record_count(tmp_path / "run")

@@ -147,11 +147,11 @@ def test_a_stopped_cell_is_saved_and_goes_on(home, tmp_path):
 
     stopped = client(notebook, tmp_path)
     stopped.on_cell_execute = lambda **_: threading.Thread(target=stop_when_it_trains, daemon=True).start()
-    with pytest.raises(nbclient.exceptions.CellExecutionError, match="preempted and saved after update"):
+    with pytest.raises(nbclient.exceptions.CellExecutionError, match="stopped and saved after update"):
         stopped.execute()
     assert "batch" not in said(notebook)  # nor did the loop go on with batch size 2
     (directory,) = (tmp_path / "runs").iterdir()
-    assert records.read_result(directory / "result.json").status == "preempted"
+    assert records.read_result(directory / "result.json").status == "stopped"
 
     client(notebook, tmp_path).execute()
     assert said(notebook).splitlines() == ["batch 1 done 500", "batch 2 done 500"]

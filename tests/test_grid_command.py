@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import runpy
 import sys
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import runs
 from test_records import RESULT, train
 
-from smallbatch import cli, records, sweep
+from smallbatch import records
 from smallbatch.errors import UserError
 from smallbatch.grid import command, cost, halving
 from smallbatch.grid import run as grid_run
@@ -51,8 +53,9 @@ def end(directory: SweepDirectory, cell: Cell, status: str = "done", tokens: int
 def said(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
     """Run the sweep command here; return its exit code and what it printed."""
     monkeypatch.setattr(sys, "argv", ["sweep", *words])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.run(sweep.main, sweep.define_flags)
+    with pytest.raises(SystemExit) as exit_info, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of runpy, for a module that is imported already
+        runpy.run_module("smallbatch.sweep", run_name="__main__")
     code = exit_info.value.code
     assert isinstance(code, int)
     return code, *capsys.readouterr()
@@ -138,6 +141,7 @@ def test_the_time_left_of_a_running_sweep_is_that_of_its_own_cells_by_batch_size
 
 def test_the_time_of_a_lane_is_a_share_already(home, tmp_path):
     cells, directory = cells_of(home), SweepDirectory(tmp_path)
+    directory.write_grid("grid", cells[0].config, cells)
     end(directory, cells[0], flops=plans_of(cells)[cells[0].id].flops, secs=100.0)
     assert "about 5m00s (from cells that ended here)" in dry_run(tmp_path, cells, engine="lanes", lanes=4)
     assert "about 5m00s" in dry_run(tmp_path, cells, workers=1)
@@ -197,6 +201,67 @@ def test_the_status_is_read_from_the_directory_alone_which_stays_as_it_is(home, 
     assert code == 2 and "which grid?" in err
 
 
+def test_workdir_alone_resumes_the_grid_in_it(home, tmp_path, monkeypatch, capsys):
+    grid = product(axis("train.seed", [1, 2]), RATES)
+    config = runs.tiny_config(home, {"train.batch_size": 4})
+    directory, started = SweepDirectory(tmp_path / "sweep"), []
+    directory.write_grid("rates", config, enumerate_cells(config, grid))
+    before = directory.grid_json.read_bytes()
+    monkeypatch.setattr(command, "start", lambda *asked: started.append(asked) or 0)
+    workdir = f"--workdir={directory.path}"
+    code, _, err = said(monkeypatch, capsys, workdir, "--only=seed=1", "--config.mesh.tensor=None")
+    assert code == 0, err
+    (_, name, base, cells, chosen, _) = started[0]
+    assert name == "rates" and base.train.batch_size == 4 and base.mesh.tensor is None
+    assert [cell.id for cell in cells] == [cell.id for cell in directory.read_grid()] and len(chosen) == 4
+    for word, words in [
+        ("--config.train.batch_size=8", "holds a sweep of another config (train.batch_size: 4 | 8: there | here)"),
+        ("--config.train.seed=7", "the grid sweeps train.seed; choose among its values with --only=KEY=VALUE"),
+    ]:
+        code, _, err = said(monkeypatch, capsys, workdir, word)
+        assert code == 2 and words in err and err.count("\n") == 1, err
+    code, _, err = said(monkeypatch, capsys, f"--workdir={tmp_path}/none")
+    assert code == 2 and "is not a sweep directory" in err and not (tmp_path / "none").exists()
+    assert len(started) == 1 and directory.grid_json.read_bytes() == before
+
+
+def test_a_dry_run_refuses_the_directory_that_a_sweep_refuses(home, tmp_path):
+    (tmp_path / "file").touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").touch()
+    cells = cells_of(home)
+    start = lambda path: command.start(
+        SweepDirectory(path), "g", cells[0].config, cells, cells, Options(engine="local")
+    )
+    for path, words in [
+        (other, "is not empty and holds no sweep; choose another --workdir"),
+        (tmp_path / "file", "file is not a directory; choose another --workdir"),
+        (tmp_path / "file" / "sweep", "file is not a directory; choose another --workdir"),
+    ]:
+        for attempt in (lambda path=path: dry_run(path, cells), lambda path=path: start(path)):
+            with pytest.raises(UserError, match=words):
+                attempt()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data__source": "text:no/such/*.txt"}, "no file matches"),
+        (
+            {"train__sample_tokens": 1, "train__sample_prompt": "x" * 33},
+            r"cell \w+ \(peak_lr=0.001\): .* has 33 tokens",
+        ),
+    ],
+)
+def test_a_mistake_leaves_no_grid_behind(home, tmp_path, changes, words):
+    cells = cells_of(home, **changes)
+    directory = SweepDirectory(tmp_path / "sweep")
+    with pytest.raises(UserError, match=words):
+        command.start(directory, "grid", cells[0].config, cells, cells, Options(engine="local"))
+    assert not directory.path.exists()
+
+
 def test_the_tokens_that_are_left_are_those_of_the_chosen_cells_that_are_to_be_run(home, tmp_path):
     every, directory = cells_of(home, product(axis("train.seed", [1, 2]), RATES)), SweepDirectory(tmp_path)
     cells = every[:4]
@@ -231,5 +296,5 @@ def test_halving_says_which_groups_it_cannot_compare(home, tmp_path):
     assert whole() == 1
     for cell in cells[1:3]:
         directory.mark(cell.id, "cut", {})
-    end(directory, cells[3], "preempted", tokens=BUDGET // 2)  # past its last rung: the group was halved
+    end(directory, cells[3], "stopped", tokens=BUDGET // 2)  # past its last rung: the group was halved
     assert whole() == 0

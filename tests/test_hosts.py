@@ -121,7 +121,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(h
     processes[3].send_signal(signal.SIGTERM)  # one is enough
     for code, _, err in ended(processes):
         assert code == 0, err
-    assert runs.result_of(path)["status"] == "preempted" and max(runs.steps_saved(path)) < 40
+    assert runs.result_of(path)["status"] == "stopped" and max(runs.steps_saved(path)) < 40
 
     done = runs.command(home, CHANGES, path)
     assert done.returncode == 0 and "going on after update" in done.stderr
@@ -136,7 +136,7 @@ def test_a_stop_asked_for_before_the_first_update_saves_too(home, tmp_path):
     processes[1].send_signal(signal.SIGTERM)
     for code, _, err in ended(processes):
         assert code == 0, err
-    assert runs.result_of(tmp_path / "run")["status"] == "preempted" and max(runs.steps_saved(tmp_path / "run")) < 40
+    assert runs.result_of(tmp_path / "run")["status"] == "stopped" and max(runs.steps_saved(tmp_path / "run")) < 40
 
 
 def test_a_process_that_does_not_come_is_named(home, tmp_path):

@@ -101,7 +101,7 @@ def test_a_stop_saves_the_cells_under_way_before_the_command_ends(cluster, home,
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "the same command goes on" in err and "Traceback" not in err
     (cell,) = workdir.glob("cells/*")
-    assert records.read_result(cell / "result.json").status == "preempted" and runs.steps_saved(cell)
+    assert records.read_result(cell / "result.json").status == "stopped" and runs.steps_saved(cell)
     assert not SweepDirectory(workdir).claims.holders()
 
 

@@ -289,7 +289,7 @@ def test_a_loss_of_a_diverged_run_is_null_in_its_result(tmp_path):
         ({"tokens": None}, "tokens is None"),
         ({"tokens": "640"}, "tokens is '640'"),
         ({"flops": []}, r"flops is \[\]"),
-        ({"status": "fine"}, "status is 'fine', not one of done, diverged, preempted"),
+        ({"status": "fine"}, "status is 'fine', not one of done, diverged, stopped"),
     ],
 )
 def test_a_result_that_was_tampered_with_is_refused(tmp_path, change, words):
@@ -307,6 +307,12 @@ def test_a_result_of_an_earlier_version_has_no_program_memory(tmp_path):
     assert records.read_result(path).program_memory_bytes == 3 == values.pop("program_memory_bytes")
     write_json(path, values)
     assert records.read_result(path).program_memory_bytes is None
+
+
+def test_the_word_of_earlier_versions_for_a_stopped_run_is_read(tmp_path):
+    path = tmp_path / "result.json"
+    records.write_result(path, dataclasses.replace(RESULT, status="preempted"))
+    assert records.read_result(path).status == "stopped"
 
 
 def test_a_result_without_a_key_is_refused(tmp_path):

@@ -84,7 +84,7 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, t
         assert process.returncode == 0, err
         assert len([line for line in out.splitlines() if "the same command goes on" in line]) == 1
         result = records.read_result(path / "result.json")
-        assert result.status == "preempted" and result.validation_loss_nats is None
+        assert result.status == "stopped" and result.validation_loss_nats is None
         assert 0 < result.optimizer_steps < 150
         assert runs.steps_saved(path)[-1] == result.optimizer_steps  # nothing that was trained is lost
         assert runs.numbers(path, "train")[-1]["step"] == result.optimizer_steps
@@ -105,11 +105,9 @@ def test_ctrl_c_in_python_saves_and_then_raises(home, tmp_path, monkeypatch):
         save(*arguments)
 
     monkeypatch.setattr(Checkpoints, "save", interrupted)
-    with pytest.raises(
-        KeyboardInterrupt, match=r"preempted and saved after update \d+; the same call goes on"
-    ) as raised:
+    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved after update \d+; the same call goes on") as raised:
         run.train(config)
-    assert isinstance(raised.value, run.Interrupted) and raised.value.result.status == "preempted"
+    assert isinstance(raised.value, run.Interrupted) and raised.value.result.status == "stopped"
     result = run.train(config)
     assert result.status == "done" and result.directory == run.workdirs.default_path(config, None)
     assert result.curve()["step"] == [*range(1, 21)] and result.curve("validation")["tokens"] == [1280]
@@ -126,7 +124,7 @@ def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path)
         directory.path.mkdir()
         one = trainer.Trainer(programs, dataset, directory, 3600.0, runs.StopAtLook(number))
         outcome = one.run(*one.restore(), lambda tokens: [])
-        assert outcome.status == "preempted"
+        assert outcome.status == "stopped"
         assert runs.steps_saved(directory.path) == [outcome.step]
         assert runs.numbers(directory.path)[-1]["step"] == outcome.step
         stopped_after.add(outcome.step)
@@ -196,7 +194,7 @@ def test_run_whose_result_was_not_written_finds_it_again_from_the_last_checkpoin
 def test_a_stop_at_a_token_count_is_scored_even_if_its_result_was_lost(home, tmp_path):
     config = runs.tiny_config(home, {})
     first = run.train(config, tmp_path, until_tokens=640)
-    assert (first.status, first.tokens) == ("preempted", 640) and first.validation_loss_nats is not None
+    assert (first.status, first.tokens) == ("stopped", 640) and first.validation_loss_nats is not None
     (tmp_path / "result.json").unlink()
     again = run.train(config, tmp_path, until_tokens=640)
     assert (again.tokens, again.validation_loss_nats) == (640, first.validation_loss_nats)

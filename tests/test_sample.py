@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax
 import pytest
 from model_specs import params_of, tiny
 
@@ -12,6 +13,7 @@ from smallbatch import config as configs
 from smallbatch.data.tokenizers import BytesTokenizer
 from smallbatch.errors import UserError
 from smallbatch.training.checkpoint import Checkpoints
+from smallbatch.training.programs import start_jax
 from smallbatch.training.workdir import Workdir
 
 SPEC = tiny(layers=1, vocab_size=256)
@@ -79,6 +81,7 @@ def test_a_lost_or_damaged_plan_is_made_again_from_the_config(run_dir):
         (["--run=nowhere"], "nowhere is not a run directory"),
         (["--run={}"], "has no checkpoint; train first"),
         (["--run={}", "--promt=x"], "did you mean --prompt?"),
+        (["--run={}", "--prompt=caf\udce9"], "--prompt: its value is not UTF-8"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run_dir, monkeypatch, capfd, words, said):
@@ -105,3 +108,20 @@ def test_a_schedule_free_run_is_sampled_at_its_average(run_dir, monkeypatch, cap
         checkpoints.close()
         sampled.append(command(monkeypatch, capfd, *words)[1])
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': none\nmore")])
+def test_a_platform_that_is_not_here_is_one_line(run_dir, tmp_path, monkeypatch, capfd, error):
+    """A GPU that is asked for where JAX has no plugin for it is a bare AssertionError of JAX."""
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(
+        UserError, match=r"JAX has no device of JAX_PLATFORMS=cpu.*Installed: jax .*Unset JAX_PLATFORMS"
+    ):
+        start_jax(1, tmp_path)
+    code, out, err = command(monkeypatch, capfd, f"--run={run_dir}", "--prompt=a")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "JAX has no device of JAX_PLATFORMS=cpu" in err

@@ -65,4 +65,4 @@ def test_result_shows_what_is_known_and_nothing_else():
         status="diverged", diverged_at_step=1234, validation_loss_nats=None, bits_per_byte=None, perplexity=None
     )
     assert "diverged at step 1,234; lower the learning rate" in diverged and "nats/token" not in diverged
-    assert "the same command goes on" in result_text(status="preempted")
+    assert "status      stopped and saved; the same command goes on" in result_text(status="stopped")

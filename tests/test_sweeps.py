@@ -19,7 +19,7 @@ def lrs(*statuses, **values):
 
 
 def test_every_cell_is_read_as_what_became_of_it(tmp_path):
-    statuses = ("done", "diverged", "missing", "failed", "cut", "preempted", "skipped")
+    statuses = ("done", "diverged", "missing", "failed", "cut", "stopped", "skipped")
     table = sweeps.read([write_sweep(tmp_path, lrs(*statuses))])
     assert [run.status for run in table.runs] == ["done", "diverged", "missing", "failed", "cut", "missing", "skipped"]
     assert [run.final_loss_nats for run in table.runs][:2] == [2.5, math.inf]
@@ -34,6 +34,11 @@ def test_every_cell_is_read_as_what_became_of_it(tmp_path):
         "cut": 1,
         "skipped": 1,
     }
+
+
+@pytest.mark.parametrize("word", ["stopped", "preempted"])
+def test_a_stopped_run_is_missing_also_by_the_word_of_earlier_versions(tmp_path, word):
+    assert [run.status for run in sweeps.read([write_sweep(tmp_path, lrs("done", word))]).runs] == ["done", "missing"]
 
 
 def test_a_run_is_read_with_its_totals_and_curves(tmp_path):

@@ -12,8 +12,10 @@ import runs
 
 from smallbatch import records
 from smallbatch.analysis import hardware, sweeps
+from smallbatch.errors import UserError
 from smallbatch.training import run
 from smallbatch.training.checkpoint import Checkpoints
+from smallbatch.training.programs import Programs
 
 home, reference = runs.home, runs.reference
 REQUIRED = {"status", "validation_loss_nats", "bits_per_byte", "tokens", "flops", "tokens_per_sec"}
@@ -203,14 +205,60 @@ def test_every_bad_input_is_one_line_and_leaves_no_run(home, tmp_path, monkeypat
         assert done.returncode == 2 and done.stdout == "", name
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and done.stderr.endswith(lines[0] + "\n") and words in lines[0], (name, done.stderr)
-        assert not path.exists() or {p.name for p in path.iterdir()} <= {".lock", "config.json"}, name
+        assert not path.exists() or {p.name for p in path.iterdir()} <= {".lock"}, name
 
 
-def test_mended_input_goes_on_in_the_same_directory(home, tmp_path, monkeypatch, capsys):
+def test_a_mistake_does_not_keep_the_directory_from_another_config(home, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
-    prompt = {"train.sample_prompt": "x" * 33, "train.sample_tokens": 1}
-    assert runs.in_process(monkeypatch, capsys, runs.words(home, prompt, path)).returncode == 2
+    mistakes = [
+        {"data.source": f"text:{tmp_path}/none/*.txt"},
+        {"model.attention": "splash"},
+        {"train.sample_prompt": "x" * 33, "train.sample_tokens": 1},
+    ]
+    for seed, mistake in enumerate(mistakes, 1):
+        changes = {"train.seed": seed} | mistake
+        assert runs.in_process(monkeypatch, capsys, runs.words(home, changes, path)).returncode == 2
+        assert not (path / "config.json").exists()
     assert runs.in_process(monkeypatch, capsys, runs.words(home, {}, path)).returncode == 0
+    assert json.loads((path / "config.json").read_text())["train"]["seed"] == 0
+
+
+def test_too_little_memory_leaves_no_config(home, tmp_path, monkeypatch):
+    def refuse(self, with_updates=False):
+        raise UserError("an update does not fit the memory of a device")
+
+    monkeypatch.setattr(Programs, "check_memory", refuse)
+    with pytest.raises(UserError, match="does not fit"):
+        runs.trained(home, tmp_path / "run", {})
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_workdir_alone_resumes_the_run_in_it(home, reference, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "run"
+    runs.unfinished(reference, path)
+    done = runs.in_process(monkeypatch, capsys, [f"--workdir={path}"])
+    assert done.returncode == 0 and "going on after update" in done.stderr, done.stderr
+    assert runs.result_of(path) == runs.result_of(reference)
+    assert runs.numbers(path) == runs.numbers(reference)
+
+
+def test_flags_that_contradict_the_run_in_workdir_are_refused_with_their_keys(home, reference, monkeypatch, capsys):
+    before = {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
+    words = ["--config.train.batch_size=4", "--config.train.seed=1", "--config.train.sample_tokens=9"]
+    done = runs.in_process(monkeypatch, capsys, [f"--workdir={reference}", *words])
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "(train.batch_size: 2 | 4; train.seed: 0 | 1: there | here)" in done.stderr
+    assert "resume it with --workdir alone" in done.stderr
+    done = runs.in_process(monkeypatch, capsys, [f"--workdir={reference}", "--config.train.sample_tokens=9"])
+    assert done.returncode == 0 and "this run is finished" in done.stdout  # no number depends on it
+    assert {p: p.stat().st_mtime_ns for p in reference.rglob("*")} == before
+
+
+def test_a_dry_run_refuses_the_directory_that_a_run_refuses(home, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        done = runs.in_process(monkeypatch, capsys, [*runs.words(home, {}, path), "--dry_run"])
+        assert done.returncode == 2 and f"cannot write in {path}" in done.stderr
 
 
 def test_run_directory_that_cannot_be_is_one_line(home, tmp_path, monkeypatch, capsys):

@@ -29,10 +29,13 @@ def test_default_path_names_the_config_file_and_changes_with_every_number():
     assert workdir.default_path(config(checkpoint_every_secs=1.0), None) == workdir.default_path(config(), None)
 
 
-def test_claim_writes_the_config_that_a_second_claim_recognises(tmp_path):
+def test_a_run_that_has_begun_is_recognised_by_its_config(tmp_path):
     directory = workdir.Workdir(tmp_path / "a" / "b")
     with workdir.claimed(directory, config(seed=3)):
+        assert not directory.config.exists()  # what can be wrong is checked before it is written
+        workdir.take(directory, config(seed=3))
         assert records.read_json(directory.config) == config(seed=3).to_dict()
+        directory.metrics.write_text("{}\n")
     with workdir.claimed(directory, config(seed=3, sample_tokens=1)):  # no number depends on it
         pass
     with (
@@ -40,6 +43,33 @@ def test_claim_writes_the_config_that_a_second_claim_recognises(tmp_path):
         workdir.claimed(directory, config(seed=4, budget_tokens=4096)),
     ):
         pass
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "result.json", "checkpoints/12/x"])
+def test_a_directory_may_be_taken_over_until_a_run_has_left_something(tmp_path, left):
+    directory = workdir.Workdir(tmp_path)
+    workdir.take(directory, config(seed=3))
+    directory.plan.write_text("{}")
+    directory.tokenizer.mkdir()
+    directory.checkpoints.mkdir()
+    directory.metrics.touch()
+    workdir.check_owner(directory, config(seed=4))
+    with workdir.claimed(directory, config(seed=4)):
+        workdir.take(directory, config(seed=4))
+    assert records.read_json(directory.config) == config(seed=4).to_dict()
+    assert not directory.tokenizer.exists() and not directory.plan.exists()  # they were of the other run
+    (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / left).write_text("{}\n")
+    with pytest.raises(UserError, match=r"train\.seed: 4 \| 3: there \| here\); resume it with --workdir alone"):
+        workdir.check_owner(directory, config(seed=3))
+    workdir.take(directory, config(seed=3))
+    assert records.read_json(directory.config) == config(seed=4).to_dict()
+
+
+def test_a_run_does_not_start_in_the_directory_of_a_sweep(tmp_path):
+    (tmp_path / "grid.json").write_text("{}")
+    with pytest.raises(UserError, match="holds a sweep, not a run; resume it with"):
+        workdir.check_owner(workdir.Workdir(tmp_path), config())
 
 
 def test_lock_is_held_by_one_process_and_let_go_when_it_is_killed(tmp_path):
@@ -60,8 +90,8 @@ def test_lock_is_held_by_one_process_and_let_go_when_it_is_killed(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("status, is_finished", [("done", True), ("diverged", True), ("preempted", False)])
-def test_preempted_run_is_not_finished(tmp_path, status, is_finished):
+@pytest.mark.parametrize("status, is_finished", [("done", True), ("diverged", True), ("stopped", False)])
+def test_stopped_run_is_not_finished(tmp_path, status, is_finished):
     directory = workdir.Workdir(tmp_path)
     assert workdir.finished(directory) is None
     result = dataclasses.replace(RESULT, status=status)

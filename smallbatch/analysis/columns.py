@@ -44,7 +44,7 @@ STATUS_WORDS = {
     **dict.fromkeys(("diverged", "nan"), "diverged"),
     **dict.fromkeys(("failed", "crashed", "error"), "failed"),
     **dict.fromkeys(("missing", "running", "pending", "queued", "scheduled"), "missing"),
-    **dict.fromkeys(("killed", "preempted", "preempting"), "missing"),
+    **dict.fromkeys(("killed", "stopped", "preempted", "preempting"), "missing"),
     "cut": "cut",
     "skipped": "skipped",
 }

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch import json_files
+from smallbatch import json_files, paths
 from smallbatch.analysis import curves, gradients, naming
 from smallbatch.analysis.naming import Identity, Named
 from smallbatch.analysis.table import Run, RunTable, without_duplicates
 from smallbatch.errors import UserError
-from smallbatch.records import STATUSES, read_config, read_metrics
+from smallbatch.records import FORMER_STATUSES, STATUSES, read_config, read_metrics
 
 GRID_FORMAT = 1
 NAMED = 3  # run directories that a setting is named after
@@ -76,10 +76,10 @@ def read(paths: Sequence[Path]) -> RunTable:
 
 def find(path: Path, notes: Counter[str]) -> Sweep:
     """Return the cells of a directory. Raises UserError where it holds neither a sweep nor a run."""
-    if not path.is_dir():
+    if not paths.is_dir(path):
         raise UserError(f"there is no directory {path}; name a sweep directory, a run directory or a folder of runs")
-    name = path.resolve().name
-    if (path / "grid.json").exists() or (path / "cells").is_dir():
+    name = paths.resolved(path).name
+    if paths.exists(path / "grid.json") or paths.is_dir(path / "cells"):
         try:
             return _asked_for(path)
         except UserError as error:
@@ -87,7 +87,7 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
                 raise
             notes[f"{error}; the {len(cells)} cells that have been started are reported"] += 1
             return Sweep(name, path, tuple(cells), (), None)
-    if (path / "config.json").exists():
+    if paths.exists(path / "config.json"):
         return Sweep(name, path, (_run_directory(path),), (), None)
     cells = _run_directories(path, notes)
     if not cells:
@@ -142,7 +142,7 @@ def _asked_for(path: Path) -> Sweep:
 def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
     """Sweeps of the same name are called by their directories, so that they stay two settings."""
     times = Counter(sweep.name for sweep in sweeps)
-    directories = {sweep.directory.resolve() for sweep in sweeps}
+    directories = {paths.resolved(sweep.directory) for sweep in sweeps}
     if len(directories) < len(sweeps):
         raise UserError("a directory is named twice; name each once")
     return [
@@ -206,23 +206,23 @@ def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
 
     Read key by key, not by records.read_result, which refuses results of other versions: they are read years later.
     """
-    if (where / "result.json").exists():
+    if paths.exists(where / "result.json"):
         result = json_files.read_object(where / "result.json", {"status": str}, "the result of a run")
-        if result["status"] not in STATUSES:
+        if result["status"] not in (*STATUSES, *FORMER_STATUSES):
             raise UserError(f"{where / 'result.json'} is not the result of a run: its status is {result['status']!r}")
         nested = {key: {} for key in ("versions", "device") if result.get(key) is not None}
         if problem := json_files.mismatch(result, nested):
             raise UserError(f"{where / 'result.json'} is damaged ({problem}); restore it from a copy")
-        if result["status"] != "preempted":  # which is one that may be cut, or goes on
+        if result["status"] in ("done", "diverged"):  # a stopped run may be cut, or be resumed
             loss = _number(result.get("validation_loss_nats"))
             diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
             return ("diverged", np.inf, result) if diverged else ("done", loss, result)
-    if (where / "cut.json").exists():
+    if paths.exists(where / "cut.json"):
         cut = json_files.read_object(where / "cut.json", {"validation_loss_nats": float | None}, "about a cut cell")
         return "cut", _number(cut["validation_loss_nats"]), {}
-    if (where / "skipped.json").exists():
+    if paths.exists(where / "skipped.json"):
         return "skipped", np.inf, {}
-    return ("failed" if (where / "failed.json").exists() else "missing"), np.nan, {}
+    return ("failed" if paths.exists(where / "failed.json") else "missing"), np.nan, {}
 
 
 def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from smallbatch import paths
 from smallbatch.data import overlap, shards, sources, text_shards, token_file, tokenizers
 from smallbatch.data.held_out import SPLIT_RULE
 from smallbatch.data.locks import locked
@@ -72,7 +73,7 @@ def _prepare(spec: DataSpec, tokens_per_shard: int) -> Dataset:
 def lookup(spec: DataSpec) -> Dataset | None:
     """Return the dataset of a spec if it is prepared; never build it. Raises: UserError if it is damaged."""
     directory = dataset_dir(spec)
-    return shards.open_dataset(directory) if directory.is_dir() else None
+    return shards.open_dataset(directory) if paths.is_dir(directory) else None
 
 
 def vocab_size(spec: DataSpec) -> int:
@@ -99,13 +100,13 @@ def dataset_dir(spec: DataSpec) -> Path:
     if (validation := sources.validation_spec(spec)) is not None:
         identity |= {"validation": sources.identity(validation), "validation_frac": None}
     if tokenizer_kind == "file":
-        file = tokenizers.read_file(Path(path).expanduser())
+        file = tokenizers.read_file(paths.local(path, "data.tokenizer: file:"))
         identity["tokenizer"] = [hashlib.sha256(file).hexdigest(), spec.eod_token]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     tokenizer = spec.tokenizer if tokenizer_kind != "file" else Path(path).stem
     words = [spec.source] if source_kind == "tokens" else [spec.source, tokenizer]
     readable = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[-40:] for word in words)
-    return Path(spec.cache_dir).expanduser() / f"{readable}-{digest}"
+    return paths.local(spec.cache_dir, "data.cache_dir") / f"{readable}-{digest}"
 
 
 def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
@@ -240,7 +241,7 @@ def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
     if kind == "bytes":
         return tokenizers.BytesTokenizer()
-    return tokenizers.from_file(Path(rest).expanduser(), spec.eod_token)
+    return tokenizers.from_file(paths.local(rest), spec.eod_token)
 
 
 def _check_both_sides(spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from smallbatch import paths
 from smallbatch.data import text_files, tfds_source, token_file
 from smallbatch.data.separators import unescape
 from smallbatch.errors import UserError
@@ -63,9 +64,10 @@ def documents(spec: DataSpec, skipped: text_files.Skipped | None = None) -> Iter
 def _all_documents(spec: DataSpec, skipped: text_files.Skipped | None) -> Iterator[str]:
     kind, rest = split_source(spec.source)
     if kind == "pystdlib":
-        return tfds_source.pystdlib_documents(Path(spec.tfds_data_dir or f"{spec.cache_dir}/tfds").expanduser())
+        return tfds_source.pystdlib_documents(paths.local(spec.tfds_data_dir or f"{spec.cache_dir}/tfds"))
     if kind == "tfds":
-        return tfds_source.documents(rest, spec.split, spec.text_key, spec.tfds_data_dir)
+        data_dir = None if spec.tfds_data_dir is None else str(paths.local(spec.tfds_data_dir, "data.tfds_data_dir"))
+        return tfds_source.documents(rest, spec.split, spec.text_key, data_dir)
     if kind == "text":
         files = text_files.matched_files(rest, skipped)
         return text_files.documents(files, spec.text_key, spec.document_separator, skipped)
@@ -106,7 +108,7 @@ def file_identity(path: Path) -> list[object]:
         status = path.stat()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return [str(paths.resolved(path)), status.st_size, status.st_mtime_ns]
 
 
 def size_bytes(spec: DataSpec) -> int | None:

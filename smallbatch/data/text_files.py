@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smallbatch import json_files
+from smallbatch import json_files, paths
 from smallbatch.data import compressed, file_glob
 from smallbatch.data.separators import Separator, compile_separator, unescape
 from smallbatch.errors import UserError
@@ -49,7 +49,7 @@ def matched_files(pattern: str, skipped: Skipped | None = None) -> list[Path]:
 
     Raises: UserError if nothing matches or a file has another ending than those of `FORMATS`.
     """
-    pattern = os.path.expanduser(pattern)
+    pattern = str(paths.local(pattern, "data.source: text:"))
     matches = file_glob.match(pattern)
     skipped = Skipped() if skipped is None else skipped
     for path in matches.dangling_links:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from smallbatch import paths
 from smallbatch.data.file_glob import is_lfs_pointer
 from smallbatch.data.held_out import Splitter
 from smallbatch.data.shards import Counts, ShardWriter, little_endian
@@ -40,8 +41,8 @@ def vocab_size(spec: DataSpec) -> int:
 
 def matched_files(pattern: str) -> list[Path]:
     """Return the files of a path or a glob, sorted by path. Raises: UserError if there is none."""
-    path = Path(pattern).expanduser()
-    if path.exists() or not glob.has_magic(str(path)):
+    path = paths.local(pattern, "data.source: tokens:")
+    if paths.exists(path) or not glob.has_magic(str(path)):
         return [path]
     files = sorted({Path(name) for name in glob.glob(str(path), recursive=True) if not Path(name).is_dir()})
     if not files:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from smallbatch import paths
 from smallbatch.data.file_glob import is_lfs_pointer
 from smallbatch.errors import UserError
 from smallbatch.records import read_json, write_json
@@ -215,7 +216,7 @@ def _checked(tokenizer: JsonTokenizer, path: Path) -> JsonTokenizer:
 def load(directory: Path) -> Tokenizer | None:
     """Load what `save` wrote to a run or data directory; None where there is nothing, as for tokens:PATH."""
     path = directory / CONFIG_FILE
-    if not path.exists():
+    if not paths.exists(path):
         return None
     config = read_json(path)
     if config == {"kind": "bytes"}:

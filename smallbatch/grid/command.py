@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smallbatch import layout
+from smallbatch import layout, paths
 from smallbatch.config import Config
 from smallbatch.data import prepare
 from smallbatch.errors import UserError
@@ -16,7 +16,7 @@ from smallbatch.grid.cells import Cell, enumerate_cells, rivals, selected
 from smallbatch.grid.directory import State, SweepDirectory
 from smallbatch.grid.local import LocalEngine, core_groups
 from smallbatch.grid.options import Options
-from smallbatch.grid.run import Sweep, failures, plan_cells, prepare_corpora, reopen, run
+from smallbatch.grid.run import Sweep, check_prompts, failures, plan_cells, prepare_corpora, reopen, run
 from smallbatch.grid.tasks import Engine
 from smallbatch.plan import Plan
 from smallbatch.progress import say
@@ -44,6 +44,7 @@ def status_text(directory: SweepDirectory, only: Iterable[str] = ()) -> str:
 
 def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], flags) -> str:
     """Return the cells, by id and swept values, and what is left to run of them. Writes nothing."""
+    directory.check_grid(cells)
     place = _place(directory, cells, chosen, flags)
     found = plan_cells(cells, place.devices)
     sweep = Sweep(directory, cells, chosen, found, flags.stop_diverged, flags.halving)
@@ -76,7 +77,7 @@ def sweep(
         UserError: the grid, the data, the devices or the directory do not allow it.
         KeyboardInterrupt: by Ctrl-C, once the cells under way are saved.
     """
-    directory = SweepDirectory(Path(path))
+    directory = SweepDirectory(paths.local(path, "the sweep directory"))
     cells = enumerate_cells(config, grid)
     chosen = selected(cells, only)
     start(directory, directory.path.name, config, cells, chosen, options or Options())
@@ -88,17 +89,19 @@ def sweep(
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
     """Run the chosen cells; return the exit code: 1 if any failed, `stopping.AGAIN` if a notice ended it."""
+    directory.check_grid(cells)
     place = _place(directory, cells, chosen, flags)
     found = plan_cells(cells, place.devices)
     if place.name == "lanes":
         lanes.check(chosen, found)
         if words := lanes.left_out(chosen):
             say(words)
-    left = directory.write_grid(name, config, cells)
+    corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
+    check_prompts(chosen, found)
+    engine = place.engine(found)
+    left = directory.write_grid(name, config, cells)  # after every check: a mistake leaves no grid behind
     if left:
         say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
-    corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
-    engine = place.engine(found)
     sweep = Sweep(directory, cells, chosen, found, flags.stop_diverged, flags.halving)
     reopen(sweep)
     for line in cost.beyond_corpus(chosen, found, corpus_tokens):

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from smallbatch import config as configs
-from smallbatch import json_files, records
+from smallbatch import json_files, paths, records
 from smallbatch.errors import UserError
 from smallbatch.escaping import csv_text
+from smallbatch.grid.axes import Grid
 from smallbatch.grid.cells import ID_LENGTH, Cell, enumerate_cells
 from smallbatch.grid.claims import Claims
 from smallbatch.progress import say
@@ -75,15 +76,13 @@ class SweepDirectory:
 
         Raises UserError if the directory cannot be written or holds something else.
         """
-        asked = {cell.id for cell in cells}
-        left = len(self._earlier_cells() - asked)
+        left = self.check_grid(cells)
+        if problem := self._earlier_cells()[1]:
+            say(f"{problem}; writing it again ({len(self._started())} cells have been started, and stay)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            strange = [path for path in self.path.iterdir() if not path.name.startswith(".")]  # as a crash leaves them
         except OSError as error:
             raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another --workdir") from error
-        if strange and not self.grid_json.exists() and not self.begun_cells():
-            raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
         described = {
             "format": FORMAT,
             "name": name,
@@ -94,19 +93,34 @@ class SweepDirectory:
         records.write_json(self.grid_json, described)
         return left
 
-    def _earlier_cells(self) -> set[str]:
-        """Return the ids in grid.json; where it is missing or damaged, those of the cells that have been started.
+    def check_grid(self, cells: list[Cell]) -> int:
+        """Return how many cells of an earlier grid here are not among these; write nothing.
 
-        Raises UserError if another version of smallbatch may have written the sweep.
+        Raises UserError if a sweep cannot be written here, the directory holds something else, or another version of
+        smallbatch may have written the sweep.
         """
+        paths.check_writable(self.path, "choose another --workdir")
+        if not paths.exists(self.grid_json) and not self.begun_cells():
+            if any(not path.name.startswith(".") for path in paths.entries(self.path)):  # a crash leaves hidden files
+                raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
+            return 0
+        return len(self._earlier_cells()[0] - {cell.id for cell in cells})
+
+    def _earlier_cells(self) -> tuple[set[str], str]:
+        """Return the ids in grid.json and what is wrong with it, "" for a sound or a missing one.
+
+        Where it is missing or damaged, the ids are those of the cells that have been started. Raises UserError if
+        another version of smallbatch may have written the sweep.
+        """
+        if not paths.exists(self.grid_json):
+            return self._started(), ""
         try:
-            return {cell.id for cell in self.read_grid()} if self.grid_json.exists() else self._started()
+            return {cell.id for cell in self.read_grid()}, ""
         except UserError as error:
             started = self._started()
             if started != {cell.id for cell in self.begun_cells()}:
                 raise
-            say(f"{error}; writing it again ({len(started)} cells have been started, and stay)")
-            return started
+            return started, str(error)
 
     def _started(self) -> set[str]:
         """Return the names of the directories of cells."""
@@ -123,9 +137,22 @@ class SweepDirectory:
         varied = [key for key in configs.key_types() if len({repr(flat[key]) for flat in flats.values()}) > 1]
         return [Cell(cell_id, {key: flat[key] for key in varied}, flat) for cell_id, flat in flats.items()]
 
+    def saved_grid(self) -> tuple[str, Grid]:
+        """Return the name of the sweep and its grid. Raises UserError where there is no sweep."""
+        grid: Grid = tuple(cell.values for cell in self.read_grid())
+        return str(json_files.read_object(self.grid_json, {}, "the grid of a sweep").get("name", self.path.name)), grid
+
+    def check_config(self, config: configs.Config) -> None:
+        """Raise UserError, with the keys, if a config contradicts that of the sweep; `config` is of its first cell."""
+        if differing := configs.differences(self.read_grid()[0].config.to_dict(), config.to_dict()):
+            raise UserError(
+                f"{self.path} holds a sweep of another config ({'; '.join(differing)}: there | here); resume it "
+                "with --workdir alone, or name a grid with --config and another --workdir"
+            )
+
     def read_grid(self) -> list[Cell]:
         """Return the cells that were asked for. Raises UserError where there is no sweep, or one of another version."""
-        if not self.grid_json.exists():
+        if not paths.exists(self.grid_json):
             raise UserError(
                 f"{self.path} is not a sweep directory: it has no grid.json; name one by --workdir, or start one"
             )

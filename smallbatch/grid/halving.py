@@ -29,7 +29,7 @@ def paused(directory: SweepDirectory, cell_id: str) -> tuple[int, float] | None:
     if not path.exists():
         return None
     result = records.read_result(path)
-    if result.status != "preempted" or result.validation_loss_nats is None:
+    if result.status != "stopped" or result.validation_loss_nats is None:
         return None
     return result.tokens, result.validation_loss_nats
 

@@ -235,6 +235,7 @@ class LaneEngine:
         tokenizer = tokenizers.load(dataset)
         for cell_id in cell_ids:
             workdir = self._directory.cell(cell_id)
+            workdirs.take(workdir, self._cells[cell_id].config)
             records.write_json(workdir.plan, self._plans[cell_id].to_dict())
             if tokenizer is not None:
                 run.keep_tokenizer(tokenizer, workdir.tokenizer)

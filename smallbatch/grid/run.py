@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from smallbatch import plan as plans
 from smallbatch import records
 from smallbatch.config import Config
-from smallbatch.data import prepare
+from smallbatch.data import prepare, tokenizers
 from smallbatch.data.stream import check_splits
 from smallbatch.errors import UserError
 from smallbatch.grid import halving
@@ -74,6 +74,21 @@ def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
     for spec, context_tokens in contexts:
         check_splits(datasets[spec], context_tokens)
     return {spec: len(dataset.train) for spec, dataset in datasets.items()}
+
+
+def check_prompts(cells: list[Cell], cell_plans: dict[str, plans.Plan]) -> None:
+    """Raise UserError, with the cell, for a prompt of a sample that its context does not hold. Corpora are prepared."""
+    from smallbatch.training.run import prompt_ids
+
+    loaded: dict = {}
+    for cell in cells:
+        plan, train = cell_plans[cell.id], cell.config.train
+        if plan.data not in loaded:
+            loaded[plan.data] = tokenizers.load(prepare.dataset_dir(plan.data))
+        try:
+            prompt_ids(plan, loaded[plan.data], train.sample_prompt, train.sample_tokens)
+        except UserError as error:
+            raise UserError(f"cell {cell.id} ({cell.name}): {error}") from error
 
 
 def run(sweep: Sweep, engine: Engine, say: Callable[[str], None], stop: Stop) -> dict[str, State]:

@@ -36,7 +36,7 @@ def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, ke
         except Locked:  # by the holder of the claim before: it was taken for dead, because its machine slept
             return "busy"
         print(f"{result.status} after {result.tokens:,} tokens", file=sys.stderr)
-        if result.status != "preempted" and not keep_checkpoints:
+        if result.status != "stopped" and not keep_checkpoints:
             directory.drop_checkpoints(cell.id)
         return result.status
 

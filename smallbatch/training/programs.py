@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
+from importlib import metadata
 from pathlib import Path
 from platform import machine
 from typing import Any
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.backend import register_backend_factory
 
-from smallbatch import optim
+from smallbatch import optim, paths
 from smallbatch.errors import UserError
 from smallbatch.layout import fits_cpu_cache
 from smallbatch.model import gpt, placement
@@ -42,12 +43,36 @@ def start_jax(cpu_devices: int, cache_dir: str | Path) -> DeviceSpec:
         jax.config.update("jax_num_cpu_devices", cpu_devices)
         skip_absent_tpu()
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache_dir).expanduser() / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(paths.local(cache_dir, "data.cache_dir") / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    first = jax.local_devices()[0]
+    first = local_devices()[0]
     capability = getattr(first, "compute_capability", None)
     capability = None if capability is None else str(capability)
     return DeviceSpec(jax.default_backend(), jax.device_count(), capability, kind=first.device_kind)
+
+
+def local_devices() -> list[Any]:
+    """Return the devices of this process. Raises UserError where JAX does not have the platform that is asked for."""
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError, without a word: a GPU is asked for, none is here
+        asked = jax.config.values["jax_platforms"]
+        names = ("jax", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu")
+        installed = [f"{name} {version}" for name in names if (version := _version(name))]
+        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        wanted = f"no device of JAX_PLATFORMS={asked}" if asked else "no device that it can use"
+        raise UserError(
+            f"JAX has {wanted}{reason}. Installed: {', '.join(installed)}. Unset "
+            "JAX_PLATFORMS to use what is here, or install the platform's plugin (pip install 'smallbatch[gpu]' or "
+            "'smallbatch[tpu]') on a machine that has such a device"
+        ) from error
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def skip_absent_tpu() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from smallbatch import config as configs
-from smallbatch import layout, peaks, records, summary, trackers
+from smallbatch import layout, paths, peaks, records, summary, trackers
 from smallbatch import plan as plans
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.shards import Dataset
@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
     """SIGTERM, Ctrl-C or the stop button of a notebook, granted: the run is saved, and has this result."""
 
     def __init__(self, result: records.Result, noticed: bool = False):
-        goes_on = "; the same call goes on" if result.status == "preempted" else ""
+        goes_on = "; the same call goes on" if result.status == "stopped" else ""
         super().__init__(f"{result.status} and saved after update {result.optimizer_steps:,}{goes_on}")
         self.result = result
         self.noticed = noticed  # by a notice of the cloud: nobody outside has asked for it
@@ -51,7 +51,8 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         Interrupted: a KeyboardInterrupt, by SIGTERM or Ctrl-C, once the run is saved.
     """
     configs.validate(config)
-    workdir = workdirs.Workdir(Path(path) if path is not None else workdirs.default_path(config, None))
+    path = workdirs.default_path(config, None) if path is None else paths.local(path, "the run directory")
+    workdir = workdirs.Workdir(path)
     workdirs.check_owner(workdir, config)
     if (result := workdirs.finished(workdir)) is not None:
         return result
@@ -66,12 +67,13 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         hosts.check_same(dataset.meta.sha256, "the dataset that it prepared")
         check_splits(dataset, plan.model.context_tokens)
         tokenizer = tokenizers.load(dataset.dir)
-        prompt_ids = _prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
+        ids = prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
         programs = Programs(plan)
         programs.check_memory()
         trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs, stop)
         state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
         if hosts.is_first():
+            workdirs.take(workdir, config)
             records.write_json(workdir.plan, plan.to_dict())
             if tokenizer is not None:
                 keep_tokenizer(tokenizer, workdir.tokenizer)
@@ -92,8 +94,8 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         alone = next(_runs_of_process) == 0
         outcome = trainer.run(state, saved, open_trackers, until_step)
         sample = None
-        if outcome.status == "done" and prompt_ids:
-            sample = _sample(plan, programs, outcome.params, tokenizer, prompt_ids, config.train)
+        if outcome.status == "done" and ids:
+            sample = _sample(plan, programs, outcome.params, tokenizer, ids, config.train)
         result = result_of(plan, dataset, outcome, sample, started, plan.mesh.devices, alone)
         if hosts.is_first():
             records.write_result(workdir.result, result)
@@ -159,7 +161,7 @@ def make_plan(config: configs.Config, topology: str | None = None) -> plans.Plan
     return plan
 
 
-def _prompt_ids(plan: plans.Plan, tokenizer, prompt: str, new_tokens: int) -> list[int]:
+def prompt_ids(plan: plans.Plan, tokenizer, prompt: str, new_tokens: int) -> list[int]:
     """Return the prompt of the text sampled at the end, [] for no sample; a bad one must not cost a finished run."""
     if tokenizer is None or not new_tokens:
         return []

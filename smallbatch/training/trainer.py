@@ -33,7 +33,7 @@ from smallbatch.training.workdir import Workdir
 class Outcome:
     """How the loop ended, and with what."""
 
-    status: str  # done | diverged | preempted
+    status: str  # done | diverged | stopped
     step: int
     params: gpt.Params  # that the score is of
     score: Score | None
@@ -133,7 +133,7 @@ class Trainer:
         there = step >= self._until_step
         if there and score is None:  # restored from its last checkpoint: everything but the result was there
             score = self._validate(state, journal, progress)
-        status = "done" if step == self._run.optimizer_steps else "preempted"
+        status = "done" if step == self._run.optimizer_steps else "stopped"
         return self._outcome(status, step, state, score if there else None, journal, None)
 
     def _take_in(self, pending: tuple[int, int, Metrics], journal: Journal, progress: Progress) -> int | None:

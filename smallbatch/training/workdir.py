@@ -1,5 +1,7 @@
 """The run directory: whose it is, whether it is finished, and that only one process writes in it.
 
+Everything that can be wrong is checked before `take` writes config.json: a mistake leaves no config behind.
+
 config.json    every key, as it was asked for      metrics.jsonl   one record a line
 plan.json      every derived number                result.json     there when the run has ended
 tokenizer/     what decodes its samples            checkpoints/    the last two
@@ -9,11 +11,12 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from smallbatch import config as configs
-from smallbatch import records
+from smallbatch import paths, records
 from smallbatch.errors import UserError
 
 
@@ -51,6 +54,16 @@ class Workdir:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run has left a record, a checkpoint or a result here."""
+        metrics = paths.status(self.metrics)
+        return (
+            (metrics is not None and metrics.st_size > 0)
+            or paths.exists(self.result)
+            or any(path.name.isdecimal() for path in paths.entries(self.checkpoints))
+        )
+
 
 def default_path(config: configs.Config, config_file: str | None) -> Path:
     """Return runs/<name of the config file>-<first 12 characters of the fingerprint>."""
@@ -59,8 +72,12 @@ def default_path(config: configs.Config, config_file: str | None) -> Path:
 
 
 def check_owner(workdir: Workdir, config: configs.Config) -> None:
-    """Raise UserError if the directory holds another config's run, with the keys that differ."""
-    if not workdir.config.exists():
+    """Raise UserError if the directory holds another config's run that has begun, with the keys that differ."""
+    if paths.exists(workdir.path / "grid.json"):
+        raise UserError(
+            f"{workdir.path} holds a sweep, not a run; resume it with smallbatch.sweep, or choose another --workdir"
+        )
+    if not paths.exists(workdir.config) or not workdir.has_begun:
         return
     theirs = records.read_config(workdir.config)
     if unknown := configs.flatten(theirs).keys() - configs.key_types().keys():
@@ -71,13 +88,13 @@ def check_owner(workdir: Workdir, config: configs.Config) -> None:
     if differing := configs.differences(theirs, config.to_dict()):
         raise UserError(
             f"{workdir.path} holds a run of another config ({'; '.join(differing)}: there | here); "
-            "choose another --workdir, or delete it"
+            "resume it with --workdir alone, choose another --workdir, or delete it"
         )
 
 
 def finished(workdir: Workdir) -> records.Result | None:
     """Return the result of a run that has nothing left to do."""
-    if not workdir.result.exists():
+    if not paths.exists(workdir.result):
         return None
     result = records.read_result(workdir.result)
     return result if result.status in ("done", "diverged") else None
@@ -85,7 +102,7 @@ def finished(workdir: Workdir) -> records.Result | None:
 
 @contextlib.contextmanager
 def claimed(workdir: Workdir, config: configs.Config) -> Iterator[None]:
-    """Create the directory with its config.json and hold it for this process. Raises Locked if another holds it."""
+    """Create the directory and hold it for this process. Raises Locked if another holds it."""
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(workdir.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -101,8 +118,19 @@ def claimed(workdir: Workdir, config: configs.Config) -> Iterator[None]:
                 f"another process is training in {workdir.path}; wait for it, or choose another --workdir"
             ) from None
         check_owner(workdir, config)
-        if not workdir.config.exists():
-            records.write_json(workdir.config, config.to_dict())
         yield
     finally:
         os.close(lock)
+
+
+def take(workdir: Workdir, config: configs.Config) -> None:
+    """Write config.json, if the directory has none or that of another config whose run has not begun.
+
+    The caller holds the directory, and has checked everything that a user can get wrong.
+    """
+    if paths.exists(workdir.config) and not workdir.has_begun:
+        workdir.plan.unlink(missing_ok=True)
+        shutil.rmtree(workdir.tokenizer, ignore_errors=True)  # a run on token ids has none
+        workdir.config.unlink(missing_ok=True)
+    if not paths.exists(workdir.config):
+        records.write_json(workdir.config, config.to_dict())

@@ -1,0 +1,122 @@
+"""What is printed never decides how a command ends: a closed pipe, a full disk, a terminal without the characters."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from smallbatch.console import tolerant_output
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = '''"""Print what a run ends with: a command for a test."""
+import sys
+from smallbatch import cli
+
+def main(flags):
+    for line in range(int(flags.lines)):
+        print("naïve 学习", line)
+    if flags.fail:
+        raise cli.UserError("naïve")
+
+def define_flags(flags):
+    from absl import flags as absl
+    absl.DEFINE_integer("lines", 3, "how many", flag_values=flags)
+    absl.DEFINE_bool("fail", False, "fail at the end", flag_values=flags)
+
+if __name__ == "__main__":
+    cli.run(main, define_flags, config=False)
+'''
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start the command above, or a module of smallbatch, with a standard output and variables of its own."""
+    (tmp_path / "say.py").write_text(COMMAND)
+
+    def start(*words, module=None, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **variables):
+        argv = [sys.executable, *(["-m", module] if module else [tmp_path / "say.py"]), *words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+        return subprocess.Popen(argv, stdout=stdout, stderr=stderr, env=environment)
+
+    return start
+
+
+@pytest.mark.parametrize("variables", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["--help"], ["--lines=3"], ["--lines=30000"]])
+def test_a_reader_that_leaves_ends_a_command_without_a_word(start, words, variables):
+    process = start(*words, **variables)
+    process.stdout.close()  # before a line is read: what `| head -3` does is a race
+    assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+
+
+def test_help_of_train_into_a_closed_pipe_prints_no_traceback(start):
+    process = start("--help", module="smallbatch.train")
+    process.stdout.close()
+    assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--lines=3"], 0), (["--lines=30000"], 0), (["--help"], 0), (["--fail"], 2)]
+)
+def test_a_full_standard_output_changes_no_exit_code_and_is_one_line(start, words, code):
+    with open("/dev/full", "w") as full:
+        process = start(*words, stdout=full)
+        _, err = process.communicate(timeout=60)
+    lines = err.decode().splitlines()
+    assert process.returncode == code
+    assert sum("standard output failed (No space left on device)" in line for line in lines) == 1
+    assert len(lines) == (2 if code else 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_standard_error_changes_no_exit_code(start):
+    with open("/dev/full", "w") as full:
+        assert start("--fail", stdout=full, stderr=full).wait(timeout=60) == 2
+        assert start("--lines=3", stdout=full, stderr=full).wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=["ascii", "C", "latin-1"],
+)
+def test_characters_that_a_terminal_lacks_are_replaced(start, variables):
+    out, err = (process := start("--lines=1", **variables)).communicate(timeout=60)
+    assert (process.returncode, err) == (0, b"") and out.endswith(b"?? 0\n")
+    _, err = (process := start("--fail", **variables)).communicate(timeout=60)
+    assert process.returncode == 2 and err.startswith(b"error: na")
+
+
+def test_streams_are_what_they_were_afterwards_also_where_there_are_none(monkeypatch):
+    before = sys.stdout, sys.stderr
+    with tolerant_output():
+        print("seen")
+    assert (sys.stdout, sys.stderr) == before
+    monkeypatch.setattr(sys, "stdout", None)
+    with tolerant_output():
+        print("nobody reads it")
+    assert sys.stdout is None
+
+
+def test_a_stream_that_fails_is_reported_once(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", Full())
+    monkeypatch.setattr(sys, "stderr", errors)
+    with tolerant_output():
+        print("one")
+        print("two", flush=True)
+    assert errors.getvalue().count("\n") == 1 and "No space left on device" in errors.getvalue()
