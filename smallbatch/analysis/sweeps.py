@@ -86,7 +86,18 @@ def _run_directory(path: Path) -> Cell:
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.json'} is damaged: it holds no config")
-    return Cell(path, naming.flatten(config))
+    flat = naming.flatten(config)
+    if (used := _used_budget(path)) is not None:
+        flat[naming.BUDGET] = used  # runs of one budget that train on different numbers of tokens do not compare
+    return Cell(path, flat)
+
+
+def _used_budget(path: Path) -> int | None:
+    """Return the budget rounded up to whole updates, as the plan has it; None where there is no plan."""
+    try:
+        return int(read_json(path / "plan.json")["budget_tokens"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _asked_for(path: Path) -> Sweep:

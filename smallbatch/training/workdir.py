@@ -97,7 +97,7 @@ def claimed(workdir: Workdir, config: configs.Config) -> Iterator[None]:
             ) from None
         check_owner(workdir, config)
         if not workdir.config.exists():
-            records.write_json(workdir.config, config.to_dict())
+            records.write_json(workdir.config, configs.resolved(config))
         yield
     finally:
         os.close(lock)
