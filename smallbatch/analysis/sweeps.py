@@ -203,7 +203,10 @@ def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
         notes[f"{error}; its curve was left out"] += 1
     if (where / "plan.json").exists():
         try:
-            known["peak_lr"] = _number(read_json(where / "plan.json")["hypers"]["peak_lr"])
+            plan = read_json(where / "plan.json")
+            known["peak_lr"] = _number(plan["hypers"]["peak_lr"])
+            if known.get("gradients") and plan.get("optimizer", {}).get("diagnostics") == "successive":
+                known["gradients"][gradients.SUCCESSIVE] = 1.0
         except (UserError, KeyError, TypeError) as error:
             notes[f"{where / 'plan.json'} has no learning rate ({error}); that of the config is taken"] += 1
     return known
