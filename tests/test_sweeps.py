@@ -2,13 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from grids import BUDGET_TOKENS, CONTEXT_TOKENS, Basin, Cell, basin_cells, replaced, write_run, write_sweep
 
-from smallbatch.analysis import sweeps
+from smallbatch.analysis import gradients, sweeps
 from smallbatch.errors import UserError
+from smallbatch.records import write_json
 
 
 def lrs(*statuses, **values):
@@ -133,3 +135,22 @@ def test_what_is_no_sweep_is_one_line(tmp_path, files, words):
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="there is no directory"):
         sweeps.read([tmp_path / "nowhere"])
+
+
+def test_runs_of_one_budget_that_train_on_different_numbers_of_tokens_are_different_settings(tmp_path):
+    for size, used in ((4, 2**20), (3, 1_049_088), (8, 2**20)):
+        write_run(directory := tmp_path / "runs" / f"batch-{size}", Cell({"train.batch_size": size}, 3.0))
+        write_json(directory / "plan.json", {"hypers": {"peak_lr": 0.003}, "budget_tokens": used})
+    table = sweeps.read([tmp_path / "runs"])
+    settings = {int(run.batch_size): run.setting for run in table.runs}
+    assert settings[4] == settings[8] != settings[3]
+
+
+def test_a_plan_says_that_the_noise_scale_comes_from_successive_gradients(tmp_path):
+    cell = Cell({"train.batch_size": 4}, 2.5, extra={"grad_signal_sq": lambda share: 2.0})
+    for name in ("parts", "successive"):
+        write_run(directory := tmp_path / "runs" / name, cell)
+        write_json(directory / "plan.json", {"hypers": {"peak_lr": 0.003}, "optimizer": {"diagnostics": name}})
+    found = sweeps.read([tmp_path / "runs"]).runs
+    marked = {Path(run.source).name: gradients.SUCCESSIVE in run.gradients for run in found}
+    assert marked == {"parts": False, "successive": True}
