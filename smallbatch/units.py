@@ -67,6 +67,6 @@ def bits_per_byte(nats: float, byte_count: int) -> float:
     """Return bits per byte of text from the summed loss in nats over all tokens of that text.
 
     The loss of the end-of-document tokens is part of `nats`, and these tokens spell no byte: the code length is that of
-    the documents with their ends. Measures that leave the loss of the ends out are lower, by 3 to 4% on short documents.
+    the documents with their ends. Measures that leave the loss of the ends out are 3 to 4% lower on short documents.
     """
     return nats / (LN2 * byte_count)

@@ -4,7 +4,7 @@ One idea: a cell is what its directory says it is, and a directory that says not
 damaged costs its cell and is stated; only a directory that holds no runs at all is refused.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +49,21 @@ def read(paths: Sequence[Path]) -> RunTable:
     )
     runs: list[Run] = []
     provenance: list[dict[str, Any]] = []
+    used_tokens: dict[Any, set[float]] = defaultdict(set)  # by runs of a budget, which is rounded up to whole updates
     for sweep, own in zip(sweeps, identities, strict=True):
         results: list[dict[str, Any]] = []
         found = [_read_cell(cell, i, notes, results) for cell, i in zip(sweep.cells, own, strict=True)]
         runs += found
+        for cell, run in zip(sweep.cells, found, strict=True):
+            if run.status == "done" and np.isfinite(run.tokens):
+                used_tokens[cell.config.get(naming.BUDGET)].add(run.tokens)
         provenance.append(_provenance(sweep, found, results))
+    for budget, used in used_tokens.items():
+        if isinstance(budget, int) and len(used) > 1:
+            notes[
+                f"runs of the budget {budget:,} trained on {min(used):,.0f} to {max(used):,.0f} tokens, since batch "
+                "sizes round it up to whole updates; they do not compare at equal tokens"
+            ] += 1
     kept, dropped = without_duplicates(runs)
     said = [text if count == 1 else f"{text} ({count} times)" for text, count in notes.items()]
     return RunTable(tuple(kept), (*said, *dropped), tuple(provenance))
@@ -86,18 +96,7 @@ def _run_directory(path: Path) -> Cell:
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{path / 'config.json'} is damaged: it holds no config")
-    flat = naming.flatten(config)
-    if (used := _used_budget(path)) is not None:
-        flat[naming.BUDGET] = used  # runs of one budget that train on different numbers of tokens do not compare
-    return Cell(path, flat)
-
-
-def _used_budget(path: Path) -> int | None:
-    """Return the budget rounded up to whole updates, as the plan has it; None where there is no plan."""
-    try:
-        return int(read_json(path / "plan.json")["budget_tokens"])
-    except (UserError, KeyError, TypeError, ValueError):
-        return None
+    return Cell(path, naming.flatten(config))
 
 
 def _asked_for(path: Path) -> Sweep:
