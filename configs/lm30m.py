@@ -140,7 +140,8 @@ def _adafactor_power() -> Grid:
 
 def _muon() -> Grid:
     sizes = by_batch_size(_sizes(), "optimizer.embed_lr", ADAM_LR)
-    return product(point({"optimizer.name": "muon", B1: None}), sizes, axis(LR, MUON_LR), axis(T1, MUON_T1_TOKENS))
+    muon = point({"optimizer.name": "muon", "optimizer.muon_matrices": "heads", B1: None})
+    return product(muon, sizes, axis(LR, MUON_LR), axis(T1, MUON_T1_TOKENS))
 
 
 def _sgd() -> Grid:

@@ -16,12 +16,11 @@ from smallbatch.specs import ProgramSpec
 
 def define_flags(flags) -> None:
     absl_flags.DEFINE_list("batch_sizes", ["1", "4", "16"], "sequences per update", flag_values=flags)
-    absl_flags.DEFINE_float("secs", 5.0, "how long to measure each", lower_bound=0.1, flag_values=flags)
+    cli.number(flags, "secs", 5.0, "how long to measure each", 0.1, 86_400.0)
 
 
 def main(config, flags) -> None:
-    if not all(size.isdecimal() and int(size) for size in flags.batch_sizes):
-        raise UserError(f"--batch_sizes={','.join(flags.batch_sizes)}: write positive numbers such as 1,4,16")
+    batch_sizes = cli.whole_numbers("batch_sizes", flags.batch_sizes, "1,4,16")
     import jax
 
     from smallbatch import peaks
@@ -32,7 +31,7 @@ def main(config, flags) -> None:
     if hosts.place(None, None, None):
         raise UserError("the benchmark measures a single process, and this is one of several; start it as one task")
     peak = None
-    for batch_size in map(int, flags.batch_sizes):
+    for batch_size in batch_sizes:
         config.train.batch_size, config.train.microbatch_size = batch_size, None
         config.train.budget_tokens = batch_size * config.model.context_tokens * 1000
         plan = run.make_plan(config)

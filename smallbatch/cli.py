@@ -18,6 +18,7 @@ from smallbatch.errors import UserError, did_you_mean
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 UNSET = {"none", "None"}
+MOST_DIGITS = 30  # of a whole number: Python refuses to read one of thousands of digits
 SWITCH = {"true", "false", "True", "False", "1", "0"}
 
 
@@ -31,7 +32,8 @@ def run(
 ) -> NoReturn:
     """Parse sys.argv, call `main(config, flags)`, or `main(flags)` when `config` is False, and exit.
 
-    `define_flags(flags)` adds a command's own: `DEFINE_string("workdir", None, "...", flag_values=flags)`.
+    `define_flags(flags)` adds a command's own: `DEFINE_string("workdir", None, "...", flag_values=flags)`; numbers
+    through `integer` and `number`, which have a range.
     `main` gets a validated config and reads its flags as `flags.workdir`; what it returns is the exit code.
     `words` names arguments that are no flags, such as "WORKDIR ..."; `main` gets their list before the flags.
     `saved_config(flags)` returns the config to start from where no --config is given, or None for the quickstart's.
@@ -65,6 +67,30 @@ def _run(main: Callable, define_flags: Callable | None, config: bool, words: str
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def integer(values: flags.FlagValues, name: str, default: int | None, text: str, lower: int, upper: int) -> None:
+    """Define a flag that takes a whole number from `lower` to `upper`."""
+    flags.DEFINE_integer(name, default, text, lower, upper, flag_values=values)
+
+
+def number(values: flags.FlagValues, name: str, default: float | None, text: str, lower: float, upper: float) -> None:
+    """Define a flag that takes a number from `lower` to `upper`, which NaN is not."""
+    flags.DEFINE_float(name, default, text, lower, upper, flag_values=values)
+    refusal = f"it takes a number from {lower:g} to {upper:g}"
+    flags.register_validator(name, lambda x: x is None or lower <= x <= upper, refusal, flag_values=values)
+
+
+def whole_numbers(name: str, texts: list[str], example: str, largest: int = 2**16) -> list[int]:
+    """Return the numbers of a flag that takes a list of them. Raises UserError for what is not from 1 to `largest`."""
+
+    def fits(text: str) -> bool:
+        return bool(re.fullmatch(rf"[0-9]{{1,{len(str(largest))}}}", text)) and 1 <= int(text) <= largest
+
+    if not texts or not all(map(fits, texts)):
+        said = ",".join(texts)[:60]
+        raise UserError(f"--{name}={said}: write positive numbers up to {largest:,}, such as {example}")
+    return [int(text) for text in texts]
 
 
 def overridden_keys(argv: list[str]) -> set[str]:
@@ -168,7 +194,7 @@ def _checked(key: str, text: str, kind: type, optional: bool) -> str:
         text = _as_whole(text)
     if kind is bool and text not in SWITCH:
         wrong = "takes true or false"
-    elif kind is int and not re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text):
+    elif kind is int and (len(text) > MOST_DIGITS or not re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text)):
         wrong = f"takes a whole number{_whole(text)}"
     elif kind is float and _number(text) is None:
         wrong = "takes a number, such as 0.003 or 1e6"

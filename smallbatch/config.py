@@ -16,6 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from smallbatch import config_checks
 from smallbatch.errors import ConfigKeyError, UserError
+from smallbatch.specs import DEFAULT_PEAK_LR
 
 T = TypeVar("T")
 Config: TypeAlias = Any  # a ConfigDict, whose fields have no static types
@@ -92,7 +93,7 @@ def base() -> Config:
 
     c.optimizer = optimizer = _Keys()
     optimizer.name = "adam"  # a row of the README's table: adam | sgd | momentum | muon | lion | adafactor | ...
-    optimizer.peak_lr = 0.003
+    optimizer.peak_lr = placeholder(float)  # unset: 0.003 for adam; every other optimizer needs it set
     optimizer.schedule = "cosine"  # cosine | linear | constant | wsd_linear | wsd_sqrt, after the warm-up
     optimizer.warmup_frac = placeholder(float)  # warm-up as a share of the budget ...
     optimizer.warmup_tokens = placeholder(int)  # ... or in tokens: exactly one of the two
@@ -106,6 +107,7 @@ def base() -> Config:
     optimizer.b2_max = placeholder(float)  # ceiling of it
     optimizer.eps = 1e-8  # of adam, and of muon's embeddings
     optimizer.nesterov = False  # of momentum, heavy_ball and muon
+    optimizer.muon_matrices = "whole"  # of muon: whole (q, k, v of all heads) | heads (of each head, as in the paper)
     optimizer.embed_lr = placeholder(float)  # of muon: peak learning rate of the embeddings and the output, by Adam
     optimizer.decay_exponent = 0.8  # of adafactor_power: 1 - b2 of update t is t^-c
     optimizer.interpolation = 0.9  # of schedule_free_*: share of the average in the point where gradients are taken
@@ -117,13 +119,14 @@ def base() -> Config:
     optimizer.transfer_rule = placeholder(str)  # half_life | fixed | sqrt | linear: the numbers above were tuned ...
     optimizer.tuned_at_batch_size = placeholder(int)  # ... at this batch size, and are carried over to train.batch_size
     optimizer.lr_exponent = placeholder(float)  # p of half_life and fixed: learning rate x (batch size ratio)^p
+    optimizer.transfer_keeps_tau = False  # also scale weight decay, so that 1 / (lr wd) stays the same in tokens
 
     c.train = train = _Keys()
     train.batch_size = 16  # sequences per optimizer update, over all devices
     train.microbatch_size = placeholder(int)  # sequences per forward pass; unset: the batch (CPU: one a device)
     train.batch_size_schedule = placeholder(str)  # TOKENS:SIZE,TOKENS:SIZE: from so many tokens on, so many sequences
     train.batch_size_lr_rule = placeholder(str)  # none | sqrt | linear: learning rate x (batch size ratio)^0, 1/2, 1
-    train.budget_tokens = 2**21  # a multiple of batch_size x context_tokens
+    train.budget_tokens = 2**21  # rounded up to whole updates of batch_size x context_tokens tokens
     train.seed = 0  # initial weights
     train.steps_per_dispatch = placeholder(int)  # updates per compiled call; unset: chosen by their FLOPs
     train.log_every_tokens = 2**15
@@ -269,8 +272,22 @@ def flatten(config: dict) -> dict[str, Any]:
     return flat
 
 
+def resolved_flat(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return {dotted key: value} with the learning rate that an unset one stands for."""
+    if flat.get("optimizer.peak_lr", 0.0) is not None:
+        return flat
+    return flat | {"optimizer.peak_lr": DEFAULT_PEAK_LR.get(flat.get("optimizer.name", ""))}
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """Return a config as nested plain values with the learning rate that an unset one stands for."""
+    values = config.to_dict()
+    flat = resolved_flat(flatten(values))
+    return values | {"optimizer": values["optimizer"] | {"peak_lr": flat["optimizer.peak_lr"]}}
+
+
 def _numbers(flat: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat.items() if key not in WITHOUT_EFFECT_ON_NUMBERS}
+    return {key: value for key, value in resolved_flat(flat).items() if key not in WITHOUT_EFFECT_ON_NUMBERS}
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:

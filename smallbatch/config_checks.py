@@ -3,16 +3,22 @@
 One idea: a key that is set and has no effect is as wrong as one out of range: its author believes otherwise.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from smallbatch import paths
+from smallbatch import config_numbers, paths
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.phases import LR_RULES, Phase, phases
-from smallbatch.specs import LARGEST_VOCAB, OPTIMIZER_KEYS, SCHEDULES, SMALLEST_BPE_VOCAB, is_bpe_vocab
-from smallbatch.transfer import FREE_EXPONENT, RULES
+from smallbatch.specs import (
+    DEFAULT_PEAK_LR,
+    LARGEST_VOCAB,
+    OPTIMIZER_KEYS,
+    SCHEDULES,
+    SMALLEST_BPE_VOCAB,
+    is_bpe_vocab,
+)
+from smallbatch.transfer import FREE_EXPONENT, RULES, SQRT_OPTIMIZERS
 
 Flat = dict[str, Any]
 
@@ -28,6 +34,7 @@ CHOICES = {
     "optimizer.name": tuple(OPTIMIZER_KEYS),
     "optimizer.schedule": SCHEDULES,
     "optimizer.transfer_rule": RULES,
+    "optimizer.muon_matrices": ("whole", "heads"),
     "optimizer.rounding": ("nearest", "stochastic"),
     "train.batch_size_lr_rule": tuple(LR_RULES),
     "records.wandb": ("off", "offline", "online"),
@@ -86,6 +93,7 @@ SOURCES_OF = {  # keys that other sources do not read
     "data.tokens_vocab_size": ("tokens:",),
     "data.tokens_eod_id": ("tokens:",),
 }
+MAX_DISPATCH_TOKENS = 2**30  # 4 GiB of token ids
 AVERAGE_PAIRS = {
     "b1": ("optimizer.b1", "optimizer.t1_tokens"),
     "b2": ("optimizer.b2", "optimizer.t2_tokens"),
@@ -97,6 +105,7 @@ KEYS_OF = {  # what a word of OPTIMIZER_KEYS stands for
     "nesterov": ("optimizer.nesterov",),
     "decay_exponent": ("optimizer.decay_exponent",),
     "embed_lr": ("optimizer.embed_lr",),
+    "muon_matrices": ("optimizer.muon_matrices",),
     "interpolation": ("optimizer.interpolation",),
 }
 WARMUP_PAIR = ("optimizer.warmup_frac", "optimizer.warmup_tokens")
@@ -116,6 +125,7 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
         _validation_source,
         _tokenizer,
         _shape,
+        _peak_lr,
         _schedule,
         _warmup,
         _decay,
@@ -127,6 +137,7 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
         _budget,
         _batch_growth,
         _microbatch,
+        _dispatch,
     ):
         with suppress(KeyError):  # a rule about a key that is already wrong has nothing to add
             for words in rule(sound, defaults):
@@ -148,8 +159,8 @@ def _wrong_value(key: str, value: Any, wanted: type, optional: bool, ranges: dic
         return f"{key} is {value!r}; it takes {TYPE_WORDS[wanted]}"
     if wanted is str and not _is_utf8(value):
         return f"{key} is {value!r}, which is not UTF-8; it takes text without halves of surrogate pairs"
-    if wanted is float and not math.isfinite(value):
-        return f"{key} is {value}; it takes a finite number"
+    if wanted in (int, float) and (words := config_numbers.problem(key, value, wanted)):
+        return words
     if key in CHOICES and value not in CHOICES[key]:
         return f"{key} is {value!r}; it takes {' | '.join(CHOICES[key])}{did_you_mean(value, CHOICES[key])}"
     if key in ranges and not ranges[key][1](value):
@@ -246,6 +257,16 @@ def _shape(flat: Flat, defaults: Flat) -> Iterator[str]:
         yield f"mesh.sequence is {flat['mesh.sequence']}, which does not divide model.context_tokens, {context}"
 
 
+def _peak_lr(flat: Flat, defaults: Flat) -> Iterator[str]:
+    name = flat["optimizer.name"]
+    if flat["optimizer.peak_lr"] is None and name not in DEFAULT_PEAK_LR:
+        known = ", ".join(f"{rate:g} for {other}" for other, rate in DEFAULT_PEAK_LR.items())
+        yield (
+            f"optimizer.peak_lr is unset, and {name} has no default (there is {known}); set "
+            "--config.optimizer.peak_lr to a rate tuned for it"
+        )
+
+
 def _schedule(flat: Flat, defaults: Flat) -> Iterator[str]:
     key = "optimizer.final_lr_frac"
     if flat["optimizer.schedule"] == "constant" and flat[key] != defaults[key]:
@@ -302,11 +323,23 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
     rule, tuned_at, exponent, t1_tokens = (
         flat[f"optimizer.{key}"] for key in ("transfer_rule", "tuned_at_batch_size", "lr_exponent", "t1_tokens")
     )
+    keeps_tau = flat["optimizer.transfer_keeps_tau"]
     if rule is None:
         for key, value in (("optimizer.tuned_at_batch_size", tuned_at), ("optimizer.lr_exponent", exponent)):
             if value is not None:
                 yield _no_effect(key, value, "optimizer.transfer_rule None", _unset(key))
+        if keeps_tau:
+            key = "optimizer.transfer_keeps_tau"
+            yield _no_effect(key, True, "optimizer.transfer_rule None", "leave it at False")
         return
+    if rule == "sqrt" and flat["optimizer.name"] not in SQRT_OPTIMIZERS:
+        yield (
+            f"optimizer.transfer_rule is sqrt, which holds for optimizers that divide by the root of a second moment "
+            f"({', '.join(SQRT_OPTIMIZERS)}), and optimizer.name is {flat['optimizer.name']}; use linear, fixed or "
+            "half_life"
+        )
+    if keeps_tau and not flat["optimizer.weight_decay"]:
+        yield _no_effect("optimizer.transfer_keeps_tau", True, "optimizer.weight_decay 0", "leave it at False")
     if tuned_at is None:
         yield f"optimizer.tuned_at_batch_size is unset; optimizer.transfer_rule {rule} needs it"
     if rule in FREE_EXPONENT and exponent is None:
@@ -373,6 +406,17 @@ def _microbatch(flat: Flat, defaults: Flat) -> Iterator[str]:
                     f"train.microbatch_size {microbatch_size} does not divide train.batch_size, {phase.batch_size}; "
                     f"the next smaller one is {below}"
                 )
+
+
+def _dispatch(flat: Flat, defaults: Flat) -> Iterator[str]:
+    updates = flat["train.steps_per_dispatch"]
+    with suppress(UserError):  # reported by _budget
+        step_tokens = max(phase.batch_size for phase in _phases(flat)) * flat["model.context_tokens"]
+        if updates is not None and updates * step_tokens > MAX_DISPATCH_TOKENS:
+            yield (
+                f"train.steps_per_dispatch {updates:,} holds {updates * step_tokens:,} tokens on the devices at once, "
+                f"and at most {MAX_DISPATCH_TOKENS:,} are allowed; use {max(1, MAX_DISPATCH_TOKENS // step_tokens):,}"
+            )
 
 
 def _exactly_one(flat: Flat, pair: tuple[str, str]) -> Iterator[str]:

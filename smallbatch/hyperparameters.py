@@ -1,18 +1,27 @@
 """The numbers of an optimizer in a phase of a run: what a config says, at that batch size, in float64.
 
 Two things move them from one batch size to another: a transfer rule, from where they were tuned to where the run
-starts; and, where the batch grows on the way, the rule that every average keeps its half-life in tokens.
+starts; and, where the batch grows on the way, the rule of `half_life`: b2 and the average of the weights keep their
+half-lives in tokens, and b1 stays per step. A b1 that was set by `t1_tokens` keeps that half-life.
 """
 
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from smallbatch import units
 from smallbatch.config import Config
-from smallbatch.phases import LR_RULES, Phase
-from smallbatch.specs import OPTIMIZER_KEYS
+from smallbatch.errors import UserError
+from smallbatch.phases import LR_RULES, Phase, phases, used_tokens
+from smallbatch.schedules import rate_share
+from smallbatch.specs import DEFAULT_PEAK_LR, OPTIMIZER_KEYS
 from smallbatch.transfer import Tuned, transfer
+
+# 1 - b below this has no effect in a run of at most 2^31 updates, where the bias-corrected average is the plain mean,
+# and its products with squared gradients become 0 in float32.
+LEAST_COMPLEMENT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,9 @@ def hypers(config: Config, phase: Phase) -> dict[str, Any]:
     optimizer, train = config.optimizer, config.train
     tokens_per_step = phase.batch_size * config.model.context_tokens
     tuned, weight_average = _in_phase(config, phase)
-    total_steps = train.budget_tokens / tokens_per_step
-    return {
+    total_steps = budget_tokens(config) / tokens_per_step
+    step_offset = phase.first_tokens / tokens_per_step - phase.first_step
+    found = {
         "peak_lr": tuned.peak_lr,
         "final_lr_frac": optimizer.final_lr_frac,
         "warmup_steps": warmup_tokens(config) / tokens_per_step,
@@ -41,15 +51,69 @@ def hypers(config: Config, phase: Phase) -> dict[str, Any]:
         "b1_complement": 1.0 if tuned.b1_complement is None else tuned.b1_complement,
         "b2_complement": 1.0 if tuned.b2_complement is None else tuned.b2_complement,
         "eps": tuned.eps,
-        "weight_decay": optimizer.weight_decay,
+        "weight_decay": tuned.weight_decay,
         "decay_exponent": optimizer.decay_exponent,
-        "embed_lr_ratio": (optimizer.embed_lr or 0.0) / optimizer.peak_lr,
+        "embed_lr_ratio": (optimizer.embed_lr or 0.0) / peak_lr(config),
         "interpolation": optimizer.interpolation,
         "clip_norm": optimizer.clip_norm or 0.0,
         "weight_average_complement": 1.0 if weight_average is None else weight_average,
-        "step_offset": phase.first_tokens / tokens_per_step - phase.first_step,
+        "step_offset": step_offset,
+        "b1_step_offset": step_offset if optimizer.b1 is None else 0.0,
         "seed": train.seed,
     }
+    check_float32(optimizer.name, found)
+    return found
+
+
+# Where a hyperparameter that float32 cannot hold comes from, if not from the key of the same name.
+FROM_KEYS = {
+    "warmup_steps": "optimizer.warmup_frac or warmup_tokens",
+    "decay_steps": "optimizer.decay_frac",
+    "total_steps": "train.budget_tokens",
+    "b1_complement": "optimizer.b1 or t1_tokens",
+    "b2_complement": "optimizer.b2 or t2_tokens",
+    "weight_average_complement": "optimizer.weight_average_b or weight_average_tokens",
+    "embed_lr_ratio": "optimizer.embed_lr or peak_lr",
+    "step_offset": "train.batch_size_schedule",
+    "b1_step_offset": "train.batch_size_schedule",
+}
+
+
+def check_float32(name: str, found: dict[str, Any]) -> None:
+    """Raise UserError for a hyperparameter, or a product that an optimizer forms of two, that float32 cannot hold."""
+    peak_lr = found["peak_lr"]
+    products = {"learning rate x weight decay": (peak_lr * found["weight_decay"], "optimizer.weight_decay or peak_lr")}
+    if "interpolation" in OPTIMIZER_KEYS[name]:
+        products["the square of the learning rate, which weights the average,"] = (peak_lr**2, "optimizer.peak_lr")
+    for field, value in found.items():
+        if field != "seed":
+            products[field] = (value, FROM_KEYS.get(field, f"optimizer.{field}"))
+    for what, (value, keys) in products.items():
+        if problem := units.float32_problem(value):
+            raise UserError(f"{what} comes to {value:.3g}, which is {problem}; change {keys}")
+        if what.endswith("_complement") and value < LEAST_COMPLEMENT:
+            raise UserError(
+                f"{what}, 1 - b, comes to {value:.3g} a step, and must be at least {LEAST_COMPLEMENT:g}: float32 "
+                f"cannot average with less; shorten the half-life ({keys})"
+            )
+
+
+def peak_lr(config: Config) -> float:
+    """Return the peak learning rate that is set, or the default of the optimizer."""
+    set_lr = config.optimizer.peak_lr
+    return DEFAULT_PEAK_LR[config.optimizer.name] if set_lr is None else set_lr
+
+
+def budget_tokens(config: Config) -> int:
+    """Return the tokens that a run trains on: `train.budget_tokens`, rounded up to whole updates."""
+    train, context = config.train, config.model.context_tokens
+    return used_tokens(phases(train.batch_size, train.batch_size_schedule, context, train.budget_tokens), context)
+
+
+def first_rates(schedule: str, found: dict[str, Any], phase: Phase, count: int = 3) -> tuple[float, ...]:
+    """Return the learning rates of the first updates of a phase, from its hyperparameters."""
+    steps = np.arange(phase.first_step, min(phase.first_step + count, phase.last_step)) + found["step_offset"] + 0.5
+    return tuple((found["peak_lr"] * rate_share(schedule, steps, found, np)).tolist())
 
 
 def averages(config: Config, phase: Phase) -> tuple[RunningAverage, ...]:
@@ -60,7 +124,7 @@ def averages(config: Config, phase: Phase) -> tuple[RunningAverage, ...]:
 
     def average(name: str, complement: float) -> RunningAverage:
         tokens = units.half_life_from_complement(complement, tokens_per_step)
-        return RunningAverage(name, complement, tokens, tokens / tokens_per_step, tokens / config.train.budget_tokens)
+        return RunningAverage(name, complement, tokens, tokens / tokens_per_step, tokens / budget_tokens(config))
 
     return tuple(average(name, value) for name, value in complements.items() if value is not None)
 
@@ -69,7 +133,19 @@ def warmup_tokens(config: Config) -> float:
     """Return the length of the warm-up."""
     if config.optimizer.warmup_tokens is not None:
         return float(config.optimizer.warmup_tokens)
-    return config.optimizer.warmup_frac * config.train.budget_tokens
+    return config.optimizer.warmup_frac * budget_tokens(config)
+
+
+def warnings(config: Config, found: tuple[RunningAverage, ...]) -> tuple[str, ...]:
+    """Return what is allowed and probably not meant: half-lives longer than the run."""
+    keys = {"b1": "t1_tokens or b1", "b2": "t2_tokens or b2", "weights": "weight_average_tokens or weight_average_b"}
+    return tuple(
+        f"the half-life of {average.name} is {average.half_life_tokens:,.0f} tokens, longer than the run of "
+        f"{budget_tokens(config):,}: its average forgets nothing and is close to the mean over the whole run; lower "
+        f"optimizer.{keys[average.name]}, or raise train.budget_tokens"
+        for average in found
+        if average.half_life_frac > 1
+    )
 
 
 def transfer_words(config: Config) -> str | None:
@@ -80,8 +156,17 @@ def transfer_words(config: Config) -> str | None:
     exponent = "" if optimizer.lr_exponent is None else f", learning rate x ratio^{optimizer.lr_exponent:g}"
     return (
         f"by the {optimizer.transfer_rule} rule from batch size {optimizer.tuned_at_batch_size:,}, where the peak "
-        f"learning rate is {optimizer.peak_lr:g}{exponent}"
+        f"learning rate is {peak_lr(config):g}{exponent}; {_TRANSFERRED[optimizer.transfer_rule]}; weight decay "
+        f"{'keeps its timescale 1/(lr wd) in tokens' if optimizer.transfer_keeps_tau else 'stays'}"
     )
+
+
+_TRANSFERRED = {
+    "half_life": "b2 keeps its half-life in tokens, b1 stays per step",
+    "fixed": "decays stay per step",
+    "sqrt": "1 - b of both decays x ratio, eps / sqrt(ratio)",
+    "linear": "learning rate x ratio, decays stay per step",
+}
 
 
 def _in_phase(config: Config, phase: Phase) -> tuple[Tuned, float | None]:
@@ -90,11 +175,12 @@ def _in_phase(config: Config, phase: Phase) -> tuple[Tuned, float | None]:
     ratio = phase.batch_size / config.train.batch_size
     if ratio == 1:
         return tuned, weight_average
-    in_phase = Tuned(
-        tuned.peak_lr * ratio ** LR_RULES[config.train.batch_size_lr_rule],
-        _stretched(tuned.b1_complement, ratio),
-        _stretched(tuned.b2_complement, ratio),
-        tuned.eps,
+    b1_per_step = config.optimizer.b1 is not None
+    in_phase = replace(
+        tuned,
+        peak_lr=tuned.peak_lr * ratio ** LR_RULES[config.train.batch_size_lr_rule],
+        b1_complement=tuned.b1_complement if b1_per_step else _stretched(tuned.b1_complement, ratio),
+        b2_complement=_stretched(tuned.b2_complement, ratio),
     )
     return in_phase, _stretched(weight_average, ratio)
 
@@ -106,14 +192,15 @@ def _at_start(config: Config) -> tuple[Tuned, float | None]:
     tuned_tokens_per_step = (optimizer.tuned_at_batch_size or config.train.batch_size) * config.model.context_tokens
     keys = OPTIMIZER_KEYS[optimizer.name]
     tuned = Tuned(
-        optimizer.peak_lr,
+        peak_lr(config),
         _complement(optimizer.b1, optimizer.t1_tokens, tuned_tokens_per_step) if "b1" in keys else None,
         _complement(optimizer.b2, optimizer.t2_tokens, tuned_tokens_per_step) if "b2" in keys else None,
         optimizer.eps,
+        optimizer.weight_decay,
     )
     if optimizer.transfer_rule is not None:
         ratio = tokens_per_step / tuned_tokens_per_step
-        tuned = transfer(optimizer.transfer_rule, tuned, ratio, optimizer.lr_exponent)
+        tuned = transfer(optimizer.transfer_rule, tuned, ratio, optimizer.lr_exponent, optimizer.transfer_keeps_tau)
     if tuned.b2_complement is not None:
         tuned = replace(tuned, b2_complement=_limited(tuned.b2_complement, optimizer.b2_min, optimizer.b2_max))
     return tuned, _complement(optimizer.weight_average_b, optimizer.weight_average_tokens, tokens_per_step)

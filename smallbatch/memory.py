@@ -21,15 +21,14 @@ def define_flags(flags) -> None:
     absl_flags.DEFINE_list("optimizers", ["sgd", "adafactor", "momentum", "adam"], "to compare", flag_values=flags)
     absl_flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences per update", flag_values=flags)
     absl_flags.DEFINE_string("topology", None, "a TPU slice that is not here, such as v5e:2x4", flag_values=flags)
-    absl_flags.DEFINE_integer("lora_rank", 16, "rank of the adapters of LoRA", 1, flag_values=flags)
+    cli.integer(flags, "lora_rank", 16, "rank of the adapters of LoRA", 1, 2**16)
 
 
 def main(config, flags) -> None:
     for name in flags.optimizers:
         if name not in OPTIMIZER_KEYS:
             raise UserError(f"--optimizers={name}: there is no such optimizer{did_you_mean(name, OPTIMIZER_KEYS)}")
-    if not flags.batch_sizes or not all(size.isdecimal() and int(size) for size in flags.batch_sizes):
-        raise UserError(f"--batch_sizes={','.join(flags.batch_sizes)}: write positive numbers such as 1,16")
+    sizes = cli.whole_numbers("batch_sizes", flags.batch_sizes, "1,16")
     from smallbatch import flops, layout
     from smallbatch.progress import format_bytes, say
     from smallbatch.training import run
@@ -52,7 +51,6 @@ def main(config, flags) -> None:
     mesh = config.mesh
     mesh.data, mesh.tensor = mesh.data or 1, mesh.tensor or 1
     mesh.cpu_devices = mesh.cpu_devices or layout.least_mesh(mesh).devices
-    sizes = [int(size) for size in flags.batch_sizes]
     columns = [(size, size) for size in sizes] + ([(sizes[-1], sizes[0])] if sizes[-1] > sizes[0] else [])
     config.train.batch_size = config.train.microbatch_size = sizes[0]
     config.train.budget_tokens = sizes[0] * config.model.context_tokens

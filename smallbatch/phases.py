@@ -8,6 +8,8 @@ from smallbatch.errors import UserError
 
 # Exponent of the ratio of batch sizes that multiplies the learning rate.
 LR_RULES = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+MAX_BATCH_SIZE = 2**24
+MAX_STEPS = 2**31 - 1  # optimizers count updates in an int32
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,14 @@ class Phase:
 def phases(batch_size: int, schedule: str | None, context_tokens: int, budget_tokens: int) -> tuple[Phase, ...]:
     """Return the phases of a run that starts at `batch_size` and changes by `schedule`.
 
+    The budget is rounded up to whole updates of the last phase; `used_tokens` returns what the run uses.
+
     Args:
         schedule: TOKENS:SIZE,TOKENS:SIZE,...; from that many tokens on, that many sequences an update. None: no change.
 
     Raises:
-        UserError: the schedule cannot be read, or a phase is not a whole number of updates.
+        UserError: the schedule cannot be read, a phase before a change is not a whole number of updates, or there are
+            more updates than the int32 counter of updates holds.
     """
     starts = [(0, batch_size), *_parsed(schedule or "")]
     found, step = [], 0
@@ -37,18 +42,34 @@ def phases(batch_size: int, schedule: str | None, context_tokens: int, budget_to
                 f"the batch changes to {next_size or size} at {(last if next_size else first):,} tokens, which is not "
                 f"after {first:,} and before the end of the budget, {budget_tokens:,}"
             )
-        try:
-            steps = units.steps_from_tokens(last - first, size * context_tokens)
-        except UserError as error:
-            raise error if schedule is None else UserError(f"from {first:,} to {last:,} tokens: {error}") from None
+        if next_size:
+            try:
+                steps = units.steps_from_tokens(last - first, size * context_tokens)
+            except UserError as error:
+                raise UserError(f"from {first:,} to {last:,} tokens: {error}") from None
+        else:
+            steps = units.whole_steps(last - first, size * context_tokens)
         found.append(Phase(size, step, step + steps, first))
         step += steps
+    if step > MAX_STEPS:
+        raise UserError(
+            f"{budget_tokens:,} tokens are {step:,} updates, and at most {MAX_STEPS:,} can be counted; lower "
+            "train.budget_tokens, or raise train.batch_size"
+        )
     return tuple(found)
+
+
+def used_tokens(found: tuple[Phase, ...], context_tokens: int) -> int:
+    """Return the tokens that all phases train on: the budget, rounded up to whole updates."""
+    last = found[-1]
+    return last.first_tokens + (last.last_step - last.first_step) * last.batch_size * context_tokens
 
 
 def _parsed(schedule: str) -> list[tuple[int, int]]:
     parts = [part.strip() for part in schedule.split(",")] if schedule else []
     for part in parts:
-        if not re.fullmatch(r"[1-9][0-9_]*:[1-9][0-9_]*", part):
-            raise UserError(f"{part!r} is not TOKENS:SIZE, as in 262144:8,524288:16")
+        if not re.fullmatch(r"[1-9][0-9_]{,19}:[1-9][0-9_]{,9}", part):
+            raise UserError(f"{part[:60]!r} is not TOKENS:SIZE, as in 262144:8,524288:16")
+        if int(part.partition(":")[2]) > MAX_BATCH_SIZE:
+            raise UserError(f"{part!r} has a batch size above {MAX_BATCH_SIZE:,}, the largest; choose a smaller one")
     return [(int(tokens), int(size)) for tokens, size in (part.split(":") for part in parts)]

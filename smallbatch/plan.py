@@ -46,7 +46,8 @@ class Plan:
     batch_size: int
     microbatch_size: int
     tokens_per_step: int
-    budget_tokens: int
+    asked_budget_tokens: int
+    budget_tokens: int  # that are trained on: the budget asked for, rounded up to whole updates
     optimizer_steps: int  # of the whole run
     warmup_tokens: float
     steps_per_dispatch: int
@@ -60,6 +61,8 @@ class Plan:
     params: int
     flops_per_token: int
     flops: float
+    first_learning_rates: tuple[float, ...]
+    warnings: tuple[str, ...] = ()  # what is allowed and probably not meant; printed before the run
     later: tuple["Plan", ...] = ()
 
     @property
@@ -111,7 +114,9 @@ class Plan:
 
     def to_dict(self) -> dict:
         """Return nested plain values, as they are written to plan.json."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        later = [phase.to_dict() for phase in self.later]
+        return values | {"weight_decay_timescale_frac": self.weight_decay_timescale_frac, "later": later}
 
 
 def data_spec(config: Config) -> DataSpec:
@@ -132,6 +137,9 @@ def make(config: Config, *, vocab_size: int, devices: DeviceSpec) -> Plan:
     validation_batch_seqs = _validation_batch_seqs(model, mesh)
     has_parts = microbatch < min(phase.batch_size for phase in parts) or mesh.data_groups > 1
     flops_per_token = flops.train_flops_per_token(model)
+    budget_tokens = hyperparameters.budget_tokens(config)
+    phase_hypers = [hyperparameters.hypers(config, phase) for phase in parts]
+    averages = hyperparameters.averages(config, parts[0])
     first, *later = [
         Plan(
             fingerprint=fingerprint(config),
@@ -141,7 +149,7 @@ def make(config: Config, *, vocab_size: int, devices: DeviceSpec) -> Plan:
             mesh=mesh,
             platform=platform,
             attention_reason=attention_reason,
-            hypers=hyperparameters.hypers(config, phase),
+            hypers=hypers,
             averages=hyperparameters.averages(config, phase),
             transfer=hyperparameters.transfer_words(config),
             seed=train.seed,
@@ -152,17 +160,15 @@ def make(config: Config, *, vocab_size: int, devices: DeviceSpec) -> Plan:
             batch_size=phase.batch_size,
             microbatch_size=train.microbatch_size or layout.microbatch_size(mesh, phase.batch_size, platform),
             tokens_per_step=phase.batch_size * model.context_tokens,
-            budget_tokens=train.budget_tokens,
+            asked_budget_tokens=train.budget_tokens,
+            budget_tokens=budget_tokens,
             optimizer_steps=parts[-1].last_step,
             warmup_tokens=hyperparameters.warmup_tokens(config),
             steps_per_dispatch=train.steps_per_dispatch
             or _steps_per_dispatch(flops_per_token * phase.batch_size * model.context_tokens, platform),
             log_every_steps=_every(train.log_every_tokens, phase.batch_size * model.context_tokens),
-            validate_every_steps=(
-                None
-                if train.validate_every_tokens is None
-                else _every(train.validate_every_tokens, phase.batch_size * model.context_tokens)
-            ),
+            validate_every_steps=train.validate_every_tokens
+            and _every(train.validate_every_tokens, phase.batch_size * model.context_tokens),
             validation_batch_seqs=validation_batch_seqs,
             validation_microbatch_seqs=layout.microbatch_size(mesh, validation_batch_seqs, platform),
             diverged_above_start_nats=train.diverged_above_start_nats,
@@ -170,9 +176,11 @@ def make(config: Config, *, vocab_size: int, devices: DeviceSpec) -> Plan:
             active_params=flops.active_params(model),
             params=flops.total_params(model),
             flops_per_token=flops_per_token,
-            flops=float(flops_per_token) * train.budget_tokens,
+            flops=float(flops_per_token) * budget_tokens,
+            first_learning_rates=hyperparameters.first_rates(config.optimizer.schedule, hypers, phase),
+            warnings=hyperparameters.warnings(config, averages),
         )
-        for phase in parts
+        for phase, hypers in zip(parts, phase_hypers, strict=True)
     ]
     return replace(first, later=tuple(later))
 
@@ -183,6 +191,7 @@ def _optimizer(config: Config, has_parts: bool) -> OptimizerSpec:
         optimizer.name,
         optimizer.schedule,
         nesterov=optimizer.nesterov,
+        muon_heads=optimizer.muon_matrices == "heads",
         clip=optimizer.clip_norm is not None,
         stochastic_rounding=optimizer.rounding == "stochastic",
         weight_average=(optimizer.weight_average_b, optimizer.weight_average_tokens) != (None, None),

@@ -14,9 +14,6 @@ from smallbatch.errors import UserError
 
 def define_flags(flags) -> None:
     string = lambda name, text: absl_flags.DEFINE_string(name, None, text, flag_values=flags)
-    number = lambda name, default, text, **bounds: absl_flags.DEFINE_float(
-        name, default, text, flag_values=flags, **bounds
-    )
     string("out", "directory of the report; unset: WORKDIR/report, and ./report for several or for a --csv")
     string("csv", "a CSV or Parquet file of runs, a row each")
     string(
@@ -24,10 +21,11 @@ def define_flags(flags) -> None:
         "what its columns are: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter's without =, one that "
         "tells nothing as -COLUMN",
     )
-    number("delta_nats", 0.02, "a loss this much above the best still counts as good", lower_bound=0.0)
-    number("target_loss_nats", None, "loss of costs and critical batch sizes; unset: one that many grids reach")
-    number("overhead_frac", 0.2, "overhead that defines the critical batch size", lower_bound=0.0)
-    number("reference_batch_size", None, "where its perfect scaling starts; unset: the smallest", lower_bound=0.0)
+    cli.number(flags, "delta_nats", 0.02, "a loss this much above the best still counts as good", 0.0, 1000.0)
+    target = "loss of costs and critical batch sizes; unset: one that many grids reach"
+    cli.number(flags, "target_loss_nats", None, target, 0.0, 1000.0)
+    cli.number(flags, "overhead_frac", 0.2, "overhead that defines the critical batch size", 0.0, 1e6)
+    cli.number(flags, "reference_batch_size", None, "where its perfect scaling starts; unset: the smallest", 0.0, 1e12)
 
 
 def main(words: list[str], flags) -> None:

@@ -20,10 +20,10 @@ def define_flags(flags) -> None:
 
     absl.DEFINE_string("run", None, "run directory of smallbatch.train", flag_values=flags)
     absl.DEFINE_string("prompt", "def ", "text to continue", flag_values=flags)
-    absl.DEFINE_integer("tokens", 200, "length of the continuation", flag_values=flags)
-    absl.DEFINE_float("temperature", 0.8, "0 takes the likeliest token each time", flag_values=flags)
-    absl.DEFINE_float("top_p", 0.95, "draw from the likeliest tokens of this mass", flag_values=flags)
-    absl.DEFINE_integer("seed", 0, "another seed draws another text", flag_values=flags)
+    cli.integer(flags, "tokens", 200, "length of the continuation", 0, 2**22)
+    cli.number(flags, "temperature", 0.8, "0 takes the likeliest token each time", 0.0, 1000.0)
+    cli.number(flags, "top_p", 0.95, "draw from the likeliest tokens of this mass", 1e-6, 1.0)
+    cli.integer(flags, "seed", 0, "another seed draws another text", 0, 2**32 - 1)
 
 
 def main(flags) -> None:

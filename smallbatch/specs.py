@@ -65,12 +65,14 @@ OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {
     "heavy_ball": ("b1", "nesterov"),
     "signum": ("b1",),
     "lion": ("b1", "b2"),
-    "muon": ("b1", "b2", "eps", "nesterov", "embed_lr"),
+    "muon": ("b1", "b2", "eps", "nesterov", "embed_lr", "muon_matrices"),
     "adafactor": ("b2",),
     "adafactor_power": ("decay_exponent",),
     "schedule_free_sgd": ("interpolation",),
     "schedule_free_adamw": ("b2", "eps", "interpolation"),
 }
+# What optimizer.peak_lr is where it is unset. One number suits one optimizer: the others have to be told theirs.
+DEFAULT_PEAK_LR = {"adam": 0.003}
 SCHEDULES = ("cosine", "linear", "constant", "wsd_linear", "wsd_sqrt")
 
 
@@ -81,6 +83,7 @@ class OptimizerSpec:
     name: str  # a key of OPTIMIZER_KEYS
     schedule: str  # one of SCHEDULES
     nesterov: bool = False
+    muon_heads: bool = False  # Muon on the q, k, v and output matrices of each head; False: of all heads together
     clip: bool = False  # gradients to a largest norm
     stochastic_rounding: bool = False  # of bfloat16 parameters
     weight_average: bool = False

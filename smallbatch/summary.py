@@ -21,17 +21,17 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
         ("attention", f"{m.attention}: {plan.attention_reason}"),
         *[(f"batch{f' from {p.first_tokens:,}' if p.first_tokens else ''}", _batch(p)) for p in (plan, *plan.later)],
         ("devices", f"{plan.mesh.devices} {plan.platform}: {plan.mesh}"),
-        ("budget", f"{plan.budget_tokens:,} tokens = {plan.optimizer_steps:,} steps; {plan.flops:.3g} FLOPs "
-         f"({plan.flops_per_token:,} a token)"),
+        ("budget", f"{plan.budget_tokens:,} tokens = {plan.optimizer_steps:,} steps{_rounded_up(plan)}; "
+         f"{plan.flops:.3g} FLOPs ({plan.flops_per_token:,} a token)"),
         ("epochs", _epochs(plan, dataset_tokens)),
         ("optimizer", _optimizer(plan)),
-        *[(f"from {p.first_tokens:,}", f"peak learning rate {p.hypers['peak_lr']:g}; half-lives in tokens as before")
-          for p in plan.later],
+        *[(f"from {p.first_tokens:,}", f"peak learning rate {p.hypers['peak_lr']:g}; {_kept(p)}") for p in plan.later],
         *_extras(plan),
         *([("transferred", plan.transfer)] if plan.transfer else []),
         ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
          f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "
-         f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run"),
+         f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run; at the middle of each update, first "
+         f"{', '.join(f'{rate:.3g}' for rate in plan.first_learning_rates)}"),
         *[(a.name, f"{1 - a.complement:.7g} a step (1 - {a.name} = {a.complement:.4g}): half-life "
            f"{a.half_life_tokens:,.0f} tokens = {a.half_life_steps:,.1f} steps = {a.half_life_frac:.2%} of the run")
           for a in plan.averages],
@@ -40,18 +40,42 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
          f"dispatch up to {plan.steps_per_dispatch} steps"),
         ("fingerprint", plan.fingerprint[:12]),
     ]  # fmt: skip
-    return _table(rows)
+    return "\n".join([_table(rows), *warning_lines(plan)])
+
+
+def warning_lines(plan: Plan) -> list[str]:
+    """Return a line for each warning of a plan."""
+    return [f"warning: {words}" for words in plan.warnings]
+
+
+def _rounded_up(plan: Plan) -> str:
+    if plan.budget_tokens == plan.asked_budget_tokens:
+        return ""
+    return f" (train.budget_tokens={plan.asked_budget_tokens:,}, rounded up to whole updates)"
+
+
+def _kept(plan: Plan) -> str:
+    names = [average.name for average in plan.averages]
+    per_step = "b1" in names and plan.hypers["b1_step_offset"] != plan.hypers["step_offset"]
+    in_tokens = [name for name in names if not (per_step and name == "b1")]
+    if not names:
+        return "no averages to keep"
+    parts = ["b1 stays per step"] * per_step + [f"half-lives of {', '.join(in_tokens)} stay in tokens"] * bool(
+        in_tokens
+    )
+    return ", ".join(parts)
 
 
 def start_text(plan: Plan, dataset_tokens: int, processes: int, device_kind: str) -> str:
-    """Return the line that a run begins with; `device_kind` is what JAX calls the devices."""
+    """Return the line that a run begins with and its warnings; `device_kind` is what JAX calls the devices."""
     steps, devices = plan.optimizer_steps, plan.mesh.devices
-    return (
+    line = (
         f"{format_count(plan.params)} parameters, {plan.optimizer.name}, batch {plan.batch_size} x "
         f"{plan.model.context_tokens} tokens, {steps:,} update{'s' * (steps != 1)} on {devices} {plan.platform} "
         f"device{'s' * (devices != 1)}{f' ({device_kind})' if device_kind != plan.platform else ''}"
         f"{f' in {processes} processes' if processes > 1 else ''}; epochs: {_epochs(plan, dataset_tokens)}"
     )
+    return "\n".join([line, *warning_lines(plan)])
 
 
 def dry_run_text(found) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from smallbatch.errors import UserError
 
 RULES = ("half_life", "fixed", "sqrt", "linear")
+SQRT_OPTIMIZERS = ("adam", "adafactor", "schedule_free_adamw")  # Malladi et al. 2022 derive it for RMSprop and Adam
 FREE_EXPONENT = ("half_life", "fixed")  # rules that leave the exponent of the learning rate to their user
 
 
@@ -22,9 +23,10 @@ class Tuned:
     b1_complement: float | None
     b2_complement: float | None
     eps: float
+    weight_decay: float = 0.0
 
 
-def transfer(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None = None) -> Tuned:
+def transfer(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None = None, keep_tau: bool = False) -> Tuned:
     """Return the hyperparameters at `ratio` = k times the batch size at which `tuned` was tuned.
 
     - half_life: b2 <- b2^k, so that its half-life in tokens stays; b1 stays per step; lr <- lr k^p.
@@ -32,6 +34,9 @@ def transfer(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None = 
     - sqrt: lr <- lr sqrt(k), 1-b <- k (1-b) for both, eps <- eps / sqrt(k) (Malladi et al. 2022, arXiv 2205.10287:
       where noise dominates, gradients shrink like 1/sqrt(k), and eps with them).
     - linear: lr <- lr k (Goyal et al. 2017, arXiv 1706.02677), the rest stays.
+
+    keep_tau: also set wd <- wd k lr / lr', so that the timescale tau of weight decay, 1 / (lr wd) updates, stays the
+        same in tokens (Bergsma et al. 2025, arXiv 2505.13738). Otherwise weight decay stays, and tau moves with lr.
 
     Raises:
         UserError: an unknown rule, an exponent that is missing or not asked for, or 1 - b beyond 1 by `sqrt`.
@@ -43,12 +48,20 @@ def transfer(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None = 
             f"the transfer rule {rule} {'needs an' if lr_exponent is None else 'has its own'} exponent of the learning "
             "rate (lr_exponent: 0 keeps it, 0.16 to 0.25 was tuned for Adam, 0.5 and 1 are the sqrt and linear rules)"
         )
+    found = _by_rule(rule, tuned, ratio, lr_exponent)
+    if keep_tau:
+        found = replace(found, weight_decay=tuned.weight_decay * ratio * tuned.peak_lr / found.peak_lr)
+    return found
+
+
+def _by_rule(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None) -> Tuned:
     if rule == "sqrt":
-        return Tuned(
-            tuned.peak_lr * math.sqrt(ratio),
-            _times(tuned.b1_complement, ratio, "b1"),
-            _times(tuned.b2_complement, ratio, "b2"),
-            tuned.eps / math.sqrt(ratio),
+        return replace(
+            tuned,
+            peak_lr=tuned.peak_lr * math.sqrt(ratio),
+            b1_complement=_times(tuned.b1_complement, ratio, "b1"),
+            b2_complement=_times(tuned.b2_complement, ratio, "b2"),
+            eps=tuned.eps / math.sqrt(ratio),
         )
     if rule == "linear":
         return replace(tuned, peak_lr=tuned.peak_lr * ratio)

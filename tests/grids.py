@@ -35,7 +35,7 @@ class Cell:
 
 
 def base() -> dict[str, Any]:
-    return configs.quickstart().to_dict()
+    return configs.resolved(configs.quickstart())
 
 
 def nested(changes: dict[str, Any]) -> dict[str, Any]:

@@ -75,5 +75,6 @@ def hypers(seed: int = 0, **changes: float) -> optim.Hypers:
         "clip_norm": 1.0,
         "weight_average_complement": 0.1,
         "step_offset": 0.0,
+        "b1_step_offset": 0.0,
     }
     return optim.Hypers.from_floats(seed=seed, **(values | changes))

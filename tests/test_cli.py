@@ -1,5 +1,6 @@
 """The command line: what is typed reaches the config, and every mistake is one helpful line, exit 2."""
 
+import importlib
 import resource
 import signal
 import subprocess
@@ -129,6 +130,7 @@ MISTAKES = {
     "--zzzz": "this command takes --workdir, --dry_run, --count, --config, --help",
     "--flagfile=flags.txt": "--flagfile is not supported",
     "--config.train.batch_size=1e30": "train.batch_size takes a whole number",
+    f"--config.train.budget_tokens={'9' * 5000}": "train.budget_tokens takes a whole number",
     "--config.train.seed=nan": "train.seed takes a whole number",
     "--config.train.sample_prompt=caf\udce9": "--config.train.sample_prompt: its value is not UTF-8",
     "--workdir=\udcff": "--workdir: its value is not UTF-8",
@@ -140,7 +142,7 @@ MISTAKES = {
     "--config.train.batch_size=None": "train.batch_size takes a whole number",
     "--config.train.microbatch_size=x": "takes a whole number, or None to unset it",
     "--config.optimizer.peak_lr=fast": "optimizer.peak_lr takes a number, such as 0.003 or 1e6",
-    "--config.optimizer.peak_lr=None": "optimizer.peak_lr takes a number",
+    "--config.optimizer.eps=None": "optimizer.eps takes a number",
     "--config.data.source=None": "data.source takes text and cannot be unset",
     "--config.records.tensorboard=yes": "records.tensorboard takes true or false",
     "--config.train.seed": "--config.train.seed has no value; write --config.train.seed=VALUE",
@@ -151,6 +153,34 @@ MISTAKES = {
     "--config=no/such.py": "there is no config file 'no/such.py'",
     "--config.model.width=100": "model.head_width is 32, which does not divide model.width, 100",
 }
+
+
+COMMANDS = ("benchmark", "memory", "prepare", "report", "sample", "sweep", "train")
+
+
+def flags_of(command: str) -> absl_flags.FlagValues:
+    values = absl_flags.FlagValues()
+    if define := getattr(importlib.import_module(f"smallbatch.{command}"), "define_flags", None):
+        define(values)
+    return values
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_number_on_a_command_line_has_a_range(command):
+    values = flags_of(command)
+    for name in values:
+        if values[name].flag_type() not in ("int", "float"):
+            continue
+        for wrong in ("-1e300", "1e300", "inf", "-inf", "nan", str(-(10**40)), str(10**40)):
+            with pytest.raises(absl_flags.Error):
+                flags_of(command)(["", f"--{name}={wrong}"])
+
+
+@pytest.mark.parametrize("sizes", ["0", "-1", "1.5", "1,65537", "9" * 5000, "\u0663", "1,,2", ""])
+def test_a_list_of_batch_sizes_has_a_range_too(sizes):
+    with pytest.raises(UserError, match=r"--batch_sizes=.*write positive numbers up to 65,536, such as 1,4"):
+        cli.whole_numbers("batch_sizes", sizes.split(","), "1,4")
+    assert cli.whole_numbers("batch_sizes", ["1", "65536"], "1,4") == [1, 65_536]
 
 
 @pytest.mark.parametrize("word", MISTAKES)

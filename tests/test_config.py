@@ -78,7 +78,7 @@ VALID = [
     {"optimizer__b2": 0.95, "optimizer__t2_tokens": None},
     {"optimizer__warmup_frac": None, "optimizer__warmup_tokens": 0},
     {"optimizer__warmup_frac": 1.0},
-    {"optimizer__name": "sgd", "optimizer__b1": None, "optimizer__t2_tokens": None},
+    {"optimizer__name": "sgd", "optimizer__peak_lr": 0.3, "optimizer__b1": None, "optimizer__t2_tokens": None},
     {"optimizer__schedule": "linear", "optimizer__final_lr_frac": 0.1},
     {"train__microbatch_size": 4},
     {"train__log_every_tokens": 1},
@@ -95,6 +95,8 @@ VALID = [
     {"data__source": "tfds:c4/en", "data__validation_source": "split:validation"},
     {"data__validation_source": "text:val.jsonl", "data__text_key": "body"},
     {"model__head_width": 128},
+    {"train__budget_tokens": 5000},  # rounded up to whole updates
+    {"optimizer__peak_lr": None},
 ]  # fmt: skip
 
 
@@ -167,14 +169,15 @@ INVALID = [
      "exactly one: --config.optimizer.warmup_frac=None or --config.optimizer.warmup_tokens=None"),
     ({"optimizer__warmup_tokens": 2**21 + 1, "optimizer__warmup_frac": None},
      "optimizer.warmup_tokens is 2,097,153, above train.budget_tokens, 2,097,152"),
-    ({"optimizer__name": "sgd", "optimizer__b1": None},
+    ({"optimizer__name": "sgd", "optimizer__peak_lr": 0.3, "optimizer__b1": None},
      "optimizer.t2_tokens is 1000000.0, which has no effect with optimizer.name sgd; "
      "--config.optimizer.t2_tokens=None"),
-    ({"optimizer__name": "sgd", "optimizer__b1": None, "optimizer__t2_tokens": None, "optimizer__eps": 1e-6},
+    ({"optimizer__name": "sgd", "optimizer__peak_lr": 0.3, "optimizer__b1": None, "optimizer__t2_tokens": None,
+      "optimizer__eps": 1e-6},
      "optimizer.eps is 1e-06, which has no effect with optimizer.name sgd; leave it at 1e-08"),
     ({"optimizer__nesterov": True},
      "optimizer.nesterov is True, which has no effect with optimizer.name adam; leave it at False"),
-    ({"optimizer__name": "momentum", "optimizer__b1": None, "optimizer__t2_tokens": None},
+    ({"optimizer__name": "momentum", "optimizer__peak_lr": 0.3, "optimizer__b1": None, "optimizer__t2_tokens": None},
      "neither optimizer.b1 nor optimizer.t1_tokens is set; set exactly one"),
     ({"optimizer__b2": 0.99, "optimizer__t2_tokens": None, "optimizer__b2_min": 0.95},
      "optimizer.b2_min is 0.95, which has no effect with optimizer.b2 0.99: it limits the decay from t2_tokens; "
@@ -205,8 +208,46 @@ INVALID = [
      "smaller one is 4"),
     ({"train__microbatch_size": 32},
      "train.microbatch_size 32 does not divide train.batch_size, 16; the next smaller one is 16"),
-    ({"train__budget_tokens": 5000}, "train.budget_tokens: a budget of 5,000 tokens is not a whole number of "
-     "steps of 4,096 tokens (batch size x context); nearest: 4,096 or 8,192"),
+    ({"train__budget_tokens": 2**53}, "train.budget_tokens: 9,007,199,254,740,992 tokens are 2,199,023,255,552 "
+     "updates, and at most 2,147,483,647 can be counted; lower train.budget_tokens, or raise train.batch_size"),
+    ({"train__batch_size_schedule": "5000:8", "train__batch_size_lr_rule": "none"},
+     "train.batch_size_schedule: from 0 to 5,000 tokens: a budget of 5,000 tokens is not a whole number of steps of "
+     "4,096 tokens (batch size x context); nearest: 4,096 or 8,192"),
+    ({"train__batch_size_schedule": f"4096:{2**24 + 1}", "train__batch_size_lr_rule": "none"},
+     "train.batch_size_schedule: '4096:16777217' has a batch size above 16,777,216, the largest; choose a smaller one"),
+    # A learning rate belongs to an optimizer.
+    ({"optimizer__name": "sgd", "optimizer__b1": None, "optimizer__t2_tokens": None},
+     "optimizer.peak_lr is unset, and sgd has no default (there is 0.003 for adam); set --config.optimizer.peak_lr "
+     "to a rate tuned for it"),
+    # What float32 cannot hold.
+    ({"optimizer__peak_lr": 1e39}, "optimizer.peak_lr is 1e+39, which is above the largest float32 number, 3.40e+38; "
+     "choose a number that float32 can hold"),
+    ({"optimizer__eps": 1e-40}, "optimizer.eps is 1e-40, which is below the smallest float32 number, 1.18e-38, and "
+     "would become 0; choose a number that float32 can hold"),
+    ({"optimizer__clip_norm": 1e39}, "optimizer.clip_norm is 1e+39, which is above the largest float32 number, "
+     "3.40e+38; choose a number that float32 can hold"),
+    # What no machine can hold.
+    ({"model__layers": 10**6}, "model.layers is 1000000; it must be at most 1,024"),
+    ({"mesh__cpu_devices": 10**6}, "mesh.cpu_devices is 1000000; it must be at most 256"),
+    ({"train__steps_per_dispatch": 10**9}, "train.steps_per_dispatch is 1000000000; it must be at most 65,536"),
+    ({"train__steps_per_dispatch": 2**16, "train__batch_size": 512},
+     "train.steps_per_dispatch 65,536 holds 8,589,934,592 tokens on the devices at once, and at most 1,073,741,824 "
+     "are allowed; use 8,192"),
+    ({"train__log_every_tokens": 10**400}, "train.log_every_tokens is above 10^398; it must be at most "
+     "9,007,199,254,740,992"),
+    ({"train__checkpoint_every_secs": 10**400},
+     "train.checkpoint_every_secs is above 10^398; it takes a finite number"),
+    # Rules that hold for some optimizers.
+    ({"optimizer__name": "sgd", "optimizer__peak_lr": 0.3, "optimizer__b1": None, "optimizer__t2_tokens": None,
+      "optimizer__transfer_rule": "sqrt", "optimizer__tuned_at_batch_size": 8},
+     "optimizer.transfer_rule is sqrt, which holds for optimizers that divide by the root of a second moment (adam, "
+     "adafactor, schedule_free_adamw), and optimizer.name is sgd; use linear, fixed or half_life"),
+    ({"optimizer__transfer_keeps_tau": True}, "optimizer.transfer_keeps_tau is True, which has no effect with "
+     "optimizer.transfer_rule None; leave it at False"),
+    ({"optimizer__transfer_rule": "linear", "optimizer__tuned_at_batch_size": 8, "optimizer__transfer_keeps_tau": True},
+     "optimizer.transfer_keeps_tau is True, which has no effect with optimizer.weight_decay 0; leave it at False"),
+    ({"optimizer__muon_matrices": "heads"},
+     "optimizer.muon_matrices is 'heads', which has no effect with optimizer.name adam; leave it at 'whole'"),
 ]  # fmt: skip
 
 
@@ -361,3 +402,20 @@ def test_a_paper_config_has_the_papers_sizes_and_budget(name):
 def test_all_batch_sizes_of_a_paper_config_share_one_budget(name):
     budgets = {load(name, argument).train.budget_tokens for argument in ARGUMENTS[name]}
     assert len(budgets) == 1
+
+
+def test_every_whole_number_has_a_largest_value():
+    for key, (kind, _) in config.key_types().items():
+        if kind is int:
+            section, _, name = key.partition(".")
+            (found, *_) = problems(**{f"{section}__{name}": 10**400})
+            assert "must be" in found, key
+
+
+def test_an_unset_learning_rate_is_the_default_of_the_optimizer():
+    unset, written = config.quickstart(), config.quickstart()
+    written.optimizer.peak_lr = 0.003
+    assert unset.optimizer.peak_lr is None
+    assert config.fingerprint(unset) == config.fingerprint(written)
+    assert config.differences(unset.to_dict(), written.to_dict()) == []
+    assert config.resolved(unset) == written.to_dict()

@@ -1,5 +1,7 @@
 """Critical batch size, budgets and costs from sweeps on disk whose curves are known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from grids import CONTEXT_TOKENS, Cell, write_sweep
@@ -91,6 +93,19 @@ def test_gradients_over_batch_sizes_give_the_noise_scale(table):
     assert (fit["signal_sq"], fit["noise_sq"], fit["noise_scale_seqs"]) == pytest.approx((2.0, 50.0, 25.0), rel=1e-6)
     (row,) = critical_batch.critical_rows(critical_batch.critical_batches(table, 3.0), rows)
     assert row["median_noise_scale_seqs"] == pytest.approx(30.0)
+
+
+def test_the_noise_scale_of_successive_gradients_is_marked_and_compared_with_nothing(table):
+    marked = [
+        dataclasses.replace(run, gradients=run.gradients | {"noise_from_successive_gradients": 1.0})
+        for run in table.runs
+    ]
+    rows = gradients.gradient_rows(dataclasses.replace(table, runs=tuple(marked)))
+    assert {row["noise_scale_seqs"] for row in rows} == {row["noise_scale_tokens"] for row in rows} == {None}
+    found = [row["biased_noise_scale_seqs_of_successive_gradients"] for row in rows]
+    assert found == pytest.approx([30.0] * len(SIZES))
+    (row,) = critical_batch.critical_rows(critical_batch.critical_batches(table, 3.0), rows)
+    assert row["median_noise_scale_seqs"] is None
 
 
 def test_the_cheapest_of_several_points_counts(tmp_path):

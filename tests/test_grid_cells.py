@@ -5,7 +5,7 @@ import pytest
 from smallbatch import config as configs
 from smallbatch import config_files
 from smallbatch.errors import UserError
-from smallbatch.grid import axis, product
+from smallbatch.grid import axis, point, product
 from smallbatch.grid.cells import enumerate_cells, selected
 
 GRID = product(axis("train.batch_size", [1, 4, 16]), axis("optimizer.peak_lr", [0.001, 0.002]))
@@ -42,13 +42,27 @@ def test_a_cell_that_leaves_a_key_alone_has_the_value_of_the_base():
     ]
 
 
+def test_a_grid_never_compares_unequal_numbers_of_tokens():
+    with pytest.raises(UserError) as info:
+        cells(axis("train.batch_size", [3, 4, 6]))
+    assert str(info.value) == (
+        "train.budget_tokens=1,048,576 is rounded up to whole updates, and the cells of the grid would train on "
+        "different numbers of tokens: 1,048,576 at batch size 4, 1,049,088 at batch size 3. Use 1,047,552 or "
+        "1,050,624, whole updates of all batch sizes"
+    )
+    for budget in (1_047_552, 1_050_624):
+        grid = product(axis("train.batch_size", [3, 4, 6]), point({"train.budget_tokens": budget}))
+        assert len(cells(grid)) == 3
+    assert len(cells(axis("train.batch_size", [3, 6]))) == 2  # both are rounded up to the same number
+
+
 def test_every_bad_cell_is_named_before_anything_runs():
-    grid = product(axis("train.batch_size", [1, 3, 0]), axis("optimizer.peak_lr", [0.001]))
+    grid = product(axis("train.batch_size", [1, -3, 0]), axis("optimizer.peak_lr", [0.001]))
     with pytest.raises(UserError) as info:
         cells(grid)
     first, second, third = str(info.value).splitlines()
     assert first == "the grid has 2 bad cells:"
-    assert second.startswith("  cell 2 (train.batch_size=3 optimizer.peak_lr=0.001): train.budget_tokens")
+    assert second.startswith("  cell 2 (train.batch_size=-3 optimizer.peak_lr=0.001): train.batch_size is -3")
     assert "train.batch_size is 0; it must be at least 1" in third
 
 

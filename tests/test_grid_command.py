@@ -94,6 +94,12 @@ def test_a_flag_that_would_change_nothing_is_refused(home, tmp_path, options, wo
     assert "\n" not in str(raised.value)
 
 
+def test_a_sweep_tells_the_warnings_of_its_plans_once(home, tmp_path):
+    said = dry_run(tmp_path, cells_of(home, optimizer__t2_tokens=1e6)).splitlines()
+    (line,) = [line for line in said if "warning" in line]
+    assert line.startswith("warning (4 cells): the half-life of b2 is 1,000,000 tokens, longer than the run")
+
+
 def test_workers_of_this_machine_can_be_fewer_than_its_cores():
     assert core_groups(1, 1) == core_groups(1)[:1]
     with pytest.raises(UserError, match="leave it out"):

@@ -110,7 +110,7 @@ def test_lanes_on_eight_devices_and_lanes_without_a_run_change_nothing(group, pl
 
 def test_plans_that_differ_in_more_than_hyperparameters_are_no_lanes_of_one_program(home, plans):
     assert len({shape_of(plan) for plan in plans}) == 1
-    for changes in ({"train.batch_size": 4}, {"optimizer.name": "sgd", "optimizer.b1": None,
+    for changes in ({"train.batch_size": 4}, {"optimizer.name": "sgd", "optimizer.peak_lr": 0.3, "optimizer.b1": None,
                     "optimizer.t2_tokens": None}, {"train.budget_tokens": 640}, {"data.shuffle_seed": 1}):  # fmt: skip
         assert shape_of(run.make_plan(runs.tiny_config(home, BASE | changes))) != shape_of(plans[0])
 

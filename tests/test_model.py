@@ -84,9 +84,19 @@ def test_embedding_gradient_sums_over_repeated_tokens(vocab_size):
     check_gradients(lambda t: embed(t, ids), lambda t: t[ids], [normal(vocab_size, 4)], 1e-6)
 
 
+@pytest.mark.parametrize("base", [10_000.0, 500_000.0])
+def test_rope_is_exact_in_long_contexts(base):
+    context, half = 131_072, 32
+    positions = np.r_[0:64, 8191:8193, context - 2048 : context]
+    angles = positions[:, None] * base ** (-np.arange(half) / half)
+    x = jnp.concatenate([jnp.ones((1, 1, len(positions), half)), jnp.zeros((1, 1, len(positions), half))], axis=-1)
+    rotated = np.asarray(jax.jit(lambda x, at: gpt.rope(x, at, base, context))(x, positions.astype(np.int32)))[0, 0]
+    np.testing.assert_allclose(rotated, np.concatenate([np.cos(angles), np.sin(angles)], -1), atol=3e-7)
+
+
 def test_rope_makes_scores_depend_on_the_distance_alone():
     q, k = normal(2, 1, 1, 1, 8)
-    rotate = jax.jit(lambda x, at: gpt.rope(x, at[None], 10_000.0))
+    rotate = jax.jit(lambda x, at: gpt.rope(x, at[None], 10_000.0, 16))
     score = lambda at_q, at_k: np.sum(rotate(q, np.int32(at_q)) * rotate(k, np.int32(at_k)))
 
     assert abs(score(7, 3) - score(7, 4)) > 0.01

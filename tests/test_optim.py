@@ -1,5 +1,7 @@
 """Every optimizer against float64 numpy and against optax; half-lives, state, precision, lanes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,6 +226,10 @@ STATE_BYTES = {"adam": 8, "sgd": 0, "sign_sgd": 0, "momentum": 4, "heavy_ball": 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", OPTIMIZER_KEYS)
 def test_state_in_bytes(name, param_dtype):
+    if name.startswith("schedule_free") and param_dtype == "bfloat16":
+        with pytest.raises(ValueError, match="schedule-free optimizers need float32 parameters, not bfloat16"):
+            abstract_state(name, param_dtype)
+        return
     state, params = abstract_state(name, param_dtype)
     shapes = [x.shape for x in params.values()]
     if name.startswith("adafactor"):
@@ -233,7 +239,7 @@ def test_state_in_bytes(name, param_dtype):
     else:
         expected = STATE_BYTES[name] * sum(int(np.prod(shape)) for shape in shapes)
         expected += 4 * 2 * 32 * 64 * (name == "muon")  # Adam's second moment of the two embeddings
-        expected += 8 * name.startswith("schedule_free")  # sum of weights, largest learning rate
+        expected += 12 * name.startswith("schedule_free")  # sum of weights in two parts, largest learning rate
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == expected + 4
     assert state.count.dtype == jnp.int32
     assert {x.dtype.name for x in jax.tree.leaves(state._replace(count=None))} <= {"float32"}
@@ -319,16 +325,78 @@ def test_an_average_that_goes_on_at_another_batch_size_stays_unbiased(name):
         return state
 
     start = optim.build(OptimizerSpec(name, "constant"), numbers).init(p)
-    changed = go_on(go_on(start, 8, numbers), 2, hypers(peak_lr=0.0, step_offset=8 / 4 - 8, **stretched))
+    offsets = {"step_offset": 8 / 4 - 8, "b1_step_offset": 8 / 4 - 8}
+    changed = go_on(go_on(start, 8, numbers), 2, hypers(peak_lr=0.0, **offsets, **stretched))
     alone = go_on(start, 4, hypers(peak_lr=0.0, **stretched))
     assert changed.count == 10
     if name == "heavy_ball" or name.endswith("power"):
         return  # a sum of gradients grows with their number; t^-c is no half-life
     corrected = lambda state, h: optim.build(OptimizerSpec(name, "constant"), h).update(g, state, p)[0]
-    last = hypers(peak_lr=1.0, step_offset=8 / 4 - 8, **stretched)
+    last = hypers(peak_lr=1.0, **offsets, **stretched)
     found = corrected(changed, last)
     expected = corrected(alone, hypers(peak_lr=1.0, **stretched))
     assert error(np.asarray(found), np.asarray(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["adam", "momentum", "muon"])
+def test_a_b1_that_stays_per_step_stays_unbiased_where_the_batch_grows(name):
+    """A constant gradient: its average is that gradient, whatever the batch sizes were."""
+    c1, c2 = 0.02, 0.005
+    g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
+    before = hypers(peak_lr=1.0, b1_complement=c1, b2_complement=c2)
+    after = before._replace(b2_complement=jnp.float32(-np.expm1(4 * np.log1p(-c2))), step_offset=jnp.float32(2.0 - 8))
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def go_on(state, h, count):
+        for _ in range(count):
+            delta, state = optim.build(OptimizerSpec(name, "constant"), h).update(g, state, p)
+        return delta, state
+
+    first, state = go_on(optim.build(OptimizerSpec(name, "constant"), before).init(p), before, 1)
+    _, state = go_on(state, before, 7)
+    last, _ = go_on(state, after, 2)
+    assert error(np.asarray(last), np.asarray(first)) < 1e-5
+
+
+BIG_THEN_SMALL = np.concatenate([np.full((3, *SHAPE), 1e4), np.full((3, *SHAPE), 1e-9), np.zeros((2, *SHAPE))])
+
+
+@pytest.mark.parametrize("complement", [1.0, float(np.float32(1) - np.float32(2) ** -24), 0.75, 1e-3, 1e-12])
+@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
+def test_every_optimizer_is_finite_and_right_where_averages_forget_at_once_or_never(name, complement):
+    """Gradients that fall by 13 orders of magnitude, and then to 0, against the exact averages in float64."""
+    numbers = hypers(peak_lr=0.01, b1_complement=complement, b2_complement=complement)
+    transformation = optim.build(OptimizerSpec(name, "constant"), numbers)
+    p = {"w": jnp.asarray(START)}
+    state, update = transformation.init(p), jax.jit(lambda g, s, p: transformation.update(g, s, p))
+    for g in BIG_THEN_SMALL.astype(np.float32):
+        deltas, state = update({"w": jnp.asarray(g)}, state, p)
+        p = {"w": p["w"] + deltas["w"]}
+        if name not in ("sgd", "momentum", "heavy_ball", "schedule_free_sgd"):  # which move as far as gradients say
+            assert np.abs(deltas["w"]).max() < 0.02, g.flat[0]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((p, state)))
+
+
+@pytest.mark.parametrize("complement", [1.0, 0.9, 0.5, 0.1, 1e-3])
+def test_an_average_keeps_small_values_beside_large_ones(complement):
+    old, new = np.float32([1e8, 1.0, 1e-8]), np.float32([1e-8, 1e-30, 1e8])
+    exact = (1 - complement) * old.astype(np.float64) + complement * new.astype(np.float64)
+    np.testing.assert_allclose(optim.average(old, new, complement), exact, rtol=3e-7)
+
+
+@pytest.mark.parametrize("warmup", [1, 1_000_000])
+def test_schedule_free_weights_are_summed_exactly_over_10_million_updates(warmup):
+    updates, peak = 10_000_000, np.float32(0.003)
+    rate = lambda count: peak * jnp.minimum(1, (count + 1).astype(jnp.float32) / warmup)
+    schedule_free = optim.schedule_free_sgd(rate)
+
+    @jax.jit
+    def weight_sum(y):
+        body = lambda _, state: schedule_free.update(y, state, y)[1]
+        return jax.lax.fori_loop(0, updates, body, schedule_free.init(y)).weight_sum
+
+    exact = np.square(float(peak)) * np.sum(np.square(np.minimum(1, np.arange(1, updates + 1) / warmup)))
+    assert float(weight_sum(jnp.float32(0))) == pytest.approx(exact, rel=1e-6)
 
 
 def singular_values(m) -> np.ndarray:
@@ -349,6 +417,26 @@ def test_muon_moves_q_k_v_and_the_output_as_matrices_and_embeddings_by_adam():
         # Five steps flatten the spectrum and do not finish: the smallest singular values stay behind.
         assert 0.6 < np.median(singular_values(matrix)) < 1.3 and singular_values(matrix).max() < 1.3
     assert singular_values(np.asarray(grads["b.up_DxF"])).max() > 10
+
+
+def test_muon_can_move_the_matrices_of_each_head():
+    d, n, h = 32, 4, 8
+    shapes = {"b.qkv_Dx3xNxH": (d, 3, n, h), "b.out_NxHxD": (n, h, d), "b.up_DxF": (d, 128)}
+    params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    grads = {name: jnp.asarray(normal(*shape, seed=i)) for i, (name, shape) in enumerate(shapes.items())}
+    spec = OptimizerSpec("muon", "constant", muon_heads=True)
+    muon = optim.build(spec, hypers(peak_lr=1.0))
+    deltas, _ = jax.jit(muon.update)(grads, muon.init(params), params)
+    moved = {name: -np.asarray(delta) for name, delta in deltas.items()}
+    heads = [moved["b.qkv_Dx3xNxH"][:, i, head] for i in range(3) for head in range(n)]
+    heads += [moved["b.out_NxHxD"][head] / 2 for head in range(n)]  # 8 inputs, 32 outputs: sqrt(32 / 8) = 2
+    for matrix in heads:  # far from square, so that five steps flatten all of the spectrum
+        assert singular_values(matrix).min() > 0.6 and singular_values(matrix).max() < 1.3
+    whole, _ = jax.jit(optim.build(OptimizerSpec("muon", "constant"), hypers(peak_lr=1.0)).update)(
+        grads, muon.init(params), params
+    )
+    np.testing.assert_array_equal(whole["b.up_DxF"], deltas["b.up_DxF"])
+    assert error(np.asarray(whole["b.out_NxHxD"]), np.asarray(deltas["b.out_NxHxD"])) > 0.1
 
 
 def test_an_unknown_optimizer_and_missing_parameters_raise():

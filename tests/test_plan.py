@@ -6,10 +6,11 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from smallbatch import config as configs
-from smallbatch import config_files, layout, plan
+from smallbatch import config_files, layout, optim, plan
 from smallbatch.errors import UserError
 from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec
 
@@ -88,7 +89,7 @@ def test_interval_shorter_than_a_step_means_every_step():
 
 
 def test_sgd_keeps_no_averages():
-    p = make(optimizer__name="sgd", optimizer__b1=None, optimizer__t2_tokens=None)
+    p = make(optimizer__name="sgd", optimizer__peak_lr=0.3, optimizer__b1=None, optimizer__t2_tokens=None)
     assert p.averages == () and p.hypers["b1_complement"] == p.hypers["b2_complement"] == 1.0
 
 
@@ -242,6 +243,9 @@ def test_plan_survives_json_and_says_whose_it_is():
     assert type(p.mesh)(**read["mesh"]) == p.mesh
     assert read["averages"] == [dataclasses.asdict(a) for a in p.averages]
     assert read["hypers"] == p.hypers
+    assert read["weight_decay_timescale_frac"] is None
+    decayed = make(optimizer__weight_decay=0.1)
+    assert decayed.to_dict()["weight_decay_timescale_frac"] == decayed.weight_decay_timescale_frac > 0
 
 
 def test_data_spec_is_the_data_section():
@@ -281,7 +285,7 @@ def test_a_plan_has_the_averages_that_its_optimizer_keeps():
             off.pop("optimizer__embed_lr", None)
         set_here = {k: v for key in keys for k, v in given.get(key, {}).items()}
         schedule = "constant" if "interpolation" in keys else "cosine"
-        p = make(optimizer__name=name, optimizer__schedule=schedule, **(off | set_here))
+        p = make(optimizer__name=name, optimizer__peak_lr=0.01, optimizer__schedule=schedule, **(off | set_here))
         assert [average.name for average in p.averages] == [key for key in keys if key in given]
 
 
@@ -310,3 +314,85 @@ def test_weight_decay_is_told_as_a_share_of_the_run():
     tokens = {"B": 16 * 256, "D": 2**21}
     assert p.weight_decay_timescale_frac == pytest.approx(tokens["B"] / (0.01 * 0.1 * tokens["D"]))
     assert make().weight_decay_timescale_frac is None
+
+
+@pytest.mark.parametrize(("batch_size", "used"), [(3, 2_097_408), (5, 2_097_920), (6, 2_098_176)])
+def test_the_default_budget_is_rounded_up_at_every_batch_size(batch_size, used):
+    p = make(train__batch_size=batch_size)
+    assert (p.asked_budget_tokens, p.budget_tokens) == (2**21, used)
+    assert p.optimizer_steps * p.tokens_per_step == used
+    assert p.hypers["total_steps"] == p.optimizer_steps and p.flops == p.flops_per_token * used
+    assert p.warmup_tokens == pytest.approx(0.05 * used)
+    assert p.averages[1].half_life_frac == pytest.approx(1e6 / used)
+    assert p.tokens_at(p.optimizer_steps) == used and p.step_at(used) == p.optimizer_steps
+
+
+def test_a_half_life_longer_than_the_run_is_warned_of():
+    assert make().warnings == ()
+    (words,) = make(optimizer__t2_tokens=1e7).warnings
+    assert words == (
+        "the half-life of b2 is 10,000,000 tokens, longer than the run of 2,097,152: its average forgets nothing and "
+        "is close to the mean over the whole run; lower optimizer.t2_tokens or b2, or raise train.budget_tokens"
+    )
+    both = make(optimizer__b1=None, optimizer__t1_tokens=1e7, optimizer__weight_average_tokens=1e8).warnings
+    assert [line.split()[3] for line in both] == ["b1", "weights"]
+
+
+def test_the_first_rates_are_those_of_the_compiled_schedule():
+    for p in (make(), make(optimizer__schedule="wsd_sqrt", optimizer__decay_frac=0.2), make(train__budget_tokens=4096)):
+        hypers = optim.Hypers.from_floats(**p.hypers)
+        counts = np.arange(len(p.first_learning_rates), dtype=np.int32)
+        compiled = [optim.learning_rate(p.optimizer.schedule, hypers, count) for count in counts]
+        np.testing.assert_allclose(p.first_learning_rates, compiled, rtol=1e-5)
+    assert len(make().first_learning_rates) == 3 and len(p.first_learning_rates) == 1
+
+
+GROWTH = {"train__batch_size_schedule": "1048576:64", "train__batch_size_lr_rule": "sqrt"}
+
+
+def test_a_growing_batch_keeps_b1_per_step_and_b2_in_tokens_as_the_half_life_rule_does():
+    start, later = (lambda p: (p, p.later[0]))(make(**GROWTH))
+    (b1, b2), (later_b1, later_b2) = start.averages, later.averages
+    assert later_b1.complement == b1.complement and later_b2.half_life_tokens == pytest.approx(b2.half_life_tokens)
+    assert later.hypers["b1_step_offset"] == 0 and later.hypers["step_offset"] != 0
+    rule = {"transfer_rule": "half_life", "tuned_at_batch_size": 16, "lr_exponent": 0.5}
+    moved = make(train__batch_size=64, **{f"optimizer__{key}": value for key, value in rule.items()})
+    for name in ("peak_lr", "b1_complement", "b2_complement"):
+        assert moved.hypers[name] == pytest.approx(later.hypers[name], rel=1e-12)
+    in_tokens = make(**GROWTH, optimizer__b1=None, optimizer__t1_tokens=1e5).later[0]
+    assert in_tokens.averages[0].half_life_tokens == pytest.approx(1e5)
+    assert in_tokens.hypers["b1_step_offset"] == in_tokens.hypers["step_offset"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer__t2_tokens": 1e45}, "b2_complement comes to 2.84e-42, which is below .*change optimizer.b2 or t2"),
+        ({"optimizer__t2_tokens": 1e20}, "b2_complement, 1 - b, comes to .* must be at least 1e-12.*t2_tokens"),
+        ({"optimizer__b1": 1 - 1e-16}, "b1_complement, 1 - b, comes to .*optimizer.b1 or t1_tokens"),
+        (
+            {"optimizer__peak_lr": 1e-20, "optimizer__weight_decay": 1e-20},
+            "learning rate x weight decay comes to 1e-40",
+        ),
+        ({"optimizer__peak_lr": 1e30, "optimizer__weight_decay": 1e30}, "learning rate x weight decay comes to 1e.60"),
+        ({"optimizer__warmup_frac": 1e-44}, "warmup_frac"),
+        (
+            {"optimizer__eps": 3e38, "optimizer__transfer_rule": "sqrt", "optimizer__tuned_at_batch_size": 64},
+            "eps comes to 6e.38, which is above the largest float32 number.*change optimizer.eps",
+        ),
+    ],
+)
+def test_derived_numbers_that_float32_cannot_hold_are_refused_with_their_key(changes, words):
+    with pytest.raises(UserError, match=words):
+        make(**changes)
+
+
+def test_the_square_of_a_schedule_free_rate_has_to_fit_too():
+    changes = {"optimizer__b1": None, "optimizer__schedule": "constant", "optimizer__peak_lr": 1e-20}
+    with pytest.raises(UserError, match=r"the square of the learning rate.* comes to 1e-40"):
+        make(optimizer__name="schedule_free_adamw", **changes)
+
+
+def test_a_long_half_life_and_a_short_one_are_allowed():
+    for tokens in (1e-300, 1.0, 1e14):
+        assert np.float32(make(optimizer__t2_tokens=tokens).hypers["b2_complement"]) > 0

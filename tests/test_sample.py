@@ -49,7 +49,7 @@ def test_a_prompt_is_continued_from_the_last_checkpoint_until_the_context_is_ful
     assert command(monkeypatch, capfd, *words, "--seed=1")[1] != out
     assert command(monkeypatch, capfd, *words, "--top_p=2")[::2] == (
         2,
-        "error: top_p lies in (0, 1], not 2.0; 1 draws from all tokens\n",
+        "error: flag --top_p=2: 2.0 is not a number in the range [1e-06, 1.0]\n",
     )
     (run_dir / "checkpoints" / "2" / "_CHECKPOINT_METADATA").unlink()
     code, out_of_1, err = command(monkeypatch, capfd, *words)

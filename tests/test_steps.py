@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_specs import hypers, params_of, tiny, tokens
+from model_specs import hypers, normal, params_of, tiny, tokens
 
 from smallbatch import optim
 from smallbatch.model import gpt
@@ -208,6 +208,16 @@ def test_the_average_of_the_weights_follows_them():
     expected = jax.tree.map(lambda *ps: sum(s * p for s, p in zip(shares / shares.sum(), ps, strict=True)), *seen)
     assert differs(expected, state.params)
     assert_near(steps.averaged_params(HYPERS, state), expected)
+
+
+def test_the_average_of_bfloat16_weights_is_scored_in_float32():
+    model = dataclasses.replace(SPEC, param_dtype="bfloat16")
+    average = {name: 1 + 1e-3 * normal(*x.shape) for name, x in gpt.abstract_params(model).items()}
+    state = start(SGD, model)._replace(weight_average=jax.tree.map(lambda a: 0.1 * a, average))
+    state = state._replace(opt_state=state.opt_state._replace(count=jnp.int32(1)))
+    found = steps.averaged_params(HYPERS, state)
+    assert {x.dtype.name for x in jax.tree.leaves(found)} == {"float32"}
+    assert_near(found, average, rtol=1e-6)  # bfloat16 would round to 4e-3
 
 
 def test_bfloat16_weights_rounded_at_random_repeat_for_a_seed_and_differ_between_seeds():

@@ -28,6 +28,34 @@ def test_plan_shows_budget_warmup_and_half_lives_in_every_unit():
     assert "0.9 a step (1 - b1 = 0.1)" in said
 
 
+def test_plan_shows_the_budget_asked_for_the_first_rates_and_warnings():
+    said = text(train__batch_size=3, optimizer__t2_tokens=1e7)
+    assert "2,097,408 tokens = 2,731 steps (train.budget_tokens=2,097,152, rounded up to whole updates)" in said
+    assert "at the middle of each update, first 1.1e-05, 3.3e-05, 5.49e-05" in said
+    assert "warning: the half-life of b2 is 10,000,000 tokens, longer than the run of 2,097,408" in said
+    assert "rounded up" not in text() and "warning" not in text()
+    short = text(train__budget_tokens=10 * 4096, optimizer__warmup_frac=0.05)
+    assert "= 0.5 steps" in short and "first 0.003, " in short
+
+
+def test_plan_names_the_rule_of_a_growing_batch():
+    growth = {"train__batch_size_schedule": "1048576:64", "train__batch_size_lr_rule": "sqrt"}
+    assert "from 1,048,576 peak learning rate 0.006; b1 stays per step, half-lives of b2 stay in tokens" in text(
+        **growth
+    )
+    sgd = {"optimizer__name": "sgd", "optimizer__peak_lr": 0.3, "optimizer__b1": None, "optimizer__t2_tokens": None}
+    assert "no averages to keep" in text(**growth, **sgd)
+
+
+def test_a_run_begins_with_the_warnings_of_its_plan():
+    c = configs.quickstart()
+    c.optimizer.t2_tokens = 1e8
+    made = plan.make(c, vocab_size=256, devices=DeviceSpec("cpu", 1))
+    first, second = summary.start_text(made, 10**6, 1, "cpu").splitlines()
+    assert first.startswith("918k parameters") or "parameters" in first
+    assert second.startswith("warning: the half-life of b2 is 100,000,000 tokens")
+
+
 def test_plan_says_when_the_budget_is_beyond_one_epoch():
     assert "0.50 of 4,194,304 training tokens" in text(2**22)
     assert "2.00: beyond one epoch of 1,048,576 training tokens; sequences repeat" in text(2**20)
@@ -46,7 +74,7 @@ def test_plan_of_a_cpu_says_that_sequences_go_through_one_at_a_time():
 
 
 def test_plan_of_sgd_speaks_of_no_averages_and_no_eps():
-    said = text(optimizer__name="sgd", optimizer__b1=None, optimizer__t2_tokens=None)
+    said = text(optimizer__name="sgd", optimizer__peak_lr=0.3, optimizer__b1=None, optimizer__t2_tokens=None)
     assert "half-life" not in said and " eps " not in said and " eps " in text() and "sgd, peak learning rate" in said
 
 

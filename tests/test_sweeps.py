@@ -2,13 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from grids import BUDGET_TOKENS, CONTEXT_TOKENS, Basin, Cell, basin_cells, replaced, write_run, write_sweep
 
-from smallbatch.analysis import hardware, sweeps
+from smallbatch.analysis import gradients, hardware, sweeps
 from smallbatch.errors import UserError
+from smallbatch.records import write_json
 
 
 def lrs(*statuses, **values):
@@ -172,3 +174,26 @@ def test_what_is_no_sweep_is_one_line(tmp_path, files, words):
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="there is no directory"):
         sweeps.read([tmp_path / "nowhere"])
+
+
+def test_runs_of_one_budget_that_trained_on_different_numbers_of_tokens_are_told_of(tmp_path):
+    for size in (4, 3, 8):
+        write_run(tmp_path / "runs" / f"batch-{size}", Cell({"train.batch_size": size}, 3.0))
+    assert not [note for note in sweeps.read([tmp_path / "runs"]).notes if "equal tokens" in note]
+    result = tmp_path / "runs" / "batch-3" / "result.json"
+    write_json(result, json.loads(result.read_text()) | {"tokens": 1_049_088})
+    (note,) = [note for note in sweeps.read([tmp_path / "runs"]).notes if "equal tokens" in note]
+    assert note == (
+        "runs of the budget 1,048,576 trained on 1,048,576 to 1,049,088 tokens, since batch sizes round it up to whole "
+        "updates; they do not compare at equal tokens"
+    )
+
+
+def test_a_plan_says_that_the_noise_scale_comes_from_successive_gradients(tmp_path):
+    cell = Cell({"train.batch_size": 4}, 2.5, extra={"grad_signal_sq": lambda share: 2.0})
+    for seed, name in enumerate(("parts", "successive")):
+        write_run(directory := tmp_path / "runs" / name, replaced(cell, values=cell.values | {"train.seed": seed}))
+        write_json(directory / "plan.json", {"hypers": {"peak_lr": 0.003}, "optimizer": {"diagnostics": name}})
+    found = sweeps.read([tmp_path / "runs"]).runs
+    marked = {Path(run.source).name: gradients.SUCCESSIVE in run.gradients for run in found}
+    assert marked == {"parts": False, "successive": True}

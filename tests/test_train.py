@@ -76,10 +76,19 @@ def test_train_records_count_tokens_flops_and_follow_the_schedule(home, referenc
     warmup = 0.05 * 150
     for record in found:
         assert record["tokens"] == record["step"] * 64 and record["flops"] == record["tokens"] * per_token
-        update = record["step"] - 1  # the learning rate of the last update in the record
+        update = record["step"] - 0.5  # the middle of the last update in the record
         x = (update - warmup) / (150 - warmup)
         expected = 0.003 * (update / warmup if update < warmup else 0.5 * (1 + math.cos(math.pi * x)))
         assert record["learning_rate"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_a_run_at_any_batch_size_rounds_its_budget_up_to_whole_updates(home, tmp_path):
+    changes = {"train.batch_size": 3, "optimizer.warmup_frac": None, "optimizer.warmup_tokens": 16}
+    result, _ = runs.trained(home, directory := tmp_path / "run", changes)
+    assert result.status == "done" and result.tokens == 14 * 3 * 32 == 1344  # of the 1,280 that were asked for
+    assert result.flops == json.loads((directory / "plan.json").read_text())["flops"]
+    first = runs.numbers(directory, "train")[0]  # its warm-up is shorter than an update
+    assert first["step"] == 1 and first["learning_rate"] == pytest.approx(0.003, rel=0.02)
 
 
 def test_first_loss_is_that_of_an_untrained_model_and_records_are_means(home, tmp_path):

@@ -1,5 +1,6 @@
 """The transfer rules against their closed forms and the paper's own numbers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -77,3 +78,13 @@ def test_what_an_optimizer_does_not_keep_stays_absent(rule):
 def test_what_cannot_be_is_said(rule, ratio, exponent, words):
     with pytest.raises(UserError, match=words):
         transfer(rule, TUNED, ratio, exponent)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_timescale_of_weight_decay_can_stay_in_tokens(rule):
+    exponent = 0.2 if rule in ("half_life", "fixed") else None
+    tuned = dataclasses.replace(TUNED, weight_decay=0.1)
+    tau_tokens = lambda t, ratio: ratio / (t.peak_lr * t.weight_decay)
+    kept = transfer(rule, tuned, 1 / 16, exponent, keep_tau=True)
+    assert tau_tokens(kept, 1 / 16) == pytest.approx(tau_tokens(tuned, 1))
+    assert transfer(rule, tuned, 1 / 16, exponent).weight_decay == 0.1  # and stays where that is not asked for

@@ -88,3 +88,13 @@ def test_another_budget_is_refused_and_its_neighbours_are_named(tokens_per_step,
 
 def test_bits_per_byte_of_a_fair_coin_per_byte_is_one():
     assert units.bits_per_byte(1000 * math.log(2), 1000) == pytest.approx(1, rel=1e-15)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-37, -1e-37, 3.4e38, -3.4e38])
+def test_float32_holds_normal_numbers_and_0(value):
+    assert units.float32_problem(value) is None
+
+
+@pytest.mark.parametrize("value", [1e39, -1e39, 1e-38, -1e-40, 1e-300])
+def test_float32_does_not_hold_what_would_become_infinite_or_0(value):
+    assert units.float32_problem(value)

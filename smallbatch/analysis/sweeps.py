@@ -5,7 +5,7 @@ damaged costs its cell and is stated; only a directory that holds no runs at all
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,11 +64,21 @@ def read(paths: Sequence[Path]) -> RunTable:
     )
     runs: list[Run] = []
     provenance: list[dict[str, Any]] = []
+    used_tokens: dict[Any, set[float]] = defaultdict(set)  # by runs of a budget, which is rounded up to whole updates
     for sweep, own in zip(sweeps, identities, strict=True):
         results: list[dict[str, Any]] = []
         found = [_read_cell(cell, i, notes, results) for cell, i in zip(sweep.cells, own, strict=True)]
         runs += found
+        for cell, run in zip(sweep.cells, found, strict=True):
+            if run.status == "done" and np.isfinite(run.tokens):
+                used_tokens[cell.config.get(naming.BUDGET)].add(run.tokens)
         provenance.append(_provenance(sweep, found, results))
+    for budget, used in used_tokens.items():
+        if isinstance(budget, int) and len(used) > 1:
+            notes[
+                f"runs of the budget {budget:,} trained on {min(used):,.0f} to {max(used):,.0f} tokens, since batch "
+                "sizes round it up to whole updates; they do not compare at equal tokens"
+            ] += 1
     kept, dropped = without_duplicates(runs)
     said = [text if count == 1 else f"{text} ({count} times)" for text, count in notes.items()]
     return RunTable(tuple(kept), (*said, *dropped), tuple(provenance))
@@ -245,6 +255,9 @@ def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
     try:
         plan = json_files.read_object(where / "plan.json", {"hypers": {"peak_lr": float}}, "the plan of a run")
         known["peak_lr"] = _number(plan["hypers"]["peak_lr"])
+        optimizer = plan.get("optimizer")
+        if known.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
+            known["gradients"][gradients.SUCCESSIVE] = 1.0
     except UserError as error:
         notes[f"{error}; the learning rate is taken from the config, without transfer rules"] += 1
     return known

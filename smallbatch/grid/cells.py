@@ -1,6 +1,7 @@
 """From a grid to cells: each a whole, validated config with a name that stays, known before anything runs."""
 
 import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from smallbatch import config as configs
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.grid.axes import LEARNING_RATE, Grid, Values
+from smallbatch.phases import phases, used_tokens
 
 ID_LENGTH = 12
 
@@ -49,6 +51,7 @@ def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
         try:
             flat = start | {key: _typed(key, value) for key, value in values.items()}
             configs.validate_flat(flat)
+            flat = configs.resolved_flat(flat)
         except UserError as error:
             text = " ".join(f"{key}={shown(value)}" for key, value in values.items())
             problems.append(f"cell {number} ({text}): {error}")
@@ -62,7 +65,34 @@ def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
         raise UserError(f"the grid has {len(problems)} bad cells:\n  " + "\n  ".join(problems[:8]) + more)
     if not cells:
         raise UserError("the grid has no cells")
+    _check_equal_tokens(list(cells.values()))
     return list(cells.values())
+
+
+def _check_equal_tokens(cells: list[Cell]) -> None:
+    """Raise UserError where cells of one budget would train on different numbers of tokens.
+
+    A budget is rounded up to whole updates, which are of different sizes. Runs at unequal tokens do not compare.
+    """
+    groups: dict[int, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.flat["train.budget_tokens"], []).append(cell)
+    for asked, group in groups.items():
+        used, steps_tokens = {}, []
+        for cell in group:
+            size, context = cell.flat["train.batch_size"], cell.flat["model.context_tokens"]
+            found = phases(size, cell.flat["train.batch_size_schedule"], context, asked)
+            used.setdefault(used_tokens(found, context), size)
+            steps_tokens += [phase.batch_size * context for phase in found]
+        if len(used) > 1:
+            unit = math.lcm(*steps_tokens)
+            lower = max(1, asked // unit) * unit
+            budgets = ", ".join(f"{tokens:,} at batch size {size}" for tokens, size in sorted(used.items()))
+            raise UserError(
+                f"train.budget_tokens={asked:,} is rounded up to whole updates, and the cells of the grid would train "
+                f"on different numbers of tokens: {budgets}. Use {lower:,} or {lower + unit:,}, whole updates of all "
+                "batch sizes"
+            )
 
 
 def _why(keys: list[str]) -> str:

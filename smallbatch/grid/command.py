@@ -58,6 +58,7 @@ def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell
         lines += cost.beyond_corpus(chosen, found, known)
     else:
         lines.append("the corpus is not prepared yet: whether budgets repeat it is said at the start")
+    lines += cost.warning_lines(found[cell.id] for cell in chosen)
     states = {id: State("missing") if state.status in sweep.reopened else state for id, state in states.items()}
     return "\n".join([*lines, _cost_text(sweep, states, place, place.engine(found), flags)])
 
@@ -104,7 +105,7 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
         say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
     sweep = Sweep(directory, cells, chosen, found, flags.stop_diverged, flags.halving)
     reopen(sweep)
-    for line in cost.beyond_corpus(chosen, found, corpus_tokens):
+    for line in cost.beyond_corpus(chosen, found, corpus_tokens) + cost.warning_lines(found[c.id] for c in chosen):
         say(line)
     if flags.halving and (whole := halving.whole_groups(directory, chosen, found, flags.halving)):
         say(f"{whole} groups of learning rates have a cell that was run to its end before: --halving cuts none of them")

@@ -1,6 +1,7 @@
 """What a grid will cost: programs, tokens, FLOPs, disk, and time once cells have ended."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from smallbatch import plan as plans
@@ -100,3 +101,9 @@ def beyond_corpus(cells: list[Cell], plans_of: dict[str, plans.Plan], corpus_tok
         if plan.budget_tokens > corpus_tokens[plan.data]:
             epochs[round(plan.budget_tokens / corpus_tokens[plan.data], 2)] += 1
     return [f"{n} cells train {e:g} epochs: sequences repeat, reshuffled" for e, n in sorted(epochs.items())]
+
+
+def warning_lines(cell_plans: Iterable[plans.Plan]) -> list[str]:
+    """Return a line for each different warning of the plans, with how many cells have it."""
+    counts = Counter(words for plan in cell_plans for words in plan.warnings)
+    return [f"warning ({n:,} cell{'s' * (n > 1)}): {words}" for words, n in counts.items()]

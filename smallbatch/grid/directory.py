@@ -87,7 +87,7 @@ class SweepDirectory:
             "format": FORMAT,
             "name": name,
             "swept": list(cells[0].values),
-            "config": base.to_dict(),
+            "config": configs.resolved(base),
             "cells": [{"id": cell.id, "values": cell.values} for cell in cells],
         }
         records.write_json(self.grid_json, described)

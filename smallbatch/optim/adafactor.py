@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim.descent import LearningRate, Scalar, bias_correction, descent, no_updates
+from smallbatch.optim.descent import LearningRate, Scalar, average, bias_correction, descent, no_updates
 
 SQUARE_EPS = 1e-30  # added to squared gradients
 CLIP_RMS = 1.0  # an update of a larger root mean square is scaled down to it
@@ -84,9 +84,8 @@ def _factored(
 
         def moments(g, row_R, column_C):
             squares_RxC = jnp.square(g).reshape(len(row_R), len(column_C)) + SQUARE_EPS
-            row_R += complement * (jnp.mean(squares_RxC, axis=1) - row_R)
-            column_C += complement * (jnp.mean(squares_RxC, axis=0) - column_C)
-            return row_R, column_C
+            means = jnp.mean(squares_RxC, axis=1), jnp.mean(squares_RxC, axis=0)
+            return average((row_R, column_C), means, complement)
 
         def step(g, row_R, column_C, p):
             g_RxC = g.reshape(len(row_R), len(column_C))

@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim.descent import LearningRate, Scalar, average, bias_correction, descent, no_updates, zeros
+from smallbatch.optim.descent import (
+    LearningRate,
+    Scalar,
+    average,
+    b1_age,
+    bias_correction,
+    descent,
+    no_updates,
+    zeros,
+)
 
 
 class AdamState(NamedTuple):
@@ -25,6 +34,7 @@ def adam(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
     step_offset: Scalar = 0.0,
+    b1_step_offset: Scalar | None = None,
 ) -> optax.GradientTransformation:
     """Return AdamW (Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101).
 
@@ -37,13 +47,14 @@ def adam(
         b1_complement, b2_complement: 1 - b, in (0, 1].
         weight_decay: decoupled, times the learning rate.
         step_offset: see `smallbatch.optim.descent`.
+        b1_step_offset: the same for b1 alone; None: as step_offset.
     """
 
     def direction(grads: optax.Updates, state: AdamState, params: optax.Params, age: jax.Array):
         del params
         mu = average(state.mu, grads, b1_complement)
         nu = average(state.nu, jax.tree.map(jnp.square, grads), b2_complement)
-        mu_scale = 1 / bias_correction(age, b1_complement)
+        mu_scale = 1 / bias_correction(b1_age(state.count, age, b1_step_offset), b1_complement)
         nu_scale = 1 / bias_correction(age, b2_complement)
         scaled = lambda m, n: m * mu_scale / (jnp.sqrt(n * nu_scale) + eps)
         return jax.tree.map(scaled, mu, nu), AdamState(state.count, mu, nu)

@@ -6,7 +6,7 @@ from smallbatch.optim.adafactor import adafactor, adafactor_power
 from smallbatch.optim.adam import adam
 from smallbatch.optim.hypers import Hypers
 from smallbatch.optim.momentum import heavy_ball, lion, momentum, signum
-from smallbatch.optim.muon import muon
+from smallbatch.optim.muon import gpt_head_layout, gpt_layout, muon
 from smallbatch.optim.schedule_free import schedule_free_adamw, schedule_free_sgd
 from smallbatch.optim.schedules import learning_rate
 from smallbatch.optim.sgd import sgd, sign_sgd
@@ -44,10 +44,13 @@ def build(spec: OptimizerSpec, hypers: Hypers) -> optax.GradientTransformation:
         "nesterov": {"nesterov": spec.nesterov},
         "decay_exponent": {"decay_exponent": hypers.decay_exponent},
         "embed_lr": {"embed_lr_ratio": hypers.embed_lr_ratio},
+        "muon_matrices": {"layout": gpt_head_layout if spec.muon_heads else gpt_layout},
         "interpolation": {"interpolation": hypers.interpolation},
     }
     given = {name: value for key in OPTIMIZER_KEYS[spec.name] for name, value in arguments[key].items()}
     if spec.name in AGED:
         given["step_offset"] = hypers.step_offset
+        if "b1" in OPTIMIZER_KEYS[spec.name]:
+            given["b1_step_offset"] = hypers.b1_step_offset
     schedule = lambda count: learning_rate(spec.schedule, hypers, count)
     return OPTIMIZERS[spec.name](schedule, weight_decay=hypers.weight_decay, **given)

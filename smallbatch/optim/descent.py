@@ -22,13 +22,28 @@ def zeros(params: Tree) -> Tree:
 
 
 def average(old: Tree, new: Tree, complement: Scalar) -> Tree:
-    """Return old + complement (new - old)."""
-    return jax.tree.map(lambda a, x: a + complement * (x - a), old, new)
+    """Return old + complement (new - old), computed from whichever of the two has the larger weight.
+
+    With a complement near 1 the sum old + complement (new - old) would cancel: with one of 1 it would lose a `new` far
+    below `old`, and a second moment would become 0 beside a gradient that is not.
+    """
+    mostly_new = jnp.asarray(complement, jnp.float32) > 0.5
+    weight = jnp.where(mostly_new, 1 - complement, complement)  # exact: 1 - c is, for c in [1/2, 1]
+
+    def blend(a, x):
+        return jnp.where(mostly_new, x, a) + weight * jnp.where(mostly_new, a - x, x - a)
+
+    return jax.tree.map(blend, old, new)
 
 
 def bias_correction(age: Scalar, complement: Scalar) -> jax.Array:
     """Return 1 - b^age for b = 1 - complement, without forming b: -expm1(age log1p(-complement)). age: in updates."""
     return -jnp.expm1(jnp.asarray(age, jnp.float32) * jnp.log1p(-jnp.asarray(complement, jnp.float32)))
+
+
+def b1_age(count: jax.Array, age: jax.Array, b1_step_offset: Scalar | None) -> jax.Array:
+    """Return the age of the average of the gradient: that of the others, unless b1 has an offset of its own."""
+    return age if b1_step_offset is None else count.astype(jnp.float32) + b1_step_offset
 
 
 def descent(

@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim.descent import LearningRate, Scalar, average, bias_correction, descent, no_updates, zeros
+from smallbatch.optim.descent import (
+    LearningRate,
+    Scalar,
+    average,
+    b1_age,
+    bias_correction,
+    descent,
+    no_updates,
+    zeros,
+)
 
 
 class MomentumState(NamedTuple):
@@ -31,6 +40,7 @@ def momentum(
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
     step_offset: Scalar = 0.0,
+    b1_step_offset: Scalar | None = None,
 ) -> optax.GradientTransformation:
     """Return SGD along the bias-corrected average of the gradients.
 
@@ -41,7 +51,7 @@ def momentum(
     def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
         del params
         mu = average(state.mu, grads, b1_complement)
-        unbiased = unbiased_momentum(mu, grads, age, b1_complement, nesterov)
+        unbiased = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), b1_complement, nesterov)
         return unbiased, MomentumState(state.count, mu)
 
     return descent(_init, direction, learning_rate, weight_decay, step_offset)

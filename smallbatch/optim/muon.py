@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim.descent import LearningRate, Scalar, average, bias_correction, descent, no_updates, zeros
+from smallbatch.optim.descent import (
+    LearningRate,
+    Scalar,
+    average,
+    b1_age,
+    bias_correction,
+    descent,
+    no_updates,
+    zeros,
+)
 from smallbatch.optim.momentum import unbiased_momentum
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, singular values end in about 0.7 to 1.2
@@ -27,12 +36,22 @@ class MuonState(NamedTuple):
 
 
 def gpt_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the axes of this project's parameters: q, k and v are three matrices, the heads of each one matrix."""
+    """Return the axes of this project's parameters: q, k and v are three matrices, the heads of each one matrix.
+
+    Muon's authors orthogonalize such whole matrices; Marek et al. 2025 do so for each head (`gpt_head_layout`).
+    """
     if "embed" in path or len(shape) < 2:
         return None
     if len(shape) == 4:  # qkv_Dx3xNxH
         return (0,), (2, 3)
     return ((0, 1), (2,)) if len(shape) == 3 else ((0,), (1,))  # out_NxHxD; up_DxF, down_FxD
+
+
+def gpt_head_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the same where each head has its own q, k, v and output matrix, as in the code of Marek et al. 2025."""
+    if "embed" not in path and len(shape) > 2:
+        return ((0,), (3,)) if len(shape) == 4 else ((1,), (2,))  # qkv_Dx3xNxH; out_NxHxD
+    return gpt_layout(path, shape)
 
 
 def muon(
@@ -45,6 +64,7 @@ def muon(
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
     step_offset: Scalar = 0.0,
+    b1_step_offset: Scalar | None = None,
     layout: Layout = gpt_layout,
 ) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks).
@@ -62,8 +82,8 @@ def muon(
     def direction(grads: optax.Updates, state: MuonState, params: optax.Params, age: jax.Array):
         mu = average(state.mu, grads, b1_complement)
         by_path = {_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
-        nu = {name: n + b2_complement * (jnp.square(by_path[name]) - n) for name, n in state.nu.items()}
-        momentum = unbiased_momentum(mu, grads, age, b1_complement, nesterov)
+        nu = average(state.nu, {name: jnp.square(by_path[name]) for name in state.nu}, b2_complement)
+        momentum = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), b1_complement, nesterov)
         nu_scale = 1 / bias_correction(age, b2_complement)
 
         def move(path, m, p):

@@ -17,7 +17,8 @@ class ScheduleFreeState(NamedTuple):
     """4 bytes a parameter for z, and with AdamW 4 for nu."""
 
     count: jax.Array  # shape=(), dtype=int32: finished updates
-    weight_sum: jax.Array  # shape=(): of the weights of z in the average
+    weight_sum: jax.Array  # shape=(): of the weights of z in the average ...
+    weight_rest: jax.Array  # shape=(): ... and what rounding has left out of it
     max_lr: jax.Array  # shape=()
     z: Tree
     nu: Tree  # None with SGD
@@ -48,6 +49,13 @@ def evaluated(params: Tree, z: Tree, interpolation: Scalar) -> Tree:
     return jax.tree.map(lambda y, z: (y - (1 - interpolation) * z) / interpolation, params, z)
 
 
+def compensated_sum(total: jax.Array, rest: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return total + x and what its rounding leaves out; `rest` is what the additions before have left out."""
+    y = x + rest
+    found = total + y
+    return found, y - (found - total)
+
+
 def _schedule_free(
     learning_rate: LearningRate,
     interpolation: Scalar,
@@ -58,20 +66,25 @@ def _schedule_free(
 ) -> optax.GradientTransformation:
     """Return z -= lr (u + wd y); x += w/W (z - x), w the largest lr so far squared, W their sum; y = a x + (1-a) z.
 
+    W is a compensated sum (Kahan 1965): a plain float32 sum is 1% low after 4 million equal weights and stays where it
+    is after 8 million. x follows from y and z, so y must be float32.
     Source: Defazio et al. 2024, arXiv 2405.15682, equations 3 to 5 and section 4.4 (weights).
     """
 
     def init(params: optax.Params) -> ScheduleFreeState:
-        z = jax.tree.map(lambda p: p.astype(jnp.float32) + 0, params)  # a copy: params may be donated
+        for p in jax.tree.leaves(params):
+            if p.dtype != jnp.float32:
+                raise ValueError(f"schedule-free optimizers need float32 parameters, not {p.dtype}: cast them first")
+        z = jax.tree.map(lambda p: p + 0, params)  # a copy: params may be donated
         zero = jnp.zeros((), jnp.float32)
-        return ScheduleFreeState(no_updates(), zero, zero, z, None if b2_complement is None else zeros(params))
+        return ScheduleFreeState(no_updates(), zero, zero, zero, z, None if b2_complement is None else zeros(params))
 
     def update(updates: optax.Updates, state: ScheduleFreeState, params: optax.Params | None = None):
         if params is None:
             raise ValueError("this optimizer needs the parameters: call update(grads, state, params)")
         lr = jnp.asarray(learning_rate(state.count), jnp.float32)
         count, max_lr = state.count + 1, jnp.maximum(state.max_lr, lr)
-        weight_sum = state.weight_sum + jnp.square(max_lr)
+        weight_sum, weight_rest = compensated_sum(state.weight_sum, state.weight_rest, jnp.square(max_lr))
         share = jnp.where(weight_sum > 0, jnp.square(max_lr) / jnp.where(weight_sum > 0, weight_sum, 1), 0)
         u, nu = jax.tree.map(lambda g: g.astype(jnp.float32), updates), None
         if b2_complement is not None:
@@ -86,6 +99,6 @@ def _schedule_free(
             return share * (interpolation * new_z - ahead) + (1 - interpolation) * (new_z - old_z)
 
         deltas = jax.tree.map(delta, params, state.z, z)
-        return deltas, ScheduleFreeState(count, weight_sum, max_lr, z, nu)
+        return deltas, ScheduleFreeState(count, weight_sum, weight_rest, max_lr, z, nu)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]

@@ -37,7 +37,10 @@ from smallbatch.training.validation import Score, validate
 from smallbatch.training.workdir import Workdir
 
 # What differs between the plans of lanes that can run together.
-OF_A_LANE = ("fingerprint", "hypers", "averages", "transfer", "seed", "warmup_tokens")
+OF_A_LANE = (
+    *("fingerprint", "hypers", "averages", "transfer", "seed", "warmup_tokens", "first_learning_rates", "warnings"),
+    "weight_decay_timescale_frac",
+)
 LEAST_GAIN = 1.1  # in tokens/s, from twice as many lanes
 MOST_MEMORY_FRAC = 0.8
 

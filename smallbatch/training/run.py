@@ -86,7 +86,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
                 workdir.path,
                 **config.records.to_dict(),
                 run_id=plan.fingerprint[:12],
-                config=config.to_dict(),
+                config=configs.resolved(config),
                 resumed_tokens=resumed_tokens,
             )
 

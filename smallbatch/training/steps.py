@@ -53,10 +53,13 @@ def interpolated_params(hypers: optim.Hypers, state: TrainState) -> gpt.Params:
 
 
 def averaged_params(hypers: optim.Hypers, state: TrainState) -> gpt.Params:
-    """Return the bias-corrected average of the weights, in the dtype of the weights."""
+    """Return the bias-corrected average of the weights, in float32 whatever the dtype of the weights.
+
+    It is scored so, with products in the compute dtype as for the weights themselves: stored in bfloat16, an average
+    would lose what averaging has gained below the last bit.
+    """
     age = state.opt_state.count.astype(jnp.float32) + hypers.step_offset
-    averages = optim.averaged_weights(state.weight_average, age, hypers.weight_average_complement)
-    return jax.tree.map(lambda a, p: a.astype(p.dtype), averages, state.params)
+    return optim.averaged_weights(state.weight_average, age, hypers.weight_average_complement)
 
 
 def summed_nats(

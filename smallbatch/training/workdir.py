@@ -133,4 +133,4 @@ def take(workdir: Workdir, config: configs.Config) -> None:
         shutil.rmtree(workdir.tokenizer, ignore_errors=True)  # a run on token ids has none
         workdir.config.unlink(missing_ok=True)
     if not paths.exists(workdir.config):
-        records.write_json(workdir.config, config.to_dict())
+        records.write_json(workdir.config, configs.resolved(config))
