@@ -73,10 +73,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs, stop)
         state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
         if hosts.is_first():
-            workdirs.take(workdir, config)
-            records.write_json(workdir.plan, plan.to_dict())
-            if tokenizer is not None:
-                keep_tokenizer(tokenizer, workdir.tokenizer)
+            _describe(workdir, config, plan, tokenizer)
         for line in describe_splits(dataset, plan.model.context_tokens):
             say(line)
         say(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))
@@ -103,6 +100,14 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     if outcome.stopped or outcome.noticed:
         raise Interrupted(result, outcome.noticed)
     return result
+
+
+def _describe(workdir: workdirs.Workdir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
+    """Write config.json, plan.json and the tokenizer, once everything that can be refused has been checked."""
+    workdirs.take(workdir, config)
+    records.write_json(workdir.plan, plan.to_dict())
+    if tokenizer is not None:
+        keep_tokenizer(tokenizer, workdir.tokenizer)
 
 
 def _stop_on_notice(stop: Stop, words: str) -> None:
