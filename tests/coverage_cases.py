@@ -37,8 +37,8 @@ def basin_group(shape, step_log2, seeds, sd, paired, rng, optimum_log2, batch_si
         noise = sd * (shared + 0.2 * own if paired else own)
         truth = 2.5 + CURVATURE * float(SHAPES[shape](np.float64(x - optimum_log2)))
         cells += [
-            Cell({"train.batch_size": batch_size, "optimizer.peak_lr": 0.002 * 2.0**x, "train.seed": s}, truth + noise[s])
-            for s in range(seeds)
+            Cell({"train.batch_size": batch_size, "optimizer.peak_lr": 0.002 * 2.0**x, "train.seed": s}, truth + extra)
+            for s, extra in enumerate(noise)
         ]
     return table_of(cells).groups[0]
 

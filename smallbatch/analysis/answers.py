@@ -8,7 +8,7 @@ import numpy as np
 
 from smallbatch.analysis import critical_batch, gaps
 from smallbatch.analysis.robustness import scale_text
-from smallbatch.analysis.sheets import Row, batch_text, counted, finite_number, listed, loss_text, size_text, split
+from smallbatch.analysis.sheets import Row, batch_text, counted, finite_number, listed, loss_text, split
 from smallbatch.analysis.study import Study
 
 FIRST = "Which batch size"
@@ -149,7 +149,7 @@ def _rates(study: Study, setting: str) -> list[str]:
     rows = [row for row in study.rows("learning_rate_laws") if row["setting"] == setting]
     return [
         f"{row['arm']}: the best learning rate goes as batch size^{row['exponent']:.2f}"
-        f"{_range(row, 'exponent', '.2f')}, over {row['batch_sizes']} batch sizes"
+        f"{_range(row, 'exponent', '.2f') or ' (no interval: it takes three)'}, over {row['batch_sizes']} batch sizes"
         + (f"; {row['left_out_at_edge']} left out, at the edge of their grids" if row["left_out_at_edge"] else "") + "."
         for row in rows
     ]  # fmt: skip

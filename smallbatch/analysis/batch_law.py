@@ -4,8 +4,8 @@ Steps to a loss fall as 1/B until they level off at a, and so does the mean squa
 where the two parts are equal. The law is fitted in log y, so that every batch size counts alike.
 
 The data may bound b/a on one side only: under perfect scaling (a = 0) any large b/a fits, and where y is constant
-(b = 0) any small one does. The interval of b/a then ends at infinity or at 0. tests/test_intervals.py tests its coverage
-with 3 to 9 batch sizes, with 1 and 3 seeds, inside and at both limits.
+(b = 0) any small one does. The interval of b/a then ends at infinity or at 0. tests/test_coverage.py tests its
+coverage with 3 to 9 batch sizes, with 1 and 3 seeds, inside and at both limits.
 """
 
 import math
@@ -61,10 +61,11 @@ def fit(batch_size: np.ndarray, y: np.ndarray) -> BatchLaw | None:
     middle = float(np.exp(np.log(sizes).mean()))
     inverse = middle / sizes
 
-    def squares(share: float) -> float:
-        """Sum of squares of log y about the law whose part a has this share at the middle batch size."""
+    def squares(share):
+        """Sum of squares of log y about the laws whose part a has these shares at the middle batch size."""
+        share = np.asarray(share)[..., None]
         residual = means - np.log(share + (1 - share) * inverse)
-        return float(((residual - residual.mean()) ** 2).sum())
+        return ((residual - residual.mean(-1, keepdims=True)) ** 2).sum(-1)
 
     share = _best_share(squares)
     scale = float(np.exp((means - np.log(share + (1 - share) * inverse)).mean()))
@@ -79,11 +80,10 @@ def fit(batch_size: np.ndarray, y: np.ndarray) -> BatchLaw | None:
 
 
 def _best_share(squares) -> float:
-    sums = [squares(float(share)) for share in special.expit(LOGITS)]
-    best = LOGITS[int(np.argmin(sums))]
+    best = LOGITS[int(np.argmin(squares(special.expit(LOGITS))))]
     step = LOGITS[1] - LOGITS[0]
     found = optimize.minimize_scalar(
-        lambda logit: squares(float(special.expit(logit))),
+        lambda logit: squares(special.expit(logit)),
         bounds=(best - step, best + step),
         method="bounded",
         options={"xatol": 1e-10},
@@ -101,7 +101,7 @@ def _shares_within(squares, best: float, allowed: float) -> tuple[float, float]:
             ends.append(end)
             continue
         logit = float(np.clip(special.logit(best), -LARGEST_LOGIT, LARGEST_LOGIT))
-        excess = lambda x: squares(float(special.expit(x))) - allowed
+        excess = lambda x: squares(special.expit(x)) - allowed
         ends.append(float(special.expit(optimize.brentq(excess, logit, sign * 2 * LARGEST_LOGIT))))
     return ends[0], ends[1]
 

@@ -1,7 +1,7 @@
 """The critical batch size: up to where a larger batch saves steps in proportion.
 
-The number means nothing without its definition, so that it is never printed without. Here it is the largest batch size B
-whose steps to a target loss are at most (1 + overhead) times what perfect scaling from a reference batch size B_ref
+The number means nothing without its definition, so that it is never printed without. Here it is the largest batch size
+B whose steps to a target loss are at most (1 + overhead) times what perfect scaling from a reference batch size B_ref
 would take, (1 + h) S(B_ref) B_ref / B; with S(B) = a + b/B this is B* = (1 + h) B_ref + h b/a.
 
 Where the interval of b/a has no upper end, the steps scale perfectly as far as can be told, and there is a lower bound
@@ -184,7 +184,7 @@ def estimate_text(row: Row) -> str:
         return f"at least {size_text(low)} sequences, with no upper bound from these steps"
     if finite_number(high):
         return f"at most {size_text(high)} sequences, with no lower bound from these steps"
-    return "unknown: these steps bound it on neither side; measure more batch sizes, or more seeds"
+    return "unknown: these steps bound it on neither side; measure more batch sizes"
 
 
 def scaling_laws(measured: list[Critical]) -> list[Row]:

@@ -11,7 +11,8 @@ over seeds is therefore pooled over the better half of a grid (near divergence t
   learning_rates.py turns into a bracket;
 - laws (batch_law.py, power_law.py): the scatter of the points about the fitted line, by Student's t.
 
-Intervals are central, of level LEVEL. tests/test_intervals.py tests the coverage of every one on data of known truth.
+Intervals are central, of level LEVEL. tests/test_intervals.py and tests/test_coverage.py test the coverage of each on
+data of known truth.
 Source: Efron and Tibshirani 1993, chapters 6 and 13; Student 1908; Welch 1947; Hsu 1981 (the best of several means).
 """
 

@@ -6,10 +6,10 @@ The interval assumes no shape, only that the loss has one minimum: it reaches fr
 above the cells that the noise over seeds cannot tell from the best one (intervals.maybe_best). Around one best cell it
 is two grid steps wide. Where such a cell lies at the edge of the grid the interval is open on that side.
 
-Where the best cell lies at the edge of its grid there is no optimum to speak of: it is flagged, and left out of the fit.
-tests/test_intervals.py tests the coverage of both intervals on parabolas, on basins that are 1.25 and 2 times as steep to
-the right, exponential to the right, and flat to the left; on grids of factors 2 and sqrt 2; with 1 (exponent only), 3 and
-7 seeds; and with noise that the learning rates share or not.
+Where the best cell lies at the edge of its grid there is no optimum to speak of: it is flagged and left out of the fit.
+tests/test_coverage.py tests the coverage of both intervals on parabolas, on basins that are 1.25, 2 and 10 times as
+steep to the right, exponential to the right, or flat to the left, and on cusps; on grids of factors 2 and sqrt 2; with
+1 (exponent only), 3 and 7 seeds; and with noise that the learning rates share or not.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 A law is a straight line in log-log. The interval of its exponent combines two errors: the scatter of the points about
 the line, by Student's t with n - 2 degrees of freedom, and the errors of the points themselves, where they are known.
-Two points have no scatter, so that they give no interval. tests/test_intervals.py tests the coverage with 3 to 7 points,
-for points that scatter, points that have errors, and both.
+Two points have no scatter, so that they give no interval. tests/test_coverage.py tests the coverage with 3 to 7
+points that scatter, have errors, or both.
 """
 
 from dataclasses import dataclass

@@ -168,7 +168,7 @@ def width_interval(group: Group, found: Profile, delta_nats: float) -> Interval 
     """Return the interval of a width: from the cells inside the basin to those next to them, over drawn tables.
 
     It holds for any shape of the basin between the cells; the width itself interpolates linearly. Its upper end is
-    infinite where the basin may reach beyond the grid. tests/test_intervals.py tests its coverage.
+    infinite where the basin may reach beyond the grid. tests/test_coverage.py tests its coverage.
     """
     noise = choose(group).noise  # type: ignore[union-attr]  # a profile has a tuned point
     if noise.df == 0:
