@@ -179,6 +179,12 @@ def table_of(cells: list[Cell], setting: str = "synthetic", arm: str = "adam") -
     return RunTable(tuple(runs))
 
 
+def run(arm: str, batch_size: float, loss_nats: float, **changes) -> Run:
+    """Return a run of a table; what is not given is not known."""
+    known = {"setting": "grid", "seed": 0, "point": (), "status": "done"} | changes
+    return Run(arm=arm, batch_size=batch_size, loss_nats=loss_nats, **known)
+
+
 def coverage(hits: int, repeats: int) -> bool:
     """Whether intervals of level LEVEL hold it: not fewer hits than 99.9% of such counts have."""
     return hits >= binom.ppf(0.001, repeats, LEVEL)

@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "errors": set(),
     "units": {"errors"},
     "specs": set(),
+    "escaping": set(),
     "peaks": set(),
     "flops": {"specs"},
     "transfer": {"errors"},
@@ -37,13 +38,13 @@ MAY_IMPORT = {
     "data": {"progress", "records", *GROUND},
     "model": GROUND,
     "optim": GROUND,
-    "analysis": {"__init__", "errors", "progress", "records"},
+    "analysis": {"__init__", "errors", "escaping", "progress", "records"},
     "training": {
         *("config", "data", "flops", "layout", "model", "optim", "plan", "progress", "records", "summary", "trackers"),
         *("stopping",),
         *GROUND,
     },
-    "grid": {"config", "data", "layout", "plan", "progress", "records", "stopping", "training", *GROUND},
+    "grid": {"config", "data", "escaping", "layout", "plan", "progress", "records", "stopping", "training", *GROUND},
 }
 MAY_IMPORT |= {name: set(MAY_IMPORT) | {"cli"} for name in COMMANDS}
 # Below `plan` nobody sees a ConfigDict: these two are handed one, to make the plan and to know whose directory it is.

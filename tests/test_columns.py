@@ -1,14 +1,17 @@
 """CSV and Parquet of other trainers: columns are named, never guessed; what cannot be is one line."""
 
+import csv
 import math
+from pathlib import Path
 
 import duckdb
 import pytest
 
-from smallbatch.analysis import columns
+from smallbatch.analysis import columns, output, study
 from smallbatch.analysis.learning_rates import optimum
 from smallbatch.errors import UserError
 
+CASES = Path(__file__).parent / "cases"
 CSV = "bs,eval,peak_lr,opt\n1,3.5,0.001,adam\n4,3.6,0.002,adam\n1,nan,0.1,sgd\n"
 COLUMNS = "batch_size=bs,loss_nats=eval,arm=opt,peak_lr"
 
@@ -118,3 +121,160 @@ def test_a_file_that_is_not_there_or_not_parquet_is_one_line(tmp_path):
         columns.read(tmp_path / "no.csv", "")
     with pytest.raises(UserError, match=r"cannot read .*it takes a CSV"):
         columns.read(written(tmp_path / "runs.parquet", CSV), "")
+
+
+def rows_of(name: str, named: str = "") -> list[tuple]:
+    return [(run.arm, run.batch_size, run.loss_nats) for run in columns.read(CASES / name, named).runs]
+
+
+def test_a_number_sign_inside_a_value_is_data():
+    found = study.analyze(columns.read(CASES / "hash_in_value.csv", ""))
+    assert [run.arm for run in found.table.runs] == ["adam #1", "adam #2", "adam #1", "adam #2"]
+    assert output.answers(found)["Which batch size"][0].startswith(
+        "On this grid the lowest loss is 3.050 nats: adam #1 at batch size 4"
+    )
+
+
+def test_seeds_written_as_floats_are_whole_and_peak_lr_names_the_learning_rate():
+    table = columns.read(CASES / "seed_as_float.csv", "batch_size=bs,loss_nats=val_loss,seed,peak_lr=lr")
+    assert [run.seed for run in table.runs] == [0, 1, 0, 1]
+    assert [group.seeds for group in table.groups] == [(0, 1), (0, 1)]
+    assert [run.point for run in table.runs[::2]] == [(("optimizer.peak_lr", rate),) for rate in (0.001, 0.002)]
+    assert [run.learning_rate for run in table.runs] == [0.001, 0.001, 0.002, 0.002]
+
+
+def test_decimal_commas_and_thousands_separators_are_read():
+    assert rows_of("semicolon_decimal_comma.csv") == [("all runs", 1, 3.10), ("all runs", 4, 3.05)]
+    assert rows_of("thousands.csv") == [("all runs", 1024, 3.10), ("all runs", 4096, 3.40)]
+    assert [run.tokens for run in columns.read(CASES / "thousands.csv", "").runs] == [2**20, 2**20]
+
+
+def test_crashed_and_failed_runs_of_a_tracker_are_named_by_their_rows():
+    named = "batch_size=bs,loss_nats=val_loss,peak_lr=lr,seed,status=State,-Name,-_step"
+    found = study.analyze(columns.read(CASES / "tracker_export.csv", named))
+    assert [run.status for run in found.table.runs] == ["done", "done", "failed", "done", "done", "failed"]
+    said = output.text(found)
+    assert "2 of 6 runs failed (tracker_export.csv, row 3; tracker_export.csv, row 6)" in said
+    assert not any(file in said for file in ("failed.json", "metrics.jsonl"))
+    assert not any("metrics.jsonl" in text or "train." in text for text in output.page.unsaid(found).values())
+
+
+@pytest.mark.parametrize(
+    ("text", "batch_size", "loss"),
+    [
+        ("batch_size;loss_nats\n1.024;3,05\n", 1024, 3.05),
+        ("batch_size\tloss_nats\n1'024\t3.05\n", 1024, 3.05),
+        ("batch_size,loss_nats\n1\u202f024,3.050\n", 1024, 3.05),
+        ("\ufeffbatch_size,loss_nats\r\n1e3,3.05\r\n\r\n", 1000, 3.05),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(tmp_path, text, batch_size, loss):
+    (run,) = columns.read(written(tmp_path / "runs.csv", text), "").runs
+    assert (run.batch_size, run.loss_nats) == (batch_size, loss)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("batch_size;loss_nats\n1;3,05\n2;3.05\n", "row 1: loss_nats is '3,05', and row 2: loss_nats is '3.05'; write"),
+        ('batch_size,loss_nats\n"1,024",3\n', "row 1: batch_size is '1,024', which can be 1024 or 1.024; write"),
+        ("batch_size,loss_nats\n1.024,3\n", "row 1: batch_size is '1.024', which can be 1024 or 1.024; write 1024 or"),
+        ('batch_size,loss_nats\n1,"3,050"\n2,3.1\n', "row 1: loss_nats is '3,050'; write a loss with a decimal point"),
+        ("batch_size,loss_nats\n1,3,05\n", "row 1 has 3 values ('1,3,05'), and the header has 2 columns; put quotes"),
+        ('batch_size,loss_nats,arm\n1,3,"adam\n2,3,sgd\n', "unexpected end of data; put quotes around"),
+        ("batch_size,loss_nats,seed\n1,3,\n", "row 1: seed is empty; fill it in, or remove the row, or leave"),
+        ("batch_size,loss_nats,seed\n1,3,0.5\n", "row 1: seed is 0.5, not a whole number; write the seed as"),
+        ("batch_size,loss_nats,arm\n1,3,\n", "row 1: arm is empty; fill it in"),
+        ("batch_size,batch_size,loss_nats\n1,2,3\n", "has two columns 'batch_size'; rename"),
+        ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are one hyperparameter; leave"),
+    ],
+)  # fmt: skip
+def test_a_value_that_can_mean_two_things_is_one_error_with_the_cure(tmp_path, text, words):
+    with pytest.raises(UserError) as raised:
+        columns.read(written(tmp_path / "runs.csv", text), "")
+    assert words in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_names_that_look_like_numbers_dates_or_nothing_stay_text(tmp_path):
+    names = ["001", "01", "1.0", "nan", "true", "2024-01", "NULL", " spaced ", "日本 #2", 'a "b"', "a,b"]
+    with (tmp_path / "runs.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("batch_size", "loss_nats", "arm", "kind"), *((4, 3, name, name) for name in names)]
+        )
+    table = columns.read(tmp_path / "runs.csv", "kind")
+    assert list(table.arms) == names
+    assert [run.point for run in table.runs] == [(("kind", name),) for name in names]
+
+
+def test_a_column_that_turns_into_text_after_many_rows_stays_text(tmp_path):
+    rows = "".join(f"1,3,0{i:05}\n" for i in range(21_000))  # a type guessed from 20,480 rows drops leading zeros
+    table = columns.read(written(tmp_path / "runs.csv", f"batch_size,loss_nats,arm\n{rows}1,3,adam\n"), "")
+    assert table.arms[0] == "000000" and table.arms[-1] == "adam"
+
+
+def test_a_comment_below_the_header_is_noted_and_one_inside_quotes_is_data(tmp_path):
+    text = '# made by hand\nbatch_size,loss_nats,arm\n1,3,"two\n# lines"\n#2,3,left out\n'
+    table = columns.read(written(tmp_path / "runs.csv", text), "")
+    assert [run.arm for run in table.runs] == ["two\n# lines"]
+    assert table.notes == ("runs.csv: 1 lines below the header start with # and are comments, first '#2,3,left out'",)
+
+
+def test_names_that_only_spaces_or_capitals_tell_apart_are_noted(tmp_path):
+    table = columns.read(written(tmp_path / "runs.csv", "batch_size,loss_nats,arm\n1,3,Adam\n1,3,adam \n"), "")
+    assert table.notes == (
+        "runs.csv: the arms 'Adam' and 'adam ' differ only in spaces or capitals; they count as different",
+    )
+
+
+@pytest.mark.parametrize("name", ["runs[1].parquet", "optimizer=adam/runs.parquet"])
+def test_the_path_of_a_parquet_file_is_neither_a_pattern_nor_data(tmp_path, name):
+    (tmp_path / "optimizer=adam").mkdir()
+    for path, loss in ((tmp_path / name, 3.0), (tmp_path / "runs1.parquet", 9.0)):
+        duckdb.sql(f"copy (select 4 as batch_size, {loss} as loss_nats) to '{path}' (format parquet)")
+    table = columns.read(tmp_path / name, "")
+    assert [run.loss_nats for run in table.runs] == [3.0] and table.notes == ()
+
+
+def test_parquet_values_that_cannot_be_compared_are_text_and_nan_is_unset(tmp_path):
+    query = "select 4 as batch_size, 3.05::decimal(5, 2) as loss_nats, 0.0::double as seed, [1, 2] as betas, "
+    duckdb.sql(f"copy ({query} 'nan'::double as wd) to '{tmp_path / 'runs.parquet'}'")
+    (run,) = columns.read(tmp_path / "runs.parquet", "betas,wd").runs
+    assert (run.loss_nats, run.seed, run.point) == (3.05, 0, (("betas", "[1, 2]"), ("wd", None)))
+
+
+NAMES = [
+    *("=cmd|' /C calc'!A0", "-1+2", "+x", "@sum", "'=quoted", "''=twice", "-5", "'-5", "#first", "\uff1dwide"),
+    *("back\\slash \\1 \\g<0>", "tab\there", "bell\x07 esc\x1b[2J", "cr\rx", "two\nlines", " spaced "),
+    *("$x^2$ $\\frac$", "<script>alert(1)</script>", "--comment-->", '#000000 id="x" url(#y)', "_hidden"),
+    *("日本語 😀", "\u202eabc", "a" * 5000, "a" * 5000 + "b", "A", "a", "%s {x}", "a/b", "a;b|c"),
+]
+
+
+def table_named(names: list[str]):
+    runs = [
+        columns.Run(setting=name, arm=name, batch_size=size, seed=0, point=(("kind", name),), status="done",
+                    loss_nats=3.0 + i / 100, steps=1000 / size)
+        for i, name in enumerate(names) for size in (1, 4)
+    ]  # fmt: skip
+    return columns.RunTable(tuple(runs))
+
+
+def test_our_own_tables_come_back_with_the_same_names_and_hold_no_formula(tmp_path):
+    sheet = study.analyze(table_named(NAMES)).sheets["runs"]
+    text = output.page.to_csv(sheet)
+    cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
+    assert not [c for c in cells if c[:1] in tuple("=+-@\t\r\uff1d") and not c.lstrip("-+").isdecimal()]
+    (tmp_path / "runs.csv").write_bytes(text.encode())
+    back = columns.read(tmp_path / "runs.csv", "-point,-source")
+    assert [run.arm for run in back.runs] == [name for name in NAMES for _ in range(2)]
+    assert list(back.settings) == NAMES
+
+
+def test_a_negative_number_stays_a_number_in_a_table():
+    sheet = columns.replace(study.analyze(table_named(["adam"])).sheets["runs"], rows=({"gap": -0.5, "to": -math.inf},))
+    assert output.page.to_csv(sheet) == "gap,to\n-0.5,-inf\n"
+
+
+def test_apostrophes_of_a_file_that_was_not_protected_belong_to_its_names(tmp_path):
+    text = "batch_size,loss_nats,arm\n1,3,=x\n1,4,'=x\n"
+    assert columns.read(written(tmp_path / "runs.csv", text), "").arms == ("=x", "'=x")

@@ -19,17 +19,17 @@ def held(found) -> bool:
 
 @pytest.mark.parametrize(("shape", "grid", "seeds", "paired"), BASINS)
 def test_the_best_learning_rate_is_within_its_interval_on_basins_of_any_shape(shape, grid, seeds, paired):
-    assert held(best_rates(60, shape, STEPS_LOG2[grid], seeds, 0.01, paired))
+    assert held(best_rates(30, shape, STEPS_LOG2[grid], seeds, 0.01, paired))
 
 
 @pytest.mark.parametrize(("shape", "grid", "seeds", "paired"), BASINS)
 def test_the_width_is_within_its_interval_on_basins_of_any_shape(shape, grid, seeds, paired):
-    assert held(widths(60, shape, STEPS_LOG2[grid], seeds, 0.002, paired))
+    assert held(widths(30, shape, STEPS_LOG2[grid], seeds, 0.002, paired))
 
 
 @pytest.mark.parametrize(("shape", "seeds", "scatter"), [("right 2x", 1, 0.0), ("exponential right", 3, 0.5)])
 def test_the_exponent_is_within_its_interval_on_basins_of_any_shape(shape, seeds, scatter):
-    assert held(exponents(30, shape, 0.5, seeds, 0.005, False, scatter))
+    assert held(exponents(20, shape, 0.5, seeds, 0.005, False, scatter))
 
 
 @pytest.mark.parametrize("part", ["both", "a", "b"])

@@ -8,7 +8,7 @@ from smallbatch import config as configs
 from smallbatch import records
 from smallbatch.errors import UserError
 from smallbatch.grid.axes import axis
-from smallbatch.grid.cells import enumerate_cells
+from smallbatch.grid.cells import Cell, enumerate_cells
 from smallbatch.grid.directory import SweepDirectory
 
 BASE = configs.quickstart()
@@ -63,3 +63,14 @@ def test_what_is_no_sweep_of_this_version_is_told_with_the_way_out(tmp_path):
     directory.grid_json.write_text(json.dumps(asked))
     with pytest.raises(UserError, match="use the version that wrote it, or another --workdir"):
         directory.read_grid()
+
+
+def test_text_in_results_csv_is_no_formula_and_numbers_stay_numbers(tmp_path):
+    cells = [Cell(text, {"data.source": text, "train.seed": -1}, {}) for text in ("=1+1", "plain")]
+    directory = SweepDirectory(tmp_path)
+    directory.write_results(cells, {cell.id: directory.state(cell.id) for cell in cells})
+    lines = directory.results_csv.read_text().splitlines()
+    assert [line.split(",")[:4] for line in lines[1:]] == [
+        ["'=1+1", "'=1+1", "-1", "missing"],
+        ["plain", "plain", "-1", "missing"],
+    ]

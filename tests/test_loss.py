@@ -55,6 +55,14 @@ def test_slices_of_the_context_give_the_loss_and_gradients_of_the_whole(slices):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("max_logits", [WHOLE, B * T * V // 4])
+def test_losses_of_the_sequences_are_those_of_each_alone(max_logits):
+    hidden, unembed, targets, weights = inputs()
+    found = jax.jit(loss_sum, static_argnums=(4, 5))(hidden, unembed, targets, weights, max_logits, True)
+    each = [reference(hidden[[i]], unembed, targets[[i]], weights[[i]]) for i in range(B)]
+    np.testing.assert_allclose(found, each, rtol=2e-6)
+
+
 def test_a_target_of_weight_zero_counts_for_nothing():
     hidden, unembed, targets, weights = inputs()
     other = np.where(weights == 0, (targets + 1) % V, targets)

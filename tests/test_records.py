@@ -251,6 +251,16 @@ def test_a_result_comes_back_as_it_was_written(tmp_path):
     assert records.read_result(path) == RESULT
 
 
+def test_a_result_from_before_standard_errors_is_read(tmp_path):
+    path = tmp_path / "result.json"
+    records.write_result(path, dataclasses.replace(RESULT, validation_loss_se_nats=0.25))
+    assert records.read_result(path).validation_loss_se_nats == 0.25
+    values = read_json(path)
+    del values["validation_loss_se_nats"]
+    write_json(path, values)
+    assert records.read_result(path).validation_loss_se_nats is None
+
+
 def test_a_loss_of_a_diverged_run_is_null_in_its_result(tmp_path):
     path = tmp_path / "result.json"
     records.write_result(path, dataclasses.replace(RESULT, status="diverged", train_loss_nats=math.nan))

@@ -209,3 +209,23 @@ def test_the_page_of_a_large_grid_stays_readable_and_quick(tmp_path):
     assert report(path).returncode == 0
     assert busy_secs() - began < 60
     assert (path / "report" / "index.html").stat().st_size < 3e6
+
+
+RUNS = "batch_size,loss_nats\n1,3.1\n4,3.2\n"
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_a_report_never_touches_its_input_or_the_files_of_a_person(tmp_path):
+    mine = tmp_path / "mine"
+    (mine / "figures").mkdir(parents=True)
+    for name, text in (("runs.csv", RUNS), ("index.html", "mine"), ("figures/mine.svg", "<svg/>")):
+        (mine / name).write_text(text)
+    before = contents(mine)
+    done = report("--csv=runs.csv", "--out=.", cwd=mine)
+    assert done.returncode == 2 and done.stderr.startswith("error: --out=. holds the input runs.csv")
+    done = report("--csv=mine/runs.csv", f"--out={mine}/figures", cwd=tmp_path)
+    assert done.returncode == 2 and "is not empty and holds no report" in done.stderr
+    assert contents(mine) == before

@@ -30,6 +30,7 @@ def test_run_directory_holds_config_plan_metrics_and_a_result_that_agree(home, r
     assert last["kind"] == "validation" and last["loss_nats"] == result["validation_loss_nats"]
     assert result["train_loss_nats"] == runs.numbers(reference, "train")[-1]["loss_nats"]
     assert result["perplexity"] == pytest.approx(math.exp(result["validation_loss_nats"]))
+    assert 0 < result["validation_loss_se_nats"] < 0.2 * result["validation_loss_nats"]
     assert result["secs"] > 0 and result["tokens_per_sec"] > 0 and result["peak_memory_bytes"] > 2**20
     assert (reference / "tokenizer").is_dir() and result["started"] <= result["finished"]
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from smallbatch.analysis import run_files, written_numbers
-from smallbatch.analysis.escaping import without_apostrophes
 from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.run_files import RowsFile
 from smallbatch.analysis.sheets import key_text, value_text
@@ -24,6 +23,7 @@ from smallbatch.analysis.table import Run, RunTable, without_duplicates
 from smallbatch.analysis.written_numbers import UNSET, Written
 from smallbatch.analysis.written_numbers import is_number as is_written_number
 from smallbatch.errors import UserError, did_you_mean
+from smallbatch.escaping import without_apostrophes
 
 NEEDED = ("batch_size", "loss_nats")
 LOSSES = ("loss_nats", "validation_loss_se_nats")
@@ -255,16 +255,24 @@ def _not_a_number(value: Any, name: str, place: str) -> str:
 
 def _categories(values: list[Any]) -> list[Any]:
     """Return text as it is written; values of a Parquet file that cannot be compared become text, unset ones None."""
-    comparable = (str, bool, int, float)
-    plain = [float(value) if isinstance(value, Decimal) else value for value in values]
-    found = [None if value is None or value != value else value if isinstance(value, comparable) else str(value)
-             for value in plain]  # fmt: skip
+    found = [_category(value) for value in values]
     return without_apostrophes(found) if all(isinstance(value, str | None) for value in found) else found
+
+
+def _category(value: Any) -> Any:
+    if value is None or value != value:
+        return None
+    if isinstance(value, Decimal):
+        return float(value)
+    return value if isinstance(value, str | bool | int | float) else str(value)
 
 
 def _run(path: Path, number: int, row: dict[str, Any], said: Columns) -> Run:
     named, place = said.named, f"{path}, row {number}"
-    value = lambda name: row[named[name]] if name in named else None
+
+    def value(name: str) -> Any:
+        return row[named[name]] if name in named else None
+
     numbers: dict[str, Any] = {name: _or_nan(value(name)) for name in named if name in NUMBERS}
     for name in (name for name in ("batch_size", "seed", "arm", "setting") if name in named and value(name) is None):
         raise UserError(f"{place}: {named[name]} is empty; fill it in, or remove the row{_or_column(name, named)}")

@@ -19,8 +19,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from smallbatch.analysis.escaping import printable
 from smallbatch.analysis.sheets import batch_text, short_count
+from smallbatch.escaping import printable
 
 WIDTH_INCHES, PLOT_INCHES = 4.6, 2.5  # of a panel; of the plot in it, from axis to top
 LINE_INCHES = 0.22
@@ -116,7 +116,7 @@ def _lay_out(axes: Axes, left_inches: float, legend_lines: int) -> None:
 
 
 def label_text(name: str, characters: int) -> str:
-    """Return a name as the label of an axis, a tick or a line: on one line, with its middle cut out where it is long."""
+    """Return a name as the label of an axis, a tick or a line: on one line, without its middle where it is long."""
     label = " ".join(printable(name).split())
     if len(label) > characters:
         half = characters // 2

@@ -3,6 +3,7 @@
 One idea: as in figures.py; a line a batch size, in the batch size's colour.
 """
 
+import math
 from itertools import product
 
 import numpy as np
@@ -171,9 +172,9 @@ def steps_to_target(study: Study) -> list[Picture]:
         for size in sorted(set(c.batch_sizes)):
             own = c.steps[c.batch_sizes == size]
             axes.plot(np.full(len(own), size), own, "o", color=drawing.batch_colour(size))
-        drawn = c.batch_size is not None and bool(c.batch_size <= 4 * c.batch_sizes.max())
+        drawn = (critical := c.batch_size or math.inf) <= 4 * float(c.batch_sizes.max())
         if drawn:
-            axes.axvline(c.batch_size, color=INK, linewidth=0.9, alpha=0.6)
+            axes.axvline(critical, color=INK, linewidth=0.9, alpha=0.6)
         drawing.batch_axis(axes, list(c.batch_sizes))
         drawing.count_axis(axes.yaxis)
         (row,) = critical_batch.critical_rows([c], [])

@@ -13,8 +13,8 @@ from smallbatch.analysis import drawing, page
 from smallbatch.analysis.answers import answers
 from smallbatch.analysis.caveats import warnings
 from smallbatch.analysis.directory import ReportDirectory
-from smallbatch.analysis.escaping import encodable, printable
 from smallbatch.analysis.study import Study
+from smallbatch.escaping import encodable, printable
 from smallbatch.records import json_bytes
 
 SUMMARY_FORMAT = 1

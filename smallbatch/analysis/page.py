@@ -13,10 +13,10 @@ from urllib.parse import quote
 from smallbatch.analysis import drawing, figures, grid_figures
 from smallbatch.analysis.answers import FIRST, answers
 from smallbatch.analysis.caveats import unsaid, warnings
-from smallbatch.analysis.escaping import csv_cell, printable
 from smallbatch.analysis.figures import Picture
 from smallbatch.analysis.sheets import Row, Sheet, cell_text, split
 from smallbatch.analysis.study import Study
+from smallbatch.escaping import csv_text, printable
 
 ROWS_SHOWN = 400  # a sheet with more is a file to download, not a table to read
 
@@ -76,8 +76,7 @@ SECTIONS = (
 
 def to_csv(sheet: Sheet) -> str:
     """Return a sheet as CSV with a header line; unknown values are empty, infinities are inf."""
-    lines = [sheet.columns, *(tuple(row[column] for column in sheet.columns) for row in sheet.rows)]
-    return "".join(",".join(map(csv_cell, line)) + "\n" for line in lines)
+    return csv_text([sheet.columns, *([row[column] for column in sheet.columns] for row in sheet.rows)])
 
 
 def draw(study: Study) -> dict[str, list[Picture]]:
@@ -104,9 +103,11 @@ def comparable(sheet: Sheet) -> list[Sheet]:
 
     Steps to different losses, and critical batch sizes from them, are no comparison in one column.
     """
+    if "target_loss_nats" not in sheet.columns:
+        return [sheet]
     targets: dict[str, set[float]] = {}
     for row in sheet.rows:
-        targets.setdefault(row["setting"], set()).add(row.get("target_loss_nats"))
+        targets.setdefault(row["setting"], set()).add(row["target_loss_nats"])
     if all(len(found) == 1 for found in targets.values()):
         return [sheet]
     return [

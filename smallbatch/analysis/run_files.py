@@ -112,8 +112,8 @@ def _text(path: Path) -> str:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"cannot read {path}: byte {error.start} ({content[error.start : error.start + 1]!r}) is not {encoding.upper()}; "
-            "save it as a CSV in UTF-8, or as Parquet"
+            f"cannot read {path}: byte {error.start} is {content[error.start : error.start + 1]!r}, not "
+            f"{encoding.upper()}; save it as a CSV in UTF-8, or as Parquet"
         ) from error
     except (OSError, EOFError) as error:
         raise UserError(f"cannot read {path}: {error}; check the file and its permissions") from error

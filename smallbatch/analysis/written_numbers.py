@@ -42,6 +42,8 @@ def decimal_mark(values: Iterable[Written]) -> str:
     only: dict[str, Written] = {}  # the first value that can be read with this mark alone
     open_to_both = None
     for value in values:
+        if "." not in value.text and "," not in value.text:
+            continue
         readable = [mark for mark in _PATTERNS if _fits(value.text, mark)]
         if len(readable) == 1:
             only.setdefault(readable[0], value)

@@ -5,9 +5,7 @@ results.csv    one row a cell, written anew as cells end                  claims
 worker-*.txt   what a worker process said outside its cells, if anything
 """
 
-import csv
 import dataclasses
-import io
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +16,7 @@ from ml_collections import config_dict
 from smallbatch import config as configs
 from smallbatch import records
 from smallbatch.errors import UserError
+from smallbatch.escaping import csv_text
 from smallbatch.grid.axes import Grid
 from smallbatch.grid.cells import Cell, enumerate_cells
 from smallbatch.grid.claims import Claims
@@ -151,12 +150,9 @@ class SweepDirectory:
 
     def write_results(self, cells: list[Cell], states: dict[str, State]) -> None:
         """Write results.csv."""
-        text = io.StringIO()
         rows = self.rows(cells, states)
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        records.write_bytes(self.results_csv, text.getvalue().encode())
+        text = csv_text([rows[0], *([row.get(column) for column in rows[0]] for row in rows)])
+        records.write_bytes(self.results_csv, text.encode())
 
 
 def _unless_missing(read: Callable[[Path], Any], path: Path) -> Any:

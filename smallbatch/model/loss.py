@@ -1,5 +1,7 @@
 """Next-token cross-entropy in float32, in slices of the context when the logits would be large."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -29,7 +31,7 @@ def loss_sum(
     unembed_DxV = spread(unembed_DxV, "embed", "vocab")
     devices = shards("batch") * shards("position") * shards("vocab")
     slices = _slice_count(context, batch * context * unembed_DxV.shape[1] // devices, max_logits)
-    nats = lambda *slice_: _nats(*slice_, vocab_size, axis=1 if per_sequence else None)
+    nats = functools.partial(_nats, vocab_size=vocab_size, axis=1 if per_sequence else None)
     if slices == 1:
         return nats(hidden_BxTxD, unembed_DxV, targets_BxT, weights_BxT)
 

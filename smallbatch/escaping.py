@@ -5,6 +5,7 @@ written.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Control characters but for newline and tab, halves of surrogate pairs, noncharacters: not allowed in XML 1.0, and a
@@ -29,6 +30,11 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def csv_text(lines: Iterable[Iterable[Any]]) -> str:
+    """Return a CSV file of these lines, its header first."""
+    return "".join(",".join(map(csv_cell, line)) + "\n" for line in lines)
+
+
 def csv_cell(value: Any) -> str:
     """Write one value of a CSV file: text quoted where needed, and unknown values empty.
 
@@ -43,12 +49,12 @@ def csv_cell(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
-def without_apostrophes(texts: list[str | None]) -> list[str | None]:
+def without_apostrophes(texts: Sequence[Any]) -> list[Any]:
     """Return the texts of a column as they were before `csv_cell` protected them.
 
     A column that `csv_cell` wrote has no bare formula. In a column that has one, apostrophes belong to the names.
     """
     is_formula = lambda text: bool(_FORMULA.match(text)) and not _NUMBER.fullmatch(text)
     if any(text and not text.startswith("'") and is_formula(text) for text in texts):
-        return texts
+        return list(texts)
     return [text[1:] if text and text.startswith("'") and is_formula(text) else text for text in texts]

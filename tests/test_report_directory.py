@@ -1,0 +1,119 @@
+"""The directory of a report: only files that a report wrote are replaced or removed."""
+
+from pathlib import Path
+
+import pytest
+from grids import Cell, run, write_sweep
+
+from smallbatch.analysis import columns, directory, output, study
+from smallbatch.analysis.directory import LIST, ReportDirectory
+from smallbatch.analysis.table import RunTable
+from smallbatch.errors import UserError
+from smallbatch.records import read_json, write_json
+
+RUNS = "batch_size,loss_nats\n1,3.1\n4,3.2\n"
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def written_report(directory: Path) -> dict[str, bytes]:
+    """Write a small report and return its files."""
+    output.write(study.analyze(RunTable((run("adam", 4, 3.0),))), directory)
+    return contents(directory)
+
+
+@pytest.mark.parametrize("out", ["sweep", "sweep/cells", "sweep/cells/000000", ".", "link", "file"])
+def test_a_report_is_not_written_over_a_sweep_a_run_or_a_file(tmp_path, out):
+    sweep = write_sweep(tmp_path / "sweep", [Cell({"train.batch_size": 4}, 2.5)])
+    (tmp_path / "link").symlink_to(sweep)
+    (tmp_path / "file").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="--out="):
+        ReportDirectory(tmp_path / out, [sweep])
+    assert contents(tmp_path) == before
+    assert ReportDirectory(sweep / "report", [sweep]).path == sweep / "report"
+
+
+def test_an_input_that_is_a_link_into_the_directory_or_out_of_it_is_seen(tmp_path):
+    written_report(tmp_path / "out")
+    (tmp_path / "runs.csv").write_text(RUNS)
+    (tmp_path / "out" / "runs-link.csv").symlink_to(tmp_path / "runs.csv")
+    (tmp_path / "into.csv").symlink_to(tmp_path / "out" / "equal_flops.csv")
+    for given in (tmp_path / "out" / "runs-link.csv", tmp_path / "into.csv"):
+        with pytest.raises(UserError, match="holds the input"):
+            ReportDirectory(tmp_path / "out", [given])
+
+
+def test_a_report_replaces_the_last_one_and_keeps_what_a_person_put_beside_it(tmp_path):
+    output.write(columns_report(tmp_path), tmp_path / "out")
+    ours = contents(tmp_path / "out")
+    assert "figures/curve.svg" not in ours and len(ours) > 5
+    for name in ("notes.csv", "figures/mine.svg"):
+        (tmp_path / "out" / name).write_text("mine")
+    second = written_report(tmp_path / "out")
+    assert {"notes.csv", "figures/mine.svg"} <= second.keys()
+    assert ours.keys() - second.keys() >= {"gaps.csv", "figures/gap-grid.svg"}  # one arm has no gap
+    listed = read_json(tmp_path / "out" / LIST)["files"]
+    assert set(listed) == second.keys() - {"notes.csv", "figures/mine.svg", LIST}
+    (tmp_path / "out" / "gaps.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"gaps.csv is in the way: no report wrote it"):
+        output.write(columns_report(tmp_path), tmp_path / "out")
+    assert (tmp_path / "out" / "gaps.csv").read_text() == "mine"
+
+
+def columns_report(tmp_path: Path) -> study.Study:
+    path = tmp_path / "two.csv"
+    path.write_text("batch_size,loss_nats,arm,setting\n4,3.1,adam,grid\n4,3.3,sgd,grid\n")
+    return study.analyze(columns.read(path, ""))
+
+
+def test_a_report_without_a_list_is_known_by_its_summary(tmp_path):
+    output.write(columns_report(tmp_path), tmp_path / "out")
+    (tmp_path / "out" / LIST).unlink()
+    (tmp_path / "out" / "figures" / "mine.svg").write_text("mine")
+    found = written_report(tmp_path / "out")
+    assert "gaps.csv" not in found and "figures/gap-grid.svg" not in found
+    assert found["figures/mine.svg"] == b"mine"
+
+
+def test_a_report_that_was_interrupted_can_be_written_again(tmp_path, monkeypatch):
+    write = directory.write_bytes
+
+    def interrupted(path, content):
+        if path.name == "index.html":
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(directory, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        written_report(tmp_path / "out")
+    monkeypatch.undo()
+    assert "index.html" in written_report(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [["../mine.csv"], ["/etc/passwd"], ["figures/../../mine.csv"], ["notes.txt"], [3], {}, "index.html", None],
+    ids=str,
+)
+def test_a_list_cannot_make_a_report_remove_other_files(tmp_path, listed):
+    written_report(tmp_path / "out")
+    for name in ("mine.csv", "out/notes.txt"):
+        (tmp_path / name).write_text("mine")
+    write_json(tmp_path / "out" / LIST, {"format": 1, "files": listed})
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="is not the list of a report's files; remove"):
+        written_report(tmp_path / "out")
+    assert contents(tmp_path) == before
+
+
+def test_a_directory_of_figures_that_is_a_link_is_refused(tmp_path):
+    written_report(tmp_path / "out")
+    (tmp_path / "out" / "figures").rename(tmp_path / "elsewhere")
+    (tmp_path / "out" / "figures").symlink_to(tmp_path / "elsewhere")
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="is not a directory of the report"):
+        written_report(tmp_path / "out")
+    assert contents(tmp_path) == before
