@@ -4,9 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from grids import CONTEXT_TOKENS, Cell, write_sweep
+from grids import CONTEXT_TOKENS, Cell, table_of, write_sweep
 
 from smallbatch.analysis import budgets, critical_batch, gradients, sweeps
+from smallbatch.analysis.table import RunTable
 from smallbatch.records import read_json, write_json
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -25,7 +26,7 @@ def table(tmp_path_factory):
     cells = [
         Cell({"train.batch_size": b, "train.budget_tokens": BUDGET_TOKENS}, float(curve(b)(1.0)), curve=curve(b),
              records=512, tokens_per_sec=1e4 * b**0.5,
-             extra={"grad_norm": lambda _, b=b: (2 + 50 / b) ** 0.5, "update_norm": lambda _, b=b: 0.1 * b,
+             extra={"grad_norm": lambda _, b=b: 0.97 * (2 + 60 / b) ** 0.5, "update_norm": lambda _, b=b: 0.1 * b,
                     "grad_signal_sq": lambda _: 2.0, "grad_noise_sq": lambda _: 60.0})
         for b in SIZES
     ]  # fmt: skip
@@ -89,8 +90,9 @@ def test_gradients_over_batch_sizes_give_the_noise_scale(table):
     rows = gradients.gradient_rows(table)
     assert [row["noise_scale_seqs"] for row in rows] == pytest.approx([30.0] * len(SIZES))
     assert rows[0]["noise_scale_tokens"] == pytest.approx(30.0 * CONTEXT_TOKENS)
+    assert [row["grad_norm_sq"] for row in rows] == pytest.approx([2 + 60 / b for b in SIZES])  # E|g|^2, not (E|g|)^2
     (fit,) = gradients.noise_scale_fits(rows)
-    assert (fit["signal_sq"], fit["noise_sq"], fit["noise_scale_seqs"]) == pytest.approx((2.0, 50.0, 25.0), rel=1e-6)
+    assert (fit["signal_sq"], fit["noise_sq"], fit["noise_scale_seqs"]) == pytest.approx((2.0, 60.0, 30.0), rel=1e-6)
     (row,) = critical_batch.critical_rows(critical_batch.critical_batches(table, 3.0), rows)
     assert row["median_noise_scale_seqs"] == pytest.approx(30.0)
 
@@ -134,3 +136,48 @@ def test_laws_over_model_sizes_need_three(tmp_path):
     (law,) = critical_batch.scaling_laws(found)
     expected = np.polyfit(np.log([64, 128, 256]), np.log([1.2 + 0.2 * w / 4 for w in (64, 128, 256)]), 1)[0]
     assert law["against"] == "params" and law["exponent"] == pytest.approx(expected, rel=1e-4)
+
+
+def steps_table(sizes, steps):
+    """Return a run table of steps to one loss, a run a batch size."""
+    cells = [Cell({"train.batch_size": b}, 3.0) for b in sizes]
+    runs = zip(table_of(cells).runs, steps, strict=True)
+    return RunTable(tuple(dataclasses.replace(run, steps=float(count)) for run, count in runs))
+
+
+def critical_row(sizes, steps, **options):
+    (row,) = critical_batch.critical_rows(critical_batch.critical_batches(steps_table(sizes, steps), **options), [])
+    return row
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_perfect_scaling_gives_a_lower_bound_alone(noise):
+    sizes = [1, 2, 4, 8, 16]
+    steps = 100_000 / np.array(sizes) * np.exp(noise * np.array([1, -1, 0, 1, -1]))
+    row = critical_row(sizes, steps)
+    assert row["critical_batch_size"] is None and row["b_over_a_seqs"] is None and not row["beyond_measured"]
+    assert 16 < row["critical_batch_size_low"] < 200 and row["critical_batch_size_high"] == np.inf
+    assert critical_batch.estimate_text(row).startswith("at least ")
+
+
+@pytest.mark.parametrize("reference", [None, 64])
+def test_batch_sizes_beyond_the_critical_one_give_an_upper_bound_alone(reference):
+    row = critical_row([64, 256, 1024, 4096], [2000, 2010, 1995, 2000], reference_batch_size=reference)
+    assert row["critical_batch_size"] is None  # it would be 1.2 x the reference batch size, whatever the data
+    assert row["critical_batch_size_low"] == 0 and 76.8 < row["critical_batch_size_high"] < 100
+    assert critical_batch.estimate_text(row).startswith("at most ")
+
+
+def test_three_batch_sizes_off_the_law_bound_nothing_and_say_so():
+    row = critical_row([16, 64, 256], [9000, 2000, 2000])
+    assert row["critical_batch_size"] is None
+    assert (row["critical_batch_size_low"], row["critical_batch_size_high"]) == (0, np.inf)
+    assert critical_batch.estimate_text(row).startswith("unknown: these steps bound it on neither side")
+
+
+def test_a_critical_batch_size_without_an_estimate_stays_out_of_the_laws():
+    perfect = critical_batch.critical_batches(steps_table([1, 2, 4, 8], [8000, 4000, 2000, 1000]))
+    known = critical_batch.critical_batches(steps_table(SIZES, A + B / np.array(SIZES)))
+    three = [dataclasses.replace(known[0], params=n) for n in (1e6, 2e6, 4e6)]
+    (law,) = critical_batch.scaling_laws([*three, dataclasses.replace(perfect[0], params=8e6)])
+    assert law["points"] == 3 and law["exponent"] == pytest.approx(0, abs=1e-9)

@@ -31,6 +31,22 @@ def test_a_second_basin_does_not_widen_the_first():
     assert width_log2(X, losses, 0.02)[0] == pytest.approx(0.04)
 
 
+def test_a_basin_narrower_than_a_grid_step_has_no_width():
+    for curvature, width in ((0.03, 1.63), (0.015, 2.31)):  # 2 sqrt(0.02 / curvature)
+        basin = Basin(curvature=curvature, lr_1=2.0**-9, exponent=0.0)
+        (row,) = robustness.robustness(table_of(basin_cells(basin, [4], range(-13, -4), [0])), 0.02)
+        if curvature == 0.03:
+            assert row["width_log2"] is None and "less than 2.0 doublings" in row["no_width_because"]
+        else:
+            assert row["width_log2"] == pytest.approx(width, abs=0.1) and row["no_width_because"] is None
+
+
+def test_the_spans_of_cells_enclose_the_basin():
+    tables = np.array([0.1 * np.abs(X), 0.01 * np.abs(X - 3), 0.3 * np.abs(X - 1)])
+    inner, outer = robustness.cell_spans_log2(X, tables, 0.15)
+    assert inner.tolist() == [2, 6, 0] and outer.tolist() == [4, np.inf, 2]
+
+
 def test_many_tables_are_measured_as_one_by_one():
     tables = np.random.default_rng(0).uniform(2, 2.1, (50, 7))
     tables[3, 2] = np.inf
@@ -57,7 +73,10 @@ def test_a_profile_goes_through_the_tuned_point_alone():
     rows = robustness.robustness(table_of(cells), 0.02)
     by_name = {row["hyperparameter"]: row for row in rows}
     assert by_name["optimizer.t2_tokens"]["tuned_value"] == 1e6
-    assert by_name["optimizer.t2_tokens"]["width_log2"] == pytest.approx(0.8)  # 0.02 / 0.05 on each side
+    assert by_name["optimizer.t2_tokens"]["width_log2"] is None  # 0.8 doublings, on a grid of 2
+    assert by_name["optimizer.t2_tokens"]["no_width_because"] == (
+        "it is less than 4.0 doublings, and only one value of its grid is in that range"
+    )
     assert by_name["optimizer.t2_tokens"]["largest_regret_nats"] == pytest.approx(0.1)
     assert by_name["optimizer.peak_lr"]["cells"] == 7 and by_name["optimizer.peak_lr"]["edge_of_grid"] is None
 

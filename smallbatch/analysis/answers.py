@@ -6,9 +6,9 @@ not carry it. What is to be known before one believes them is in caveats.py.
 
 import numpy as np
 
-from smallbatch.analysis import gaps
+from smallbatch.analysis import critical_batch, gaps
 from smallbatch.analysis.robustness import scale_text
-from smallbatch.analysis.sheets import Row, batch_text, counted, finite_number, listed, loss_text, size_text, split
+from smallbatch.analysis.sheets import Row, batch_text, counted, finite_number, listed, loss_text, split
 from smallbatch.analysis.study import Study
 
 FIRST = "Which batch size"
@@ -149,7 +149,7 @@ def _rates(study: Study, setting: str) -> list[str]:
     rows = [row for row in study.rows("learning_rate_laws") if row["setting"] == setting]
     return [
         f"{row['arm']}: the best learning rate goes as batch size^{row['exponent']:.2f}"
-        f"{_range(row, 'exponent', '.2f')}, over {row['batch_sizes']} batch sizes"
+        f"{_range(row, 'exponent', '.2f') or ' (no interval: it takes three)'}, over {row['batch_sizes']} batch sizes"
         + (f"; {row['left_out_at_edge']} left out, at the edge of their grids" if row["left_out_at_edge"] else "") + "."
         for row in rows
     ]  # fmt: skip
@@ -166,8 +166,8 @@ def _critical(study: Study, setting: str) -> dict[str, list[str]]:
         scale = row["median_noise_scale_seqs"]
         noise = f". The gradient noise scale beside it: {scale:.3g} sequences" if scale else ""
         said.setdefault(topic, []).append(
-            f"{row['arm']}: the critical batch size is {size_text(row['critical_batch_size'])}"
-            f"{_sizes(row, 'critical_batch_size')} sequences ({row['definition']}){beyond}{noise}."
+            f"{row['arm']}: the critical batch size is {critical_batch.estimate_text(row)} ({row['definition']})"
+            f"{beyond}{noise}."
         )
     return said
 
@@ -196,8 +196,3 @@ def _interval(row: Row, name: str) -> tuple[float, float] | None:
 def _range(row: Row, name: str, form: str) -> str:
     interval = _interval(row, name)
     return f" ({interval[0]:{form}} to {interval[1]:{form}})" if interval else ""
-
-
-def _sizes(row: Row, name: str) -> str:
-    interval = _interval(row, name)
-    return f" ({size_text(interval[0])} to {size_text(interval[1])})" if interval else ""

@@ -1,27 +1,36 @@
-"""The law y = a + b / B of everything that averaging over a batch of B improves, until it does not.
+"""The law y = a + b / B of quantities that averaging over a batch of B improves, up to a limit.
 
-One idea: steps to a loss fall as 1/B until they level off at a, and so does the mean squared gradient; b/a is the batch
-size where the two parts are equal. Fitted in log y, so that every batch size counts alike, with many tables at once: a
-bootstrap is one more axis.
+Steps to a loss fall as 1/B until they level off at a, and so does the mean squared gradient; b/a is the batch size
+where the two parts are equal. The law is fitted in log y, so that every batch size counts alike.
+
+The data may bound b/a on one side only: under perfect scaling (a = 0) any large b/a fits, and where y is constant
+(b = 0) any small one does. The interval of b/a then ends at infinity or at 0. tests/test_coverage.py tests its
+coverage with 3 to 9 batch sizes, with 1 and 3 seeds, inside and at both limits.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize, special
 
 from smallbatch.analysis import intervals
+from smallbatch.analysis.intervals import Interval
 
-ITERATIONS = 60
-LEAST_SHARE = 1e-6  # a and b stay above this share of their largest possible value: below it, one of them is absent
+# Steps and norms are read from records and evaluations at intervals: they are not known better than to 1%, however well
+# a law fits them. Without this limit, data without noise would have intervals of no width.
+LEAST_LOG_ERROR = 0.01
+LARGEST_LOGIT = 30.0  # shares of a from 1e-13 to 1 - 1e-13; beyond, the other part is absent
+LOGITS = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, 1201)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchLaw:
-    """y = a + b / B, fitted to n points; `draws` hold (a, b) under the noise, [draws, 2], or None with n < 3."""
+    """y = a + b / B, fitted to `points` batch sizes; a or b is 0 where it is absent."""
 
     a: float
     b: float
-    draws: np.ndarray | None
+    ratio_interval: Interval | None  # of b / a, from 0 to infinity; None with fewer than three batch sizes
     points: int
 
     def __call__(self, batch_size: np.ndarray) -> np.ndarray:
@@ -29,64 +38,76 @@ class BatchLaw:
 
     @property
     def ratio(self) -> float:
-        """b / a: the batch size at which both parts are equal."""
-        return self.b / self.a
+        """b / a: the batch size at which both parts are equal; infinite under perfect scaling."""
+        return self.b / self.a if self.a else math.inf
 
 
-def fit(batch_size: np.ndarray, y: np.ndarray, *names: object) -> BatchLaw | None:
+def fit(batch_size: np.ndarray, y: np.ndarray) -> BatchLaw | None:
     """Fit log y = log(a + b/B) by least squares; None with fewer than two different batch sizes.
 
-    The draws add noise to the fitted line, of the standard deviation of the residuals, sqrt(rss / (n - 2)), itself
-    drawn as in intervals.py, and fit again. Source of the form: McCandlish et al. 2018 (arXiv 1812.06162, equation
-    2.11); Zhang et al. 2024 (arXiv 2410.21676, section 2) fit it in logarithms.
+    Values at the same batch size (seeds) are averaged in log y first: they share whatever moves their batch size off
+    the law, so that they are not independent of each other.
+
+    The interval holds all b/a whose sum of squares is less than t^2 s^2 above the lowest (profile likelihood; Bates and
+    Watts 1988, section 6.1), with t of n - 2 degrees of freedom. s is the largest of three: the scatter of the n batch
+    sizes about the law, the error of their means over seeds, and LEAST_LOG_ERROR. Source of the form: McCandlish et al.
+    2018 (arXiv 1812.06162, equation 2.11); Zhang et al. 2024 (arXiv 2410.21676, section 2) fit it in logarithms.
     """
-    if len(np.unique(batch_size)) < 2:
+    batch_size, log_y = np.asarray(batch_size, float), np.log(np.asarray(y, float))
+    sizes = np.unique(batch_size)
+    if len(sizes) < 2:
         return None
-    inverse = 1.0 / np.asarray(batch_size, float)
-    log_y = np.log(np.asarray(y, float))
-    a, b = solve(inverse, log_y[None])[0]
-    draws, df = None, len(log_y) - 2
-    if df > 0:
-        fitted = np.log(a + b * inverse)
-        sd = float(np.sqrt(((log_y - fitted) ** 2).sum() / df))
-        noise = intervals.Noise(sd, df)
-        draws = solve(inverse, intervals.draw_means(fitted, 1, noise, intervals.generator(*names)))
-    return BatchLaw(float(a), float(b), draws, len(log_y))
+    means = np.array([log_y[batch_size == size].mean() for size in sizes])
+    middle = float(np.exp(np.log(sizes).mean()))
+    inverse = middle / sizes
+
+    def squares(share):
+        """Sum of squares of log y about the laws whose part a has these shares at the middle batch size."""
+        share = np.asarray(share)[..., None]
+        residual = means - np.log(share + (1 - share) * inverse)
+        return ((residual - residual.mean(-1, keepdims=True)) ** 2).sum(-1)
+
+    share = _best_share(squares)
+    scale = float(np.exp((means - np.log(share + (1 - share) * inverse)).mean()))
+    interval = None
+    if len(sizes) > 2:
+        df = len(sizes) - 2
+        variance = max(squares(share) / df, _variance_over_seeds(batch_size, log_y), LEAST_LOG_ERROR**2)
+        allowed = squares(share) + float(special.stdtrit(df, intervals.TAILS[1])) ** 2 * variance
+        least, most = _shares_within(squares, share, allowed)
+        interval = (1 - most) / most * middle, (1 - least) / least * middle if least else math.inf
+    return BatchLaw(scale * share, scale * (1 - share) * middle, interval, len(sizes))
 
 
-def solve(inverse: np.ndarray, log_y: np.ndarray) -> np.ndarray:
-    """Return (a, b) of each row of log_y, [rows, n], by Gauss-Newton steps in (log a, log b) that are halved as needed.
+def _best_share(squares) -> float:
+    best = LOGITS[int(np.argmin(squares(special.expit(LOGITS))))]
+    step = LOGITS[1] - LOGITS[0]
+    found = optimize.minimize_scalar(
+        lambda logit: squares(special.expit(logit)),
+        bounds=(best - step, best + step),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    share = float(special.expit(found.x))
+    # Rounding alone cannot prefer a tiny part to an absent one.
+    return next((end for end in (0.0, 1.0) if squares(end) <= squares(share) * (1 + 1e-9) + 1e-18), share)
 
-    A two-parameter problem whose normal equations are written out, so that thousands of rows are solved at once.
-    """
-    y = np.exp(log_y)
-    highest = np.log(np.stack([y.max(1), (y / inverse).max(1)], axis=1))
-    lowest = highest + np.log(LEAST_SHARE)
-    theta = highest - np.log(2.0)
-    damping = np.full(len(y), 1e-3)
 
-    def parts(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        a, b = np.exp(theta[:, :1]), np.exp(theta[:, 1:]) * inverse
-        share_a = a / (a + b)
-        return np.log(a + b) - log_y, share_a, 1 - share_a
+def _shares_within(squares, best: float, allowed: float) -> tuple[float, float]:
+    """Return the least and the most share of a whose sum of squares is allowed."""
+    ends = []
+    for end, sign in ((0.0, -1.0), (1.0, 1.0)):
+        if squares(end) <= allowed:
+            ends.append(end)
+            continue
+        logit = float(np.clip(special.logit(best), -LARGEST_LOGIT, LARGEST_LOGIT))
+        excess = lambda x: squares(special.expit(x)) - allowed
+        ends.append(float(special.expit(optimize.brentq(excess, logit, sign * 2 * LARGEST_LOGIT))))
+    return ends[0], ends[1]
 
-    residual, j_a, j_b = parts(theta)
-    loss = (residual**2).sum(1)
-    for _ in range(ITERATIONS):
-        aa, bb, ab = (j_a**2).sum(1) + damping, (j_b**2).sum(1) + damping, (j_a * j_b).sum(1)
-        g_a, g_b = (j_a * residual).sum(1), (j_b * residual).sum(1)
-        determinant = aa * bb - ab**2
-        step = np.stack([(bb * g_a - ab * g_b), (aa * g_b - ab * g_a)], axis=1) / determinant[:, None]
-        tried = np.clip(theta - np.clip(step, -2, 2), lowest, highest)
-        residual_tried, j_a_tried, j_b_tried = parts(tried)
-        loss_tried = (residual_tried**2).sum(1)
-        if np.abs(loss_tried - loss).max() < 1e-15:
-            break
-        better = loss_tried <= loss
-        theta, loss = np.where(better[:, None], tried, theta), np.where(better, loss_tried, loss)
-        residual, j_a, j_b = (
-            np.where(better[:, None], new, old)
-            for new, old in ((residual_tried, residual), (j_a_tried, j_a), (j_b_tried, j_b))
-        )
-        damping = np.clip(np.where(better, damping / 5, damping * 5), 1e-12, 1e6)
-    return np.exp(theta)
+
+def _variance_over_seeds(batch_size: np.ndarray, log_y: np.ndarray) -> float:
+    """Return the mean variance of the means over seeds, 0 where no batch size has two."""
+    repeated = [log_y[batch_size == size] for size in np.unique(batch_size)]
+    variances = [values.var(ddof=1) / len(values) for values in repeated if len(values) > 1]
+    return float(np.mean(variances)) if variances else 0.0

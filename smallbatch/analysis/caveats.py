@@ -45,7 +45,9 @@ def warnings(study: Study) -> list[str]:
     chosen = [row for row in study.rows("equal_flops") if finite_number(row["chosen_loss_nats"])]
     if not_repeated := [row for row in chosen if row["noise_over_seeds_nats"] is None]:
         said.append(
-            f"{len(not_repeated)} of {len(chosen)} grids have one seed a cell: no interval can be given for them."
+            f"{len(not_repeated)} of {len(chosen)} grids have one seed per configuration: their losses, gaps, widths "
+            "and best learning rates have no intervals and may differ by chance. Intervals of fitted laws are from "
+            "the scatter of the points about them."
         )
     if flattered := [row for row in chosen if not row["held_out"] and row["trials"] > 1]:
         said.append(

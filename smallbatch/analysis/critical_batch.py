@@ -1,8 +1,12 @@
 """The critical batch size: up to where a larger batch saves steps in proportion.
 
-One idea: the number means nothing without its definition, so that it is never printed without. Here it is the largest
-batch size B whose steps to a target loss are at most (1 + overhead) times what perfect scaling from a reference batch
-size B_ref would take, (1 + h) S(B_ref) B_ref / B; with S(B) = a + b/B this is B* = (1 + h) B_ref + h b/a.
+The number means nothing without its definition, so that it is never printed without. Here it is the largest batch size
+B whose steps to a target loss are at most (1 + overhead) times what perfect scaling from a reference batch size B_ref
+would take, (1 + h) S(B_ref) B_ref / B; with S(B) = a + b/B this is B* = (1 + h) B_ref + h b/a.
+
+Where the interval of b/a has no upper end, the steps scale perfectly as far as can be told, and there is a lower bound
+alone. Where it begins at 0, no batch size is below the critical one, and there is an upper bound alone: the term
+(1 + h) B_ref would then be an answer that depends on no data. In both cases no estimate is given.
 Source: Zhang et al. 2024 (arXiv 2410.21676), section 2, there h = 0.2 and B_ref = 256.
 """
 
@@ -11,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smallbatch.analysis import batch_law, budgets, intervals, power_law
+from smallbatch.analysis import batch_law, budgets, power_law
 from smallbatch.analysis.batch_law import BatchLaw
 from smallbatch.analysis.equal_flops import bounds
-from smallbatch.analysis.sheets import Row, batch_text
+from smallbatch.analysis.intervals import Interval
+from smallbatch.analysis.sheets import Row, batch_text, finite_number, size_text
 from smallbatch.analysis.table import Group, Run, RunTable
 
 OVERHEAD_FRAC = 0.2
@@ -48,18 +53,22 @@ class Critical:
         )
 
     @property
-    def batch_size(self) -> float | None:
-        """B* = (1 + h) B_ref + h b/a."""
-        return self._from_ratio(self.law.ratio) if self.law else None
+    def interval(self) -> Interval | None:
+        """The interval of B*, from 0 where the data give no lower bound, to infinity where they give no upper one."""
+        if self.law is None or self.law.ratio_interval is None:
+            return None
+        low, high = self.law.ratio_interval
+        return self._from_ratio(low) if low else 0.0, self._from_ratio(high)
 
     @property
-    def draws(self) -> np.ndarray | None:
-        """B* of every draw of the law."""
-        if self.law is None or self.law.draws is None:
+    def batch_size(self) -> float | None:
+        """B* = (1 + h) B_ref + h b/a; None unless the data bound it on both sides."""
+        interval = self.interval
+        if self.law is None or interval is None or not (interval[0] > 0 and np.isfinite(interval[1])):
             return None
-        return self._from_ratio(self.law.draws[:, 1] / self.law.draws[:, 0])
+        return self._from_ratio(self.law.ratio)
 
-    def _from_ratio(self, ratio):
+    def _from_ratio(self, ratio: float) -> float:
         return (1 + self.overhead_frac) * self.reference_batch_size + self.overhead_frac * ratio
 
 
@@ -99,7 +108,7 @@ def measure(
     reference = min(sizes) if reference_batch_size is None else reference_batch_size
     runs = [run for group in groups for run in group.all_runs()]
     enough = len(set(sizes)) >= 3
-    law = batch_law.fit(np.array(sizes), np.array(steps), "critical", groups[0].setting, groups[0].arm)
+    law = batch_law.fit(np.array(sizes), np.array(steps))
     return Critical(
         setting=groups[0].setting,
         arm=groups[0].arm,
@@ -151,11 +160,11 @@ def critical_rows(measured: list[Critical], gradient_rows: list[Row]) -> list[Ro
     for c in measured:
         if c.law is None:
             continue
-        interval = intervals.central(c.draws) if c.draws is not None else None
         rows.append(
             {"setting": c.setting, "arm": c.arm, "critical_batch_size": c.batch_size,
-             **bounds("critical_batch_size", interval), "a_steps": c.law.a, "b_steps_x_seqs": c.law.b,
-             "b_over_a_seqs": c.law.ratio, "beyond_measured": bool((c.batch_size or 0) > c.batch_sizes.max()),
+             **bounds("critical_batch_size", c.interval), "a_steps": c.law.a, "b_steps_x_seqs": c.law.b,
+             "b_over_a_seqs": c.law.ratio if c.batch_size else None,
+             "beyond_measured": bool((c.batch_size or 0) > c.batch_sizes.max()),
              "target_loss_nats": c.target_nats, "overhead_frac": c.overhead_frac,
              "reference_batch_size": c.reference_batch_size, "batch_sizes": len(set(c.batch_sizes)),
              "not_reached_by": " ".join(map(batch_text, c.not_reached)),
@@ -166,12 +175,24 @@ def critical_rows(measured: list[Critical], gradient_rows: list[Row]) -> list[Ro
     return rows
 
 
+def estimate_text(row: Row) -> str:
+    """Write what a row gives for the critical batch size: an estimate with its interval, a bound, or neither."""
+    low, high = row["critical_batch_size_low"], row["critical_batch_size_high"]
+    if row["critical_batch_size"] is not None:
+        return f"{size_text(row['critical_batch_size'])} ({size_text(low)} to {size_text(high)}) sequences"
+    if low:
+        return f"at least {size_text(low)} sequences, with no upper bound from these steps"
+    if finite_number(high):
+        return f"at most {size_text(high)} sequences, with no lower bound from these steps"
+    return "unknown: these steps bound it on neither side; measure more batch sizes"
+
+
 def scaling_laws(measured: list[Critical]) -> list[Row]:
-    """Fit critical batch size ~ N^p and ~ D^q for each arm that was measured at three different N or D."""
+    """Fit critical batch size ~ N^p and ~ D^q for each arm with an estimate at three different N or D."""
     rows: list[Row] = []
     by_arm: dict[str, list[Critical]] = defaultdict(list)
     for c in measured:
-        if c.law is not None:
+        if c.batch_size is not None:
             by_arm[c.arm].append(c)
     for arm, found in by_arm.items():
         for name in ("params", "tokens"):
@@ -179,9 +200,9 @@ def scaling_laws(measured: list[Critical]) -> list[Row]:
             x = np.array([getattr(c, name) for c in known])
             if len(np.unique(x)) < 3:
                 continue
-            draws = [c.draws for c in known if c.draws is not None]
-            y_draws = np.stack(draws, axis=1) if len(draws) == len(known) else None
-            law = power_law.fit(x, np.array([c.batch_size for c in known], float), y_draws)
+            ends = np.array([c.interval for c in known], float)
+            half_widths = np.diff(np.log(ends), axis=1)[:, 0] / 2
+            law = power_law.fit(x, np.array([c.batch_size for c in known], float), half_widths)
             if law:
                 rows.append(
                     {"arm": arm, "against": name, "exponent": law.exponent, **bounds("exponent", law.interval),

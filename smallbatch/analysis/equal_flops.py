@@ -89,7 +89,7 @@ def _lowest_mean_interval(group: Group, noise: Noise) -> Interval | None:
         return None
     finite = np.isfinite(group.mean_P)
     means, seeds = group.mean_P[finite], (~np.isnan(group.loss_PxS[finite])).sum(1)
-    draws = intervals.draw_means(means, seeds, noise, intervals.generator("lowest", group.arm, group.batch_size))
+    draws = intervals.draw_means(means, seeds, noise)
     return intervals.both_ways(float(means.min()), draws.min(1))
 
 

@@ -157,8 +157,11 @@ def learning_rate_against_batch(study: Study) -> list[Picture]:
         axes = batch_axes("best learning rate", rows)
         for own, style in by_arm(study, rows):
             name = "best_learning_rate" if any(r["best_learning_rate"] for r in own) else "tuned_learning_rate"
-            inside = [{"tuned_learning_rate_low": None, "tuned_learning_rate_high": None, **row} for row in own
-                      if row[name] and not row["edge_of_grid"]]  # fmt: skip
+            inside = [
+                row | {f"{name}_{end}": row[f"best_learning_rate_{end}"] or None for end in ("low", "high")}
+                for row in own
+                if row[name] and not row["edge_of_grid"]
+            ]
             with_intervals(axes, inside, name, **style | {"linestyle": "none"})
             edges = [r for r in own if r["edge_of_grid"]]
             axes.plot(column(edges, "batch_size"), column(edges, "tuned_learning_rate"), linestyle="none", marker="_",

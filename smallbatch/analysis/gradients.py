@@ -6,12 +6,13 @@ agree: runs at different batch sizes are at different places. Source: McCandlish
 section 2 and appendix A.1.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis import batch_law, intervals
+from smallbatch.analysis import batch_law
 from smallbatch.analysis.equal_flops import bounds, choose
 from smallbatch.analysis.sheets import Row
 from smallbatch.analysis.table import RunTable
@@ -23,11 +24,15 @@ SQUARES = ("grad_signal_sq", "grad_noise_sq")
 SUCCESSIVE = "noise_from_successive_gradients"
 
 
-def second_half(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the means of what train records say of gradients and updates, over the second half of the records.
+def second_half(records: Sequence[dict[str, Any]], context_tokens: float) -> dict[str, float]:
+    """Return the means of the gradient and update fields over the second half of the train records.
 
     The first half holds the warm-up and the fall from the start, where norms are of another size. Fields without any
-    number are left out. `grad_norm_sq` is the mean of the squares of the recorded norms.
+    number are left out.
+
+    `grad_norm_sq` is E|g|^2, worked out from the recorded means as |G|^2 + tr(S)/B: both estimators of the noise scale
+    (optim/diagnostics.py) satisfy this exactly, update by update. The square of the recorded mean of |g| would be too
+    low by the variance of |g|, by more the smaller the batch size.
     """
     half = records[len(records) // 2 :]
     found: dict[str, float] = {}
@@ -36,9 +41,21 @@ def second_half(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         values = [record[name] for record in half if record.get(name) is not None]
         if values:
             found[name] = float(np.mean(values))
-            if name == "grad_norm":
-                found["grad_norm_sq"] = float(np.mean(np.square(values)))
+    squares = _squared_norms(records, context_tokens)[len(records) // 2 :]
+    if np.isfinite(squares).any():
+        found["grad_norm_sq"] = float(np.nanmean(squares))
     return found
+
+
+def _squared_norms(records: Sequence[dict[str, Any]], context_tokens: float) -> np.ndarray:
+    """Return E|g|^2 of each record, NaN where it is not known.
+
+    The batch size is that of the record's own updates, since it may grow during a run.
+    """
+    column = lambda name: np.array([np.nan if (x := record.get(name)) is None else x for record in records], float)
+    tokens, steps = (np.diff(column(name), prepend=0.0) for name in ("tokens", "step"))
+    batch_size = np.divide(tokens / context_tokens, steps, out=np.full(len(records), np.nan), where=steps > 0)
+    return column("grad_signal_sq") + column("grad_noise_sq") / batch_size
 
 
 def gradient_rows(table: RunTable) -> list[Row]:
@@ -73,13 +90,14 @@ def noise_scale_fits(rows: list[Row]) -> list[Row]:
         if len(own) < 3:
             continue
         sizes = np.array([row["batch_size"] for row in own])
-        law = batch_law.fit(sizes, np.array([row["grad_norm_sq"] for row in own]), "gradients", setting, arm)
+        law = batch_law.fit(sizes, np.array([row["grad_norm_sq"] for row in own]))
         if law is None:
             continue
-        interval = intervals.central(law.draws[:, 1] / law.draws[:, 0]) if law.draws is not None else None
+        low, high = law.ratio_interval or (0.0, math.inf)
+        ratio = law.ratio if low > 0 and math.isfinite(high) else None  # bounded on one side alone: no estimate
         fits.append(
-            {"setting": setting, "arm": arm, "signal_sq": law.a, "noise_sq": law.b, "noise_scale_seqs": law.ratio,
-             **bounds("noise_scale_seqs", interval), "batch_sizes": law.points}
+            {"setting": setting, "arm": arm, "signal_sq": law.a, "noise_sq": law.b, "noise_scale_seqs": ratio,
+             **bounds("noise_scale_seqs", law.ratio_interval), "batch_sizes": law.points}
         )  # fmt: skip
     return fits
 

@@ -3,17 +3,18 @@
 One idea: as in figures.py; a line a batch size, in the batch size's colour.
 """
 
+import math
 from itertools import product
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from smallbatch.analysis import drawing
+from smallbatch.analysis import critical_batch, drawing
 from smallbatch.analysis.figures import INK, Picture, batch_axes, by_arm, column, of_setting, picture
 from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.robustness import scale_text
-from smallbatch.analysis.sheets import Row, batch_text, finite_number, key_text, size_text, split, value_text
+from smallbatch.analysis.sheets import Row, batch_text, finite_number, key_text, split, value_text
 from smallbatch.analysis.study import Study
 from smallbatch.analysis.surfaces import rank
 
@@ -171,12 +172,14 @@ def steps_to_target(study: Study) -> list[Picture]:
         for size in sorted(set(c.batch_sizes)):
             own = c.steps[c.batch_sizes == size]
             axes.plot(np.full(len(own), size), own, "o", color=drawing.batch_colour(size))
-        if (critical := c.batch_size or np.inf) <= 4 * c.batch_sizes.max():
+        drawn = (critical := c.batch_size or math.inf) <= 4 * float(c.batch_sizes.max())
+        if drawn:
             axes.axvline(critical, color=INK, linewidth=0.9, alpha=0.6)
         drawing.batch_axis(axes, list(c.batch_sizes))
         drawing.count_axis(axes.yaxis)
-        says = (f"{c.arm}: steps to the target against batch size{of_setting(study, c.setting)}. The upright line is "
-                f"the critical batch size, {size_text(critical)}: {c.definition}.")  # fmt: skip
+        (row,) = critical_batch.critical_rows([c], [])
+        says = (f"{c.arm}: steps to the target against batch size{of_setting(study, c.setting)}. The critical batch "
+                f"size {'(upright line) ' * drawn}is {critical_batch.estimate_text(row)}: {c.definition}.")  # fmt: skip
         pictures.append(picture(axes, f"critical-{c.setting}-{c.arm}", says, "steps_to_target"))
     return pictures
 
@@ -185,7 +188,8 @@ def critical_against_scale(study: Study) -> list[Picture]:
     pictures = []
     for law in study.rows("critical_batch_laws"):
         name, arm = law["against"], law["arm"]
-        rows = [row for row in study.rows("critical_batch") if row["arm"] == arm and np.isfinite(row[name])]
+        rows = [row for row in study.rows("critical_batch") if row["arm"] == arm and np.isfinite(row[name])
+                and row["critical_batch_size"] is not None]  # fmt: skip
         axes = drawing.new_axes({"params": "parameters", "tokens": "tokens"}[name], "critical batch size (sequences)")
         with_bars = sorted(rows, key=lambda row: row[name])
         x, y = column(with_bars, name), column(with_bars, "critical_batch_size")

@@ -1,14 +1,22 @@
-"""Intervals from few seeds: noise is pooled over the grid, and every estimate is worked out again on drawn tables.
+"""Intervals from few seeds: the noise over seeds is pooled over a grid.
 
-One idea: two or three seeds say little about the noise of one cell, but a grid repeats them in many cells. So the
-standard deviation over seeds is pooled over the better half of a grid (near divergence it is another noise), and tables
-of cell means are drawn around the measured ones: a parametric bootstrap. Each draw draws the standard deviation too,
-as sd sqrt(df / chi2_df), so that for a single mean the interval is Student's t. Resampling the seeds themselves, the
-usual bootstrap, misses the truth in a third of all cases with three seeds (tests/test_intervals.py shows it).
+Two or three seeds determine the noise of one cell badly, but a grid repeats them in many cells. The standard deviation
+over seeds is therefore pooled over the better half of a grid (near divergence the noise differs). Four methods use it:
 
-Intervals are central, of level LEVEL. Source: Efron and Tibshirani 1993, chapters 6 and 13; Student 1908.
+- the mean of a cell and the difference of two means: Student's t and Welch's t;
+- the lowest mean and the width of a basin: a parametric bootstrap over drawn tables of cell means. Each draw draws the
+  standard deviation too, as sd sqrt(df / chi2_df), so that for a single mean the interval is Student's t. Resampling
+  the seeds themselves, the usual bootstrap, misses the truth in a third of all cases with three seeds;
+- the best value of a hyperparameter: the cells that cannot be told from the best one (`maybe_best`), which
+  learning_rates.py turns into a bracket;
+- laws (batch_law.py, power_law.py): the scatter of the points about the fitted line, by Student's t.
+
+Intervals are central, of level LEVEL. tests/test_intervals.py and tests/test_coverage.py test the coverage of each on
+data of known truth.
+Source: Efron and Tibshirani 1993, chapters 6 and 13; Student 1908; Welch 1947; Hsu 1981 (the best of several means).
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,19 +54,37 @@ def pooled_noise(loss_PxS: np.ndarray) -> Noise:
     return Noise(float(np.sqrt(squares[better].sum() / df)), df)
 
 
-def generator(*names: object) -> np.random.Generator:
-    """Return a random generator that depends on the names alone: the same report twice has the same intervals."""
-    return np.random.default_rng(list("|".join(map(str, names)).encode(errors="backslashreplace")))
-
-
-def draw_means(means: np.ndarray, seeds: np.ndarray | int, noise: Noise, rng: np.random.Generator) -> np.ndarray:
+def draw_means(means: np.ndarray, seeds: np.ndarray | int, noise: Noise) -> np.ndarray:
     """Return DRAWS tables of cell means, [DRAWS, cells]; what is not finite stays as it is.
 
-    mean + sd / sqrt(seeds) * sqrt(df / chi2_df) * z, one chi2 a draw.
+    mean + sd / sqrt(seeds) * sqrt(df / chi2_df) * z, one chi2 a draw. The random numbers depend on the given numbers
+    alone, and those of a cell do not depend on the order of the cells: the same data have the same intervals, whatever
+    the name of their file or the order of its rows.
     """
+    means, seeds = np.asarray(means, float), np.broadcast_to(np.maximum(seeds, 1), np.shape(means))
+    order = np.lexsort((seeds, means))
+    rng = _generator(means[order], seeds[order], np.array([noise.sd, noise.df]))
     scale = np.sqrt(noise.df / rng.chisquare(noise.df, DRAWS))
-    z = rng.standard_normal((DRAWS, len(means)))
-    return means + noise.sd / np.sqrt(np.maximum(seeds, 1)) * scale[:, None] * z
+    z = np.empty((DRAWS, len(means)))
+    z[:, order] = rng.standard_normal((DRAWS, len(means)))
+    return means + noise.sd / np.sqrt(seeds) * scale[:, None] * z
+
+
+def _generator(*arrays: np.ndarray) -> np.random.Generator:
+    numbers = np.concatenate(arrays).astype("<f8") + 0.0  # + 0.0: -0.0 and 0.0 are one number
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(numbers.tobytes()).digest(), "big"))
+
+
+def maybe_best(means: np.ndarray, seeds: np.ndarray, noise: Noise) -> np.ndarray:
+    """Return which cells may have the lowest true mean: a set that holds the best cell with probability LEVEL or more.
+
+    A cell is in the set if its mean is above the lowest by less than t sd sqrt(1/S + 1/S_lowest), with Bonferroni's
+    correction for its comparison with all other cells. Source: Hsu 1981, "Simultaneous confidence intervals for all
+    distances from the 'best'", Annals of Statistics 9.
+    """
+    lowest = int(np.argmin(means))
+    t = special.stdtrit(noise.df, 1 - (1 - LEVEL) / max(1, len(means) - 1))
+    return means - means[lowest] <= t * noise.sd * np.sqrt(1 / seeds + 1 / seeds[lowest])
 
 
 def central(draws: np.ndarray) -> Interval | None:

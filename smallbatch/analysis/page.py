@@ -56,11 +56,13 @@ SECTIONS = (
             "The best of n different cells of the grid in random order, exactly; a diverged cell is a trial spent.",
             (grid_figures.random_search,), ("random_trials",)),
     Section("rates", "Learning rate against batch size",
-            "The vertex of a parabola through the cells around the best one, in the logarithm of the learning rate.",
+            "The vertex of a parabola through the best cell and its neighbours, in the logarithm of the learning rate. "
+            "Its interval reaches to the neighbours of all cells that the noise cannot tell from the best one.",
             (figures.learning_rate_against_batch,), ("learning_rates", "learning_rate_laws")),
     Section("critical", "Critical batch size",
-            "Steps S(B) = a + b/B to a target loss, fitted in logarithms. A critical batch size is nothing without its "
-            "definition, which stands beside each (Zhang et al. 2024).",
+            "Steps S(B) = a + b/B to a target loss, fitted in logarithms. No estimate is given where the steps bound "
+            "it on one side only, or on neither. A critical batch size is nothing without its definition, which stands "
+            "beside each (Zhang et al. 2024).",
             (grid_figures.steps_to_target, grid_figures.critical_against_scale),
             ("critical_batch", "critical_batch_laws", "steps_to_target")),
     Section("gradients", "Gradients and updates",

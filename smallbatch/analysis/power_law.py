@@ -1,7 +1,9 @@
 """Power laws y = c x^p, fitted in logarithms, with the interval of the exponent.
 
-One idea: a law is a straight line in log-log. Where the noise of the y is known by draws, the interval comes from
-fitting every draw; otherwise from the scatter around the line, by Student's t with n - 2 degrees of freedom.
+A law is a straight line in log-log. The interval of its exponent combines two errors: the scatter of the points about
+the line, by Student's t with n - 2 degrees of freedom, and the errors of the points themselves, where they are known.
+Two points have no scatter, so that they give no interval. tests/test_coverage.py tests the coverage with 3 to 7
+points that scatter, have errors, or both.
 """
 
 from dataclasses import dataclass
@@ -20,32 +22,35 @@ class PowerLaw:
     exponent: float
     coefficient: float
     interval: Interval | None  # of the exponent
-    interval_from: str  # seeds | scatter | nothing
+    interval_from: str  # scatter | scatter and points | nothing
     points: int
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return self.coefficient * x**self.exponent
 
 
-def fit(x: np.ndarray, y: np.ndarray, y_draws: np.ndarray | None = None) -> PowerLaw | None:
+def fit(x: np.ndarray, y: np.ndarray, half_widths: np.ndarray | None = None) -> PowerLaw | None:
     """Fit log y = log c + p log x by least squares; None where there are not two different x.
+
+    The scatter holds the errors of the points too, but few points may lie on a line by chance. The half-width is
+    therefore the larger of the two: t * scatter, and the half-widths of the points propagated as independent errors.
 
     Args:
         x, y: positive, one a point.
-        y_draws: [draws, points] of y under its noise, or None.
+        half_widths: of the intervals of log y, one a point, at level LEVEL, or None where they are not known.
     """
     if len(np.unique(x)) < 2:
         return None
     centred = np.log(x) - np.log(x).mean()
-    slope_of = lambda log_y: log_y @ centred / (centred @ centred)
-    exponent = float(slope_of(np.log(y)))
+    sum_squares = centred @ centred
+    exponent = float(np.log(y) @ centred / sum_squares)
     coefficient = float(np.exp(np.log(y).mean() - exponent * np.log(x).mean()))
-    interval, source = None, "nothing"
-    if y_draws is not None:
-        interval, source = intervals.central(slope_of(np.log(y_draws))), "seeds"
-    elif len(x) > 2:
-        residual = np.log(y) - np.log(coefficient) - exponent * np.log(x)
-        error = np.sqrt(residual @ residual / (len(x) - 2) / (centred @ centred))
-        half = float(special.stdtrit(len(x) - 2, intervals.TAILS[1]) * error)
-        interval, source = (exponent - half, exponent + half), "scatter"
-    return PowerLaw(exponent, coefficient, interval, source, len(x))
+    if len(x) < 3:
+        return PowerLaw(exponent, coefficient, None, "nothing", len(x))
+    residual = np.log(y) - np.log(coefficient) - exponent * np.log(x)
+    error = np.sqrt(residual @ residual / (len(x) - 2) / sum_squares)
+    half, source = float(special.stdtrit(len(x) - 2, intervals.TAILS[1]) * error), "scatter"
+    if half_widths is not None:
+        weighted = centred * half_widths / sum_squares
+        half, source = max(half, float(np.sqrt(weighted @ weighted))), "scatter and points"
+    return PowerLaw(exponent, coefficient, (exponent - half, exponent + half), source, len(x))

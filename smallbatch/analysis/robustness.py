@@ -126,15 +126,37 @@ def width_log2(log2_x: np.ndarray, mean_nats: np.ndarray, delta_nats: float) -> 
     return width.reshape(shape), beyond.reshape(shape)
 
 
-def no_width_because(found: Profile) -> str | None:
+def cell_spans_log2(log2_x: np.ndarray, tables: np.ndarray, delta_nats: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return two spans of each table, [..., cells]: of the cells inside the basin, and of the cells next to them.
+
+    A basin without a second minimum is between the two, whatever its shape. The outer one is infinite where the basin
+    reaches an edge of the grid.
+    """
+    within = tables <= tables.min(-1, keepdims=True) + delta_nats
+    index, last = np.arange(len(log2_x)), len(log2_x) - 1
+    lowest = tables.argmin(-1)[..., None]
+    left = np.where(~within & (index < lowest), index, -1).max(-1)
+    right = np.where(~within & (index > lowest), index, last + 1).min(-1)
+    outer = log2_x[np.minimum(right, last)] - log2_x[np.maximum(left, 0)]
+    return log2_x[right - 1] - log2_x[left + 1], np.where((left < 0) | (right > last), np.inf, outer)
+
+
+def no_width_because(found: Profile, delta_nats: float) -> str | None:
     """Return why a profile gives no width, None where it gives one.
 
     A column of multipliers is relative to the tuned point, multiplier 1: without it the lowest loss is not known. Two
-    cells show no basin: one of them is always its lowest.
+    cells show no basin: one of them is always its lowest. A basin around a single cell may have any width below the
+    distance of that cell's neighbours: a parabola and a cusp through the same three cells differ by a factor of 2.
     """
     if key_text(found.hyperparameter).lower().endswith("multiplier") and not np.isclose(found.values, 1.0).any():
         return "no run at the tuned point (multiplier 1) has a result"
-    return "only two values of it have a result" if len(found.values) < 3 else None
+    if len(found.values) < 3:
+        return "only two values of it have a result"
+    inner, outer = cell_spans_log2(found.log2_multipliers, found.mean_nats, delta_nats)
+    if inner > 0:
+        return None
+    less = f"it is less than {outer:.1f} doublings, and " if np.isfinite(outer) else ""
+    return f"{less}only one value of its grid is in that range"
 
 
 def largest_regret(found: Profile) -> float:
@@ -143,15 +165,20 @@ def largest_regret(found: Profile) -> float:
 
 
 def width_interval(group: Group, found: Profile, delta_nats: float) -> Interval | None:
-    """Return the interval of a width, over drawn tables of the profile's means."""
+    """Return the interval of a width: from the cells inside the basin to those next to them, over drawn tables.
+
+    It holds for any shape of the basin between the cells; the width itself interpolates linearly. Its upper end is
+    infinite where the basin may reach beyond the grid. tests/test_coverage.py tests its coverage.
+    """
     noise = choose(group).noise  # type: ignore[union-attr]  # a profile has a tuned point
     if noise.df == 0:
         return None
-    rng = intervals.generator("width", group.arm, group.batch_size, found.hyperparameter)
-    draws = intervals.draw_means(found.mean_nats, found.seeds, noise, rng)
-    width = float(width_log2(found.log2_multipliers, found.mean_nats, delta_nats)[0])
-    interval = intervals.both_ways(width, width_log2(found.log2_multipliers, draws, delta_nats)[0])
-    return interval and (max(0.0, interval[0]), interval[1])
+    draws = intervals.draw_means(found.mean_nats, found.seeds, noise)
+    inner, outer = cell_spans_log2(found.log2_multipliers, found.mean_nats, delta_nats)
+    inner_draws, outer_draws = cell_spans_log2(found.log2_multipliers, draws, delta_nats)
+    low = intervals.both_ways(float(inner), inner_draws)
+    high = intervals.both_ways(float(outer), outer_draws) if np.isfinite(outer) else (0.0, math.inf)
+    return (max(0.0, low[0]), high[1]) if low and high else None
 
 
 def profiles(table: RunTable) -> list[Row]:
@@ -178,7 +205,7 @@ def robustness(table: RunTable, delta_nats: float = DELTA_NATS) -> list[Row]:
         for name in hyperparameters(group):
             if (found := profile(group, name)) is None:
                 continue
-            reason = no_width_because(found)
+            reason = no_width_because(found, delta_nats)
             width, beyond = width_log2(found.log2_multipliers, found.mean_nats, delta_nats)
             reached = np.clip(found.log2_multipliers[[0, -1]], -REGRET_LOG2, REGRET_LOG2)
             edge = {0: "lowest", len(found.values) - 1: "highest"}.get(found.tuned)

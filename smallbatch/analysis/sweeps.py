@@ -185,7 +185,7 @@ def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: lis
     known: dict[str, Any] = {}
     if result:
         results.append(result)
-        known = _along_the_run(where, notes)
+        known = _along_the_run(where, _number(config.get("model.context_tokens")), notes)
     return Run(
         setting=identity.setting,
         arm=identity.arm,
@@ -235,7 +235,7 @@ def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
     return ("failed" if paths.exists(where / "failed.json") else "missing"), np.nan, {}
 
 
-def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
+def _along_the_run(where: Path, context_tokens: float, notes: Counter[str]) -> dict[str, Any]:
     """Return the curves of a run, what it recorded of gradients, and its learning rate after transfer rules."""
     known: dict[str, Any] = {}
     try:
@@ -243,7 +243,7 @@ def _along_the_run(where: Path, notes: Counter[str]) -> dict[str, Any]:
         train = [record for record in records if record["kind"] == "train"]
         if train:
             known["training"] = curves.training_curve(train)
-            known["gradients"] = gradients.second_half(train)
+            known["gradients"] = gradients.second_half(train, context_tokens)
             validations = [record for record in records if record["kind"] == "validation"]
             if validations:
                 known["validation"] = curves.validation_curve(validations, known["training"])
