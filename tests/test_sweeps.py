@@ -77,7 +77,7 @@ def test_damage_costs_a_cell_its_part_and_is_stated(tmp_path):
         "ends in half a line",
         "metrics.jsonl:1 is not a record",
         "result.json is damaged",
-        "not the result of a run",
+        "result.json is damaged (status is ",
     ):
         assert any(words in note for note in table.notes), words
 
@@ -137,7 +137,7 @@ def test_a_run_without_its_plan_is_reported_with_the_learning_rate_of_its_config
     (path / "cells" / "000000" / "plan.json").unlink()
     table = sweeps.read([path])
     assert table.runs[0].learning_rate == 0.001
-    assert "plan.json" in table.notes[0] and "the learning rate is taken from the config" in table.notes[0]
+    assert "plan.json" in table.notes[0] and "the learning rate is that of the config" in table.notes[0]
 
 
 def test_memory_is_compared_by_the_programs_and_not_by_the_process_that_ran_other_cells_before(tmp_path):
@@ -161,7 +161,7 @@ def test_memory_is_compared_by_the_programs_and_not_by_the_process_that_ran_othe
         ({"grid.json": "{"}, "grid.json is damaged"),
         ({"grid.json": '{"format": 1}'}, "grid.json is damaged"),
         ({"grid.json": '{"format": 2}'}, "has format 2, not 1"),
-        ({"grid.json": '{"format": 1, "name": "x", "config": {}, "cells": []}'}, "asks for no cells"),
+        ({"grid.json": '{"format": 1, "name": "x", "config": {}, "cells": []}'}, "has no cells"),
         ({"grid.json": "[]"}, "grid.json is damaged"),
         ({"config.json": "[]"}, "is damaged"),
     ],
