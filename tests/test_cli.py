@@ -204,7 +204,7 @@ CONFIG_FILES = {
     "def get_config():\n    return 1 / 0": ":2: ZeroDivisionError: division by zero",
     "def get_config():\n    pass": "gave nothing; is its return statement missing?",
     "def get_config():\n    return {'a': 1}": "must give a ConfigDict, but gave a dict",
-    "def get_config(size):\n    return size": "takes an argument; write FILE.py:ARGUMENT",
+    "def get_config(size):\n    return size": "needs an argument; write FILE.py:ARGUMENT",
     "from smallbatch import config\ndef get_config():\n    c = config.base()\n    c.train.batch_sise = 1\n": (
         ":4: there is no key train.batch_sise; did you mean train.batch_size?"
     ),
@@ -281,7 +281,7 @@ BAD_SAVED = {
     '{"train": {"sede": 1}}': "there is no key train.sede; did you mean train.seed? (the file is of another version",
     '{"optimiser": {"name": "adam"}}': "there is no key optimiser.name; did you mean",
     '{"train": {"seed": "x"}}': "train.seed is 'x', but must be a whole number",
-    '{"train": 3}': "is not the config.json of a run: it must hold an object of sections of keys",
+    '{"train": 3}': "is not the config.json of a run, an object of sections of keys",
     "[1]": "is not the config.json of a run",
     "{": "is damaged",
 }

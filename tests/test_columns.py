@@ -42,9 +42,9 @@ def test_our_own_names_need_no_naming_and_what_was_left_out_is_listed(tmp_path):
     path = written(tmp_path / "runs.csv", "# a comment\nbatch_size,loss_nats,note\n1,3.5,x\n1,3.6,y\n")
     table = columns.read(path, "-note")
     assert [run.seed for run in table.runs] == [0, 1]  # rows of one point are its repetitions
-    assert table.notes == ("columns of runs.csv that were not used: note",)
+    assert table.notes == ("unused columns of runs.csv: note",)
     other = written(tmp_path / "other.csv", "batch_size,loss_nats,note\n1,3.5,x\n2,3.6,y\n")
-    assert columns.read(other, "").notes == ("columns of other.csv that were not used: note",)
+    assert columns.read(other, "").notes == ("unused columns of other.csv: note",)
 
 
 @pytest.mark.parametrize("column", ["learning_rate", "peak_lr", "optimizer.peak_lr"])
@@ -186,7 +186,7 @@ def test_numbers_are_read_as_people_write_them(tmp_path, text, batch_size, loss)
         ("batch_size,loss_nats,seed\n1,3,0.5\n", "row 1: seed is 0.5, not a whole number; write the seed as"),
         ("batch_size,loss_nats,arm\n1,3,\n", "row 1: arm is empty; fill it in"),
         ("batch_size,batch_size,loss_nats\n1,2,3\n", "has several columns 'batch_size'; rename"),
-        ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are the same hyperparameter.*ignore one"),
+        ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are the same hyperparameter"),
     ],
 )  # fmt: skip
 def test_a_value_that_can_mean_two_things_is_one_error_with_the_cure(tmp_path, text, words):

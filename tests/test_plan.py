@@ -389,7 +389,7 @@ def test_derived_numbers_that_float32_cannot_hold_are_refused_with_their_key(cha
 
 def test_the_square_of_a_schedule_free_rate_has_to_fit_too():
     changes = {"optimizer__b1": None, "optimizer__schedule": "constant", "optimizer__peak_lr": 1e-20}
-    with pytest.raises(UserError, match=r"the square of the learning rate.* comes to 1e-40"):
+    with pytest.raises(UserError, match=r"the squared learning rate.* comes to 1e-40"):
         make(optimizer__name="schedule_free_adamw", **changes)
 
 
