@@ -221,7 +221,7 @@ def _validation_source(flat: Flat, defaults: Flat) -> Iterator[str]:
         meant = did_you_mean(kind, ("text", "tokens", "split"))
         yield f"{key} is {given!r}; it takes text:GLOB | tokens:GLOB | split:TFDS_SPLIT{meant}"
     elif kind == "split" and not source.startswith("tfds:"):
-        yield f"{key} is {given!r}, which needs data.source tfds:NAME, and data.source is {source!r}; use text:GLOB"
+        yield f"{key} is {given!r}, which needs data.source tfds:NAME, not {source!r}; use text:GLOB or tokens:GLOB"
     elif kind == "split" and rest == flat["data.split"]:
         yield f"{key} is {given!r}, which is data.split, the training set; choose another split"
     elif kind != "split" and (kind == "tokens") is not source.startswith("tokens:"):
@@ -415,7 +415,8 @@ def _dispatch(flat: Flat, defaults: Flat) -> Iterator[str]:
         if updates is not None and updates * step_tokens > MAX_DISPATCH_TOKENS:
             yield (
                 f"train.steps_per_dispatch is {updates:,}, which puts {updates * step_tokens:,} tokens on the devices "
-                f"at once; the limit is {MAX_DISPATCH_TOKENS:,}: use {max(1, MAX_DISPATCH_TOKENS // step_tokens):,} or less"
+                f"at once; at most {MAX_DISPATCH_TOKENS:,} are allowed: use "
+                f"{max(1, MAX_DISPATCH_TOKENS // step_tokens):,} or less"
             )
 
 
