@@ -89,7 +89,7 @@ def whole_numbers(name: str, texts: list[str], example: str, largest: int = 2**1
 
     if not texts or not all(map(fits, texts)):
         said = ",".join(texts)[:60]
-        raise UserError(f"--{name}={said} is not a list of integers from 1 to {largest:,}; write, as in {example}")
+        raise UserError(f"--{name}={said} is not a list of integers from 1 to {largest:,}; use, for example, {example}")
     return [int(text) for text in texts]
 
 

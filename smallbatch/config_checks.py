@@ -414,9 +414,8 @@ def _dispatch(flat: Flat, defaults: Flat) -> Iterator[str]:
         step_tokens = max(phase.batch_size for phase in _phases(flat)) * flat["model.context_tokens"]
         if updates is not None and updates * step_tokens > MAX_DISPATCH_TOKENS:
             yield (
-                f"train.steps_per_dispatch is {updates:,}, which puts {updates * step_tokens:,} tokens on the devices "
-                f"at once; at most {MAX_DISPATCH_TOKENS:,} are allowed: use "
-                f"{max(1, MAX_DISPATCH_TOKENS // step_tokens):,} or less"
+                f"train.steps_per_dispatch is {updates:,}, or {updates * step_tokens:,} tokens on the devices; at most "
+                f"{MAX_DISPATCH_TOKENS:,} are allowed: use {max(1, MAX_DISPATCH_TOKENS // step_tokens):,} or less"
             )
 
 

@@ -53,8 +53,8 @@ def phases(batch_size: int, schedule: str | None, context_tokens: int, budget_to
         step += steps
     if step > MAX_STEPS:
         raise UserError(
-            f"train.budget_tokens={budget_tokens:,} gives {step:,} updates, and at most {MAX_STEPS:,} are allowed; "
-            "lower train.budget_tokens, or raise train.batch_size"
+            f"{budget_tokens:,} tokens are {step:,} updates, and at most {MAX_STEPS:,} are allowed; lower "
+            "train.budget_tokens, or raise train.batch_size"
         )
     return tuple(found)
 

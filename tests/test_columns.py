@@ -97,15 +97,15 @@ def test_a_status_is_understood_in_the_words_of_others(tmp_path, status, loss, e
 @pytest.mark.parametrize(
     ("text", "named", "words"),
     [
-        ("batch_size,eval\n1,2\n", "", "has no column loss_nats; say which it is with --columns=loss_nats=COLUMN"),
+        ("batch_size,eval\n1,2\n", "", "has no column loss_nats; map one to it with --columns=loss_nats=COLUMN"),
         ("batch_size,loss_nats\n1,2\n", "batchsize=batch_size", "did you mean batch_size"),
         ("batch_size,loss_nats\n1,2\n", "loss_nats=los", "has no column 'los'"),
         ("batch_size,loss_nats\n1,2\n", "lr", "has no column 'lr'"),
         ("batch_size,loss_nats\n1,2\n", "-lr", "has no column 'lr'"),
         ("batch_size,loss_nats\n", "", "has no rows"),
         ("batch_size,loss_nats\nx,2\n", "", "row 1: batch_size is 'x', not a number"),
-        ("batch_size,loss_nats\n0,2\n", "", "row 1: batch_size is 0, not a batch size"),
-        ("batch_size,loss_nats,status\n1,2,splendid\n", "", "row 1: status is 'splendid'; it takes done"),
+        ("batch_size,loss_nats\n0,2\n", "", "row 1: batch_size is 0, not a number above 0"),
+        ("batch_size,loss_nats,status\n1,2,splendid\n", "", "row 1: status is 'splendid'; use one of done"),
         ("batch_size,loss_nats,seed\n1,2,a\n", "", "row 1: seed is 'a', not a whole number"),
         ("", "", "runs.csv"),
     ],
@@ -176,16 +176,16 @@ def test_numbers_are_read_as_people_write_them(tmp_path, text, batch_size, loss)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("batch_size;loss_nats\n1;3,05\n2;3.05\n", "row 1: loss_nats is '3,05', and row 2: loss_nats is '3.05'; write"),
-        ('batch_size,loss_nats\n"1,024",3\n', "row 1: batch_size is '1,024', which can be 1024 or 1.024; write"),
-        ("batch_size,loss_nats\n1.024,3\n", "row 1: batch_size is '1.024', which can be 1024 or 1.024; write 1024 or"),
+        ("batch_size;loss_nats\n1;3,05\n2;3.05\n", "row 1: loss_nats is '3,05', and row 2: loss_nats is '3.05'"),
+        ('batch_size,loss_nats\n"1,024",3\n', "row 1: batch_size is '1,024', which can mean 1024 or 1.024; write"),
+        ("batch_size,loss_nats\n1.024,3\n", "row 1: batch_size is '1.024', which can mean 1024 or 1.024; write 1024"),
         ('batch_size,loss_nats\n1,"3,050"\n2,3.1\n', "row 1: loss_nats is '3,050'; write a loss with a decimal point"),
-        ("batch_size,loss_nats\n1,3,05\n", "row 1 has 3 values ('1,3,05'), and the header has 2 columns; put quotes"),
+        ("batch_size,loss_nats\n1,3,05\n", "row 1 has 3 values ('1,3,05'), but the header has 2 columns; put quotes"),
         ('batch_size,loss_nats,arm\n1,3,"adam\n2,3,sgd\n', "unexpected end of data; put quotes around"),
         ("batch_size,loss_nats,seed\n1,3,\n", "row 1: seed is empty; fill it in, or remove the row, or leave"),
         ("batch_size,loss_nats,seed\n1,3,0.5\n", "row 1: seed is 0.5, not a whole number; write the seed as"),
         ("batch_size,loss_nats,arm\n1,3,\n", "row 1: arm is empty; fill it in"),
-        ("batch_size,batch_size,loss_nats\n1,2,3\n", "has several columns 'batch_size'; rename"),
+        ("batch_size,batch_size,loss_nats\n1,2,3\n", "has several columns 'batch_size'; names must be unique"),
         ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are the same hyperparameter"),
     ],
 )  # fmt: skip
@@ -216,7 +216,7 @@ def test_a_comment_below_the_header_is_noted_and_one_inside_quotes_is_data(tmp_p
     text = '# made by hand\nbatch_size,loss_nats,arm\n1,3,"two\n# lines"\n#2,3,left out\n'
     table = columns.read(written(tmp_path / "runs.csv", text), "")
     assert [run.arm for run in table.runs] == ["two\n# lines"]
-    assert table.notes == ("runs.csv: 1 lines below the header start with # and are comments, first '#2,3,left out'",)
+    assert table.notes == ("runs.csv: skipped 1 comments (#) below the header, the first is '#2,3,left out'",)
 
 
 def test_names_that_only_spaces_or_capitals_tell_apart_are_noted(tmp_path):

@@ -58,7 +58,7 @@ def test_a_report_replaces_the_last_one_and_keeps_what_a_person_put_beside_it(tm
     listed = read_json(tmp_path / "out" / LIST)["files"]
     assert set(listed) == second.keys() - {"notes.csv", "figures/mine.svg", LIST}
     (tmp_path / "out" / "gaps.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"gaps.csv is in the way: no report wrote it"):
+    with pytest.raises(UserError, match=r"gaps.csv is not a file of a report"):
         output.write(columns_report(tmp_path), tmp_path / "out")
     assert (tmp_path / "out" / "gaps.csv").read_text() == "mine"
 

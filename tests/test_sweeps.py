@@ -129,7 +129,7 @@ def test_a_sweep_without_its_grid_json_is_reported_from_the_cells_that_were_star
         ("done", 2.6, (("optimizer.peak_lr", 0.002),)),
     ]
     (note,) = table.notes
-    assert "grid.json" in note and note.endswith("the 2 cells that have been started are reported")
+    assert "grid.json" in note and note.endswith("the report includes only the 2 cells that were started")
 
 
 def test_a_run_without_its_plan_is_reported_with_the_learning_rate_of_its_config_and_a_note(tmp_path):
@@ -160,7 +160,7 @@ def test_memory_is_compared_by_the_programs_and_not_by_the_process_that_ran_othe
         ({"notes.txt": "hello"}, "is no sweep"),
         ({"grid.json": "{"}, "grid.json is damaged"),
         ({"grid.json": '{"format": 1}'}, "grid.json is damaged"),
-        ({"grid.json": '{"format": 2}'}, "has format 2, not 1"),
+        ({"grid.json": '{"format": 2}'}, "has format 2, and this version reads format 1"),
         ({"grid.json": '{"format": 1, "name": "x", "config": {}, "cells": []}'}, "has no cells"),
         ({"grid.json": "[]"}, "grid.json is damaged"),
         ({"config.json": "[]"}, "is damaged"),
@@ -184,8 +184,8 @@ def test_runs_of_one_budget_that_trained_on_different_numbers_of_tokens_are_told
     write_json(result, json.loads(result.read_text()) | {"tokens": 1_049_088})
     (note,) = [note for note in sweeps.read([tmp_path / "runs"]).notes if "equal tokens" in note]
     assert note == (
-        "runs of the budget 1,048,576 trained on 1,048,576 to 1,049,088 tokens, since batch sizes round it up to whole "
-        "updates; they do not compare at equal tokens"
+        "runs with a budget of 1,048,576 tokens trained on 1,048,576 to 1,049,088, because it is rounded up to whole "
+        "updates; their losses are not at equal tokens"
     )
 
 

@@ -116,7 +116,7 @@ def _header(path: Path) -> tuple[str, int] | None:
     known_versions = dict(tuple(HEADERS))
     if magic in known_versions:
         raise UserError(
-            f"{path} has an llm.c header of version {version}, and only {known_versions[magic]} is supported; "
+            f"{path} has an llm.c header of version {version}, and only version {known_versions[magic]} is supported; "
             "write the file with that version, or without a header"
         )
     return None

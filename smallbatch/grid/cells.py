@@ -91,7 +91,7 @@ def _check_equal_tokens(cells: list[Cell]) -> None:
             raise UserError(
                 f"train.budget_tokens={asked:,}, rounded up to whole updates, gives different numbers of tokens: "
                 f"{budgets}. All cells must train on the same number; use {lower:,} or {lower + unit:,}, a multiple "
-                "of all updates"
+                "of the tokens per update of every cell"
             )
 
 
