@@ -100,7 +100,7 @@ def test_bits_per_byte_is_null_if_text_was_lost(tmp_path, monkeypatch):
         def evaluation_params(self, state): ...
         def averaged_params(self, state): ...
 
-    monkeypatch.setattr(validation, "_nats", lambda *_: 100.0)
+    monkeypatch.setattr(validation, "_nats", lambda *_: (np.array([60.0, 40.0]), np.array([30, 20])))
     documents = [f"{n}: plain ASCII text of some length, again and again and again" for n in range(100)]
     tokenizer = tokenizer_file(tmp_path / "ascii.json")
     whole = validation.validate(Programs(), None, prepared(tmp_path, documents, tokenizer))  # pyright: ignore

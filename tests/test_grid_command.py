@@ -113,6 +113,7 @@ def test_no_time_is_given_before_a_cell_has_ended(home, tmp_path):
 
 def test_the_time_left_is_that_of_each_batch_sizes_own_cells(home, tmp_path):
     cells, directory = cells_of(home, product(axis("train.batch_size", [1, 4]), RATES)), SweepDirectory(tmp_path)
+    directory.write_grid("grid", cells[0].config, cells)
     flops = plans_of(cells)[cells[0].id].flops
     end(directory, cells[0], flops=flops, secs=1000.0)
     assert "about 1h56m if batch size 4 runs as fast as those measured (from" in dry_run(tmp_path, cells, workers=1)

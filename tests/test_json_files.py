@@ -99,6 +99,7 @@ CELLS = enumerate_cells(CONFIG, axis("train.seed", [1, 2]))
 
 def test_config_json(tmp_path):
     directory = workdir.Workdir(tmp_path)
+    directory.metrics.write_text("{}\n")  # a run that has begun; the config of another may be replaced
     attack(directory.config, CONFIG.to_dict(), lambda: workdir.check_owner(directory, CONFIG))
 
 

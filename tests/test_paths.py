@@ -135,8 +135,8 @@ def test_every_path_in_a_config_expands_home(home, monkeypatch):
     spec = data_spec(Path("~/cache"), source="tokens:~/ids.bin", tokens_vocab_size=256)
     assert str(home / "ids.bin") in str(sources.identity(spec)) and prepare.dataset_dir(spec).parent == home / "cache"
     asked = []
-    monkeypatch.setattr(tfds_source, "documents", lambda *words: asked.extend(words) or iter(()))
-    list(sources._all_documents(data_spec(home, source="tfds:c4", tfds_data_dir="~/tfds")))
+    monkeypatch.setattr(tfds_source, "documents", lambda *words: asked.extend(words) or iter(["text"]))
+    list(sources.documents(data_spec(home, source="tfds:c4", tfds_data_dir="~/tfds")))
     assert asked[-1] == str(home / "tfds")
 
 

@@ -241,7 +241,9 @@ def test_cells_get_the_cores_that_their_mesh_asks_for(home, tmp_path):
 def test_dry_run_says_what_a_grid_costs_and_writes_nothing(home, tmp_path):
     done = sweep(grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep", "--dry_run")
     assert done.returncode == 0 and not (tmp_path / "sweep").exists()
-    assert len(done.stdout.splitlines()) == 7
+    lines = done.stdout.splitlines()
+    assert [line.split()[1] for line in lines[:6]] == ["missing"] * 6 and len(lines) == 8
+    assert lines[6].startswith("warning (6 cells): ") or lines[7].startswith("warning (6 cells): ")
     assert "6 cells to run, 2 compiled programs, 7.68k tokens" in done.stdout
 
 

@@ -44,13 +44,15 @@ def test_a_stopped_run_is_missing_also_by_the_word_of_earlier_versions(tmp_path,
 
 
 def test_a_run_is_read_with_its_totals_and_curves(tmp_path):
-    cell = Cell({"train.batch_size": 4}, 2.5, validations=5, extra={"grad_norm": lambda share: 2.0})
+    gradients = {"grad_norm": lambda _: 1.9, "grad_signal_sq": lambda _: 1.0, "grad_noise_sq": lambda _: 12.0}
+    cell = Cell({"train.batch_size": 4}, 2.5, validations=5, extra=gradients)
     (run,) = sweeps.read([write_sweep(tmp_path, [cell])]).runs
     assert (run.batch_size, run.seed, run.tokens, run.params, run.context_tokens) == (4, 0, BUDGET_TOKENS, 851_968, 256)
     assert run.steps == BUDGET_TOKENS / CONTEXT_TOKENS / 4 and run.learning_rate == 0.003
     assert len(run.training.tokens) == 20 and len(run.validation.tokens) == 5
     assert run.training.secs[-1] == pytest.approx(BUDGET_TOKENS / 1e5 * 39 / 40)
-    assert run.gradients == {"grad_norm": 2.0, "grad_norm_sq": 4.0}
+    means = {"grad_norm": 1.9, "grad_signal_sq": 1.0, "grad_noise_sq": 12.0}
+    assert run.gradients == pytest.approx(means | {"grad_norm_sq": 1 + 12 / 4})
 
 
 def test_a_run_directory_and_a_folder_of_them_are_read_too(tmp_path):

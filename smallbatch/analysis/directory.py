@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from smallbatch import paths
 from smallbatch.analysis.study import TITLES
 from smallbatch.errors import UserError
 from smallbatch.records import read_json, write_bytes, write_json
@@ -58,10 +59,10 @@ class ReportDirectory:
         write_json(self.path / LIST, {"format": LIST_FORMAT, "files": sorted(names)})
 
     def _refuse_inputs(self, inputs: Sequence[Path]) -> None:
-        resolved = self.path.resolve()
+        resolved = paths.resolved(self.path)
         for given in inputs:
             # Check the target of a link, and the link itself.
-            for found in (given.resolve(), given.parent.resolve() / given.name):
+            for found in (paths.resolved(given), paths.resolved(given.parent) / given.name):
                 if found.is_relative_to(resolved):
                     raise UserError(
                         f"--out={self.path} contains the input {given}, which the report could overwrite; choose "
@@ -71,11 +72,11 @@ class ReportDirectory:
     def _files_of_last_report(self) -> frozenset[str]:
         """Return the names of the files that the last report wrote here."""
         path, figures = self.path, self.path / "figures"
-        if not path.exists():
+        if not paths.exists(path):
             return frozenset()
-        if not path.is_dir():
+        if not paths.is_dir(path):
             raise UserError(f"--out={path} is a file; choose a directory with --out=DIR")
-        if (path / LIST).exists():
+        if paths.exists(path / LIST):
             names = _names(read_json(path / LIST), path / LIST)
         elif _is_summary(path / "summary.json"):
             names = _files_of_old_report(path)

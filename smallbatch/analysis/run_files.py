@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from smallbatch import paths
 from smallbatch.errors import UserError
 
 DELIMITERS = (",", ";", "\t", "|")
@@ -28,7 +29,7 @@ class RowsFile:
 
 def load(path: Path) -> RowsFile:
     """Return the rows of a file. Raises UserError unless it is Parquet, or a CSV with a header line."""
-    if not path.is_file():
+    if not paths.is_file(path):
         raise UserError(f"--csv={path} does not exist; give the path of a CSV or Parquet file")
     found = _parquet(path) if path.suffix == ".parquet" else _csv(path)
     if twice := [column for column, times in Counter(found.columns).items() if times > 1]:

@@ -27,6 +27,7 @@ GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the 
 READ_KEYS = {
     naming.BATCH_SIZE: int,
     naming.SEED: int | None,
+    naming.BUDGET: int | None,
     "optimizer.peak_lr": float | None,
     "model.context_tokens": int,
 }
@@ -111,7 +112,7 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
 def _run_directories(path: Path, notes: Counter[str]) -> list[Cell]:
     """Return the run directories in a directory; skip one with a damaged config.json, with a note."""
     cells = []
-    for directory in sorted(p for p in path.glob("*") if p.is_dir() and (p / "config.json").exists()):
+    for directory in (entry for entry in paths.entries(path) if paths.exists(entry / "config.json")):
         try:
             cells.append(_run_directory(directory))
         except UserError as error:
