@@ -16,7 +16,7 @@ from smallbatch.specs import ProgramSpec
 
 def define_flags(flags) -> None:
     absl_flags.DEFINE_list("batch_sizes", ["1", "4", "16"], "sequences per update", flag_values=flags)
-    cli.number(flags, "secs", 5.0, "how long to measure each", 0.1, 86_400.0)
+    cli.number(flags, "secs", 5.0, "seconds to measure each batch size", 0.1, 86_400.0)
 
 
 def main(config, flags) -> None:

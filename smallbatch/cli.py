@@ -18,7 +18,7 @@ from smallbatch.errors import UserError, did_you_mean
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 UNSET = {"none", "None"}
-MOST_DIGITS = 30  # of a whole number: Python refuses to read one of thousands of digits
+MOST_DIGITS = 30  # of an integer; int() raises ValueError above 4,300 digits
 SWITCH = {"true", "false", "True", "False", "1", "0"}
 
 
@@ -32,13 +32,13 @@ def run(
 ) -> NoReturn:
     """Parse sys.argv, call `main(config, flags)`, or `main(flags)` when `config` is False, and exit.
 
-    `define_flags(flags)` adds a command's own: `DEFINE_string("workdir", None, "...", flag_values=flags)`; numbers
-    through `integer` and `number`, which have a range.
-    `main` gets a validated config and reads its flags as `flags.workdir`; what it returns is the exit code.
-    `words` names arguments that are no flags, such as "WORKDIR ..."; `main` gets their list before the flags.
-    `saved_config(flags)` returns the config to start from where no --config is given, or None for the quickstart's.
-    A UserError is one line and exit code 2; Ctrl-C is exit code 130; everything else keeps its traceback. Output that
-    cannot be printed changes no exit code.
+    `define_flags(flags)` adds the flags of a command: `DEFINE_string("workdir", None, "...", flag_values=flags)`;
+    define numbers with `integer` and `number`, which check a range.
+    `main` receives a validated config, reads its flags as `flags.workdir`, and returns the exit code.
+    `words` names the positional arguments, such as "WORKDIR ..."; `main` receives their list before the flags.
+    `saved_config(flags)` returns the config to use without --config, or None for that of the quickstart.
+    A UserError prints one line and exits with code 2. Ctrl-C exits with code 130. Other exceptions keep their
+    traceback. A failing standard output does not change the exit code.
     """
     with tolerant_output():
         _run(main, define_flags, config, words, saved_config)
@@ -70,26 +70,26 @@ def _run(main: Callable, define_flags: Callable | None, config: bool, words: str
 
 
 def integer(values: flags.FlagValues, name: str, default: int | None, text: str, lower: int, upper: int) -> None:
-    """Define a flag that takes a whole number from `lower` to `upper`."""
+    """Define an integer flag with a value from `lower` to `upper`."""
     flags.DEFINE_integer(name, default, text, lower, upper, flag_values=values)
 
 
 def number(values: flags.FlagValues, name: str, default: float | None, text: str, lower: float, upper: float) -> None:
-    """Define a flag that takes a number from `lower` to `upper`, which NaN is not."""
+    """Define a float flag with a value from `lower` to `upper`; NaN is an error."""
     flags.DEFINE_float(name, default, text, lower, upper, flag_values=values)
     refusal = f"it takes a number from {lower:g} to {upper:g}"
     flags.register_validator(name, lambda x: x is None or lower <= x <= upper, refusal, flag_values=values)
 
 
 def whole_numbers(name: str, texts: list[str], example: str, largest: int = 2**16) -> list[int]:
-    """Return the numbers of a flag that takes a list of them. Raises UserError for what is not from 1 to `largest`."""
+    """Return the values of a list flag. Raises UserError unless all are integers from 1 to `largest`."""
 
     def fits(text: str) -> bool:
         return bool(re.fullmatch(rf"[0-9]{{1,{len(str(largest))}}}", text)) and 1 <= int(text) <= largest
 
     if not texts or not all(map(fits, texts)):
         said = ",".join(texts)[:60]
-        raise UserError(f"--{name}={said}: write positive numbers up to {largest:,}, such as {example}")
+        raise UserError(f"--{name}={said} is not a list of integers from 1 to {largest:,}; use, for example, {example}")
     return [int(text) for text in texts]
 
 
@@ -137,12 +137,12 @@ def _settings(
 
 
 def _check_utf8(word: str) -> None:
-    """Raise UserError, with the flag, for an argument whose bytes are not UTF-8: Python passes them as surrogates."""
+    """Raise UserError, with the flag, if the bytes of an argument are not UTF-8 (Python decodes them as surrogates)."""
     try:
         word.encode()
     except UnicodeEncodeError:
         flag = f"{word.partition('=')[0]}: its value" if word.startswith("-") and "=" in word else f"{word!r}: it"
-        raise UserError(f"{flag} is not UTF-8; write it in UTF-8 (LC_ALL=C.UTF-8 and a UTF-8 terminal)") from None
+        raise UserError(f"{flag} is not UTF-8; use a UTF-8 terminal, with LC_ALL=C.UTF-8") from None
 
 
 def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
@@ -162,7 +162,7 @@ def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
 
 
 def _config(settings: list[tuple[str, str]], own: flags.FlagValues, saved_config: Callable | None) -> Any:
-    """Return the config file's config, or else the saved one or the quickstart's, with the overrides, validated."""
+    """Return the validated config with overrides: that of --config, else the saved one, else the quickstart's."""
     from ml_collections import config_flags
     from ml_collections.config_flags import config_path
 
@@ -215,7 +215,7 @@ def _number(text: str) -> float | None:
 
 
 def _as_whole(text: str) -> str:
-    """Return a whole number that is written as a float (0.0, 1e3) as an integer, and any other text as it is."""
+    """Return a whole number written as a float (0.0, 1e3) as an integer; return any other text unchanged."""
     number = _number(text)
     if number is None or not abs(number) < 2.0**63 or re.fullmatch(r"[+-]?[0-9_]+", text):
         return text
@@ -224,7 +224,7 @@ def _as_whole(text: str) -> str:
 
 
 def _flag(own: flags.FlagValues, name: str, value: str) -> str:
-    """Return `--name=value`, with a whole number as absl reads it."""
+    """Return `--name=value`, with a whole number in the form that absl parses."""
     return f"--{name}={_as_whole(value) if own[name].flag_type() == 'int' else value}"
 
 

@@ -37,9 +37,9 @@ class _Keys(config_dict.ConfigDict):
             raise ConfigKeyError(f"{self._dotted(key)} is {value!r}, but must be {words}") from None
 
     def _as_whole(self, key: str, value: Any) -> Any:
-        """Return 4 for 4.0 where a key takes a whole number. Raises ConfigKeyError for True and False there.
+        """Return 4 for 4.0 if the key is an integer. Raises ConfigKeyError for True and False in numeric keys.
 
-        ConfigDict takes a bool for an int, and the key is of type bool from then on.
+        ConfigDict accepts a bool for an int, and changes the type of the key to bool.
         """
         kind = self.get_type(key)
         if isinstance(value, bool) and kind in (int, float):
@@ -65,15 +65,15 @@ def base() -> Config:
     data.tokenizer = "bytes"  # bytes | bpe:VOCABULARY | file:PATH of a tokenizer.json
     data.split = "train"  # TFDS split to read
     data.text_key = "text"  # field that holds the text in TFDS examples, .jsonl and .parquet
-    data.document_separator = placeholder(str)  # cuts .txt files, e.g. at '\n\n'; unset: a file is a document
+    data.document_separator = placeholder(str)  # splits .txt files, e.g. at '\n\n'; unset: one document per file
     data.eod_token = placeholder(str)  # end of document in a tokenizer file; unset: the usual names are tried
     data.tokens_dtype = "uint16"  # of tokens:PATH; uint16 | uint32
     data.tokens_vocab_size = placeholder(int)  # of tokens:PATH; needed there
     data.tokens_eod_id = placeholder(int)  # of tokens:PATH; unset: the tail of the file is held out
-    data.validation_source = placeholder(str)  # text:GLOB | tokens:GLOB | split:TFDS_SPLIT; unset: held out of source
+    data.validation_source = placeholder(str)  # text:GLOB | tokens:GLOB | split:TFDS_SPLIT; unset: part of source
     data.validation_frac = 0.05  # share of the documents held out, chosen by a hash of their text
-    data.validation_max_bytes = 524_288  # the validation set stops growing here, a given validation source too
-    data.tfds_data_dir = placeholder(str)  # where TFDS has its datasets, a local path; unset: its own default
+    data.validation_max_bytes = 524_288  # largest validation set, also with validation_source
+    data.tfds_data_dir = placeholder(str)  # local directory of TFDS datasets; unset: the default of TFDS
     data.cache_dir = "~/.cache/smallbatch"  # token shards are written here and reused
     data.shuffle_seed = 0  # order of the training sequences
 
@@ -93,7 +93,7 @@ def base() -> Config:
 
     c.optimizer = optimizer = _Keys()
     optimizer.name = "adam"  # a row of the README's table: adam | sgd | momentum | muon | lion | adafactor | ...
-    optimizer.peak_lr = placeholder(float)  # unset: 0.003 for adam; every other optimizer needs it set
+    optimizer.peak_lr = placeholder(float)  # unset: 0.003 for adam; required for other optimizers
     optimizer.schedule = "cosine"  # cosine | linear | constant | wsd_linear | wsd_sqrt, after the warm-up
     optimizer.warmup_frac = placeholder(float)  # warm-up as a share of the budget ...
     optimizer.warmup_tokens = placeholder(int)  # ... or in tokens: exactly one of the two
@@ -107,7 +107,7 @@ def base() -> Config:
     optimizer.b2_max = placeholder(float)  # ceiling of it
     optimizer.eps = 1e-8  # of adam, and of muon's embeddings
     optimizer.nesterov = False  # of momentum, heavy_ball and muon
-    optimizer.muon_matrices = "whole"  # of muon: whole (q, k, v of all heads) | heads (of each head, as in the paper)
+    optimizer.muon_matrices = "whole"  # of muon: whole (q, k, v over all heads) | heads (per head, as in the paper)
     optimizer.embed_lr = placeholder(float)  # of muon: peak learning rate of the embeddings and the output, by Adam
     optimizer.decay_exponent = 0.8  # of adafactor_power: 1 - b2 of update t is t^-c
     optimizer.interpolation = 0.9  # of schedule_free_*: share of the average in the point where gradients are taken
@@ -119,7 +119,7 @@ def base() -> Config:
     optimizer.transfer_rule = placeholder(str)  # half_life | fixed | sqrt | linear: the numbers above were tuned ...
     optimizer.tuned_at_batch_size = placeholder(int)  # ... at this batch size, and are carried over to train.batch_size
     optimizer.lr_exponent = placeholder(float)  # p of half_life and fixed: learning rate x (batch size ratio)^p
-    optimizer.transfer_keeps_tau = False  # also scale weight decay, so that 1 / (lr wd) stays the same in tokens
+    optimizer.transfer_keeps_tau = False  # also scale weight decay to keep 1 / (lr wd) constant in tokens
 
     c.train = train = _Keys()
     train.batch_size = 16  # sequences per optimizer update, over all devices
@@ -273,14 +273,14 @@ def flatten(config: dict) -> dict[str, Any]:
 
 
 def resolved_flat(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return {dotted key: value} with the learning rate that an unset one stands for."""
+    """Return {dotted key: value}, with an unset learning rate replaced by its default."""
     if flat.get("optimizer.peak_lr", 0.0) is not None:
         return flat
     return flat | {"optimizer.peak_lr": DEFAULT_PEAK_LR.get(flat.get("optimizer.name", ""))}
 
 
 def resolved(config: Config) -> dict[str, Any]:
-    """Return a config as nested plain values with the learning rate that an unset one stands for."""
+    """Return a config as nested dicts, with an unset learning rate replaced by its default."""
     values = config.to_dict()
     flat = resolved_flat(flatten(values))
     return values | {"optimizer": values["optimizer"] | {"peak_lr": flat["optimizer.peak_lr"]}}

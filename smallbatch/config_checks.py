@@ -158,7 +158,7 @@ def _wrong_value(key: str, value: Any, wanted: type, optional: bool, ranges: dic
     if not isinstance(value, fits) or isinstance(value, bool) is not (wanted is bool):
         return f"{key} is {value!r}; it takes {TYPE_WORDS[wanted]}"
     if wanted is str and not _is_utf8(value):
-        return f"{key} is {value!r}, which is not UTF-8; it takes text without halves of surrogate pairs"
+        return f"{key} is {value!r}, which is not valid UTF-8; remove the lone surrogates (\\ud800 to \\udfff)"
     if wanted in (int, float) and (words := config_numbers.problem(key, value, wanted)):
         return words
     if key in CHOICES and value not in CHOICES[key]:
@@ -188,7 +188,7 @@ def _sources(flat: Flat, defaults: Flat) -> Iterator[str]:
         if key == "data.tokenizer" and flat.get(key, "").startswith("file:"):
             continue  # a corpus of tokens is not encoded with it, but its samples are decoded
         if "text:" in readers and (flat.get("data.validation_source") or "").startswith("text:"):
-            continue  # the validation set is read with it
+            continue  # validation_source uses this key
         if kind + colon not in readers and key in flat and flat[key] != defaults[key]:
             yield _no_effect(key, flat[key], f"data.source {source!r}", f"leave it at {defaults[key]!r}")
     for key in ("data.cache_dir", "data.tfds_data_dir"):
@@ -221,13 +221,13 @@ def _validation_source(flat: Flat, defaults: Flat) -> Iterator[str]:
         meant = did_you_mean(kind, ("text", "tokens", "split"))
         yield f"{key} is {given!r}; it takes text:GLOB | tokens:GLOB | split:TFDS_SPLIT{meant}"
     elif kind == "split" and not source.startswith("tfds:"):
-        yield f"{key} is {given!r}; it needs data.source tfds:NAME, and data.source is {source!r}"
+        yield f"{key} is {given!r}, which needs data.source tfds:NAME, not {source!r}; use text:GLOB or tokens:GLOB"
     elif kind == "split" and rest == flat["data.split"]:
-        yield f"{key} is {given!r}, which is data.split, the training set; name another split"
+        yield f"{key} is {given!r}, which is data.split, the training set; choose another split"
     elif kind != "split" and (kind == "tokens") is not source.startswith("tokens:"):
         yield (
-            f"{key} is {given!r} and data.source is {source!r}; tokens:GLOB goes with tokens:GLOB only, text:GLOB with "
-            "text sources only"
+            f"{key} is {given!r} and data.source is {source!r}; use tokens:GLOB for both, or text:GLOB with a text "
+            "source"
         )
     fraction = "data.validation_frac"
     if flat[fraction] != defaults[fraction]:
@@ -242,7 +242,7 @@ def _tokenizer(flat: Flat, defaults: Flat) -> Iterator[str]:
         yield f"data.tokenizer is {tokenizer!r}; it takes bytes | bpe:VOCABULARY | file:PATH{meant}"
     elif kind == "bpe" and not is_bpe_vocab(rest):
         allowed = f"a whole number from {SMALLEST_BPE_VOCAB} to {LARGEST_VOCAB:,}"
-        yield f"data.tokenizer is {tokenizer!r}; the vocabulary is {allowed}"
+        yield f"data.tokenizer is {tokenizer!r}; the vocabulary must be {allowed}"
     if eod_token is not None and kind != "file":
         yield _no_effect("data.eod_token", eod_token, f"data.tokenizer {tokenizer!r}", _unset("data.eod_token"))
 
@@ -262,8 +262,8 @@ def _peak_lr(flat: Flat, defaults: Flat) -> Iterator[str]:
     if flat["optimizer.peak_lr"] is None and name not in DEFAULT_PEAK_LR:
         known = ", ".join(f"{rate:g} for {other}" for other, rate in DEFAULT_PEAK_LR.items())
         yield (
-            f"optimizer.peak_lr is unset, and {name} has no default (there is {known}); set "
-            "--config.optimizer.peak_lr to a rate tuned for it"
+            f"optimizer.peak_lr is unset, and {name} has no default (only {known}); set --config.optimizer.peak_lr "
+            f"to a learning rate tuned for {name}"
         )
 
 
@@ -334,7 +334,7 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
         return
     if rule == "sqrt" and flat["optimizer.name"] not in SQRT_OPTIMIZERS:
         yield (
-            f"optimizer.transfer_rule is sqrt, which holds for optimizers that divide by the root of a second moment "
+            f"optimizer.transfer_rule is sqrt, which needs an optimizer that divides by the root of a second moment "
             f"({', '.join(SQRT_OPTIMIZERS)}), and optimizer.name is {flat['optimizer.name']}; use linear, fixed or "
             "half_life"
         )
@@ -414,8 +414,8 @@ def _dispatch(flat: Flat, defaults: Flat) -> Iterator[str]:
         step_tokens = max(phase.batch_size for phase in _phases(flat)) * flat["model.context_tokens"]
         if updates is not None and updates * step_tokens > MAX_DISPATCH_TOKENS:
             yield (
-                f"train.steps_per_dispatch {updates:,} holds {updates * step_tokens:,} tokens on the devices at once, "
-                f"and at most {MAX_DISPATCH_TOKENS:,} are allowed; use {max(1, MAX_DISPATCH_TOKENS // step_tokens):,}"
+                f"train.steps_per_dispatch is {updates:,}, or {updates * step_tokens:,} tokens on the devices; at most "
+                f"{MAX_DISPATCH_TOKENS:,} are allowed: use {max(1, MAX_DISPATCH_TOKENS // step_tokens):,} or less"
             )
 
 

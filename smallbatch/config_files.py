@@ -1,6 +1,7 @@
-"""Config files: Python files with a get_config(), run with errors that name file, line and reason; saved configs.
+"""Load configs from Python files with a get_config(), and from the config.json of a run.
 
-A Python file may import the modules beside it. Each file gets its own: they are removed from sys.modules afterwards.
+An error in a Python file is reported with its line. The file may import modules from its own folder. They are removed
+from sys.modules afterwards, so files in different folders can have modules of the same name.
 """
 
 import importlib
@@ -30,17 +31,17 @@ def load(path_and_argument: str) -> Config:
     path, colon, argument = split(path_and_argument)
     if path.endswith(".json"):
         if colon:
-            raise UserError(f"--config={path_and_argument}: a .json file takes no argument; drop ':{argument}'")
+            raise UserError(f"--config={path_and_argument}: a .json file has no argument; remove ':{argument}'")
         return load_saved(Path(path))
     arguments = [argument] if colon else []
     with _neighbours_of(path):
         get_config = run_file(path).get("get_config")
         if not callable(get_config):
-            raise UserError(f"config file {path} has no get_config() that returns a config")
+            raise UserError(f"config file {path} has no get_config(); define one that returns a config")
         try:
             inspect.signature(get_config).bind(*arguments)
         except TypeError:
-            fix = f"takes no argument; drop ':{argument}'" if colon else "takes an argument; write FILE.py:ARGUMENT"
+            fix = f"takes no argument; remove ':{argument}'" if colon else "needs an argument; write FILE.py:ARGUMENT"
             raise UserError(f"get_config() of config file {path} {fix}") from None
         with _errors_of(path):
             loaded = get_config(*arguments)
@@ -56,24 +57,26 @@ def load(path_and_argument: str) -> Config:
 
 def split(path_and_argument: str) -> tuple[str, str, str]:
     """Return (path, ":" or "", argument) of --config, with `~` in the path expanded. Raises UserError."""
-    paths.local(path_and_argument, "--config")  # before the colon of an address is taken for that of an argument
+    paths.local(path_and_argument, "--config")  # first, since the colon of a URL would be parsed as that of an argument
     path, colon, argument = path_and_argument.partition(":")
     return str(paths.local(path, "--config")), colon, argument
 
 
 def load_saved(path: Path) -> Config:
-    """Return the config in a run's config.json; keys that it lacks have their defaults. Raises UserError."""
+    """Return the config in a run's config.json, with defaults for missing keys. Raises UserError."""
     if not paths.is_file(path):
-        raise UserError(f"there is no config file {str(path)!r}")
+        raise UserError(f"there is no config file {str(path)!r}; check the path of --config")
     saved = records.read_json(path)
     if not isinstance(saved, dict) or not all(isinstance(values, dict) for values in saved.values()):
-        raise UserError(f"{path} is not the config.json of a run: it must hold an object of sections of keys")
+        raise UserError(
+            f"{path} is not the config.json of a run, an object of sections of keys; give that of a run, or a .py file"
+        )
     loaded = configs.base()
     for key, value in flatten(saved).items():
         section, _, name = key.partition(".")
         if key not in key_types():
-            fix = "use the version of smallbatch that wrote it, or write a config file with the keys of this one"
-            raise UserError(f"{path}: {configs.unknown_key(key)} (the file is of another version, or no config; {fix})")
+            fix = "use the version of smallbatch that wrote it, or write a config file for this version"
+            raise UserError(f"{path}: {configs.unknown_key(key)} (from another version, or not a config; {fix})")
         try:
             loaded[section][name] = value
         except UserError as error:
@@ -89,12 +92,13 @@ def load_grid(path_and_argument: str) -> Any:
     path, colon, argument = split(path_and_argument)
     if path.endswith(".json"):
         raise UserError(
-            f"--config={path} is the config of one run and has no grid; resume a sweep with --workdir alone"
+            f"--config={path} is the config of one run, and a sweep needs a .py file with get_grid(); to resume a "
+            "sweep, give --workdir alone"
         )
     with _neighbours_of(path):
         get_grid = run_file(path).get("get_grid")
         if not callable(get_grid):
-            raise UserError(f"config file {path} has no get_grid(); configs/quickstart_grid.py shows one")
+            raise UserError(f"config file {path} has no get_grid(); define one, as in configs/quickstart_grid.py")
         with _errors_of(path):
             grid = get_grid(*[argument] if colon else [])
     is_cell = lambda cell: isinstance(cell, Mapping) and all(isinstance(key, str) for key in cell)
@@ -118,7 +122,7 @@ def run_file(path: str) -> dict[str, Any]:
 
 @contextmanager
 def _neighbours_of(path: str) -> Iterator[None]:
-    """Let a file import the modules of its folder meanwhile, as a script can, and remove them afterwards."""
+    """Make the modules in the folder of a file importable inside the context, and remove them afterwards."""
     folder = paths.resolved(Path(path).parent)
     before, entry = set(sys.modules), str(folder)
     importlib.invalidate_caches()
@@ -126,7 +130,7 @@ def _neighbours_of(path: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # the file removed it
+        with suppress(ValueError):  # if the file removed it
             sys.path.remove(entry)
         new = set(sys.modules) - before
         beside = {name for name in new if "." not in name and _lies_beside(sys.modules[name], folder)}

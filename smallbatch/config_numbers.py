@@ -1,7 +1,7 @@
-"""The largest numbers that keys take, and whether float32 can hold them.
+"""Check that the number of a key is below its upper bound and fits float32.
 
-A whole number without an upper bound hangs, aborts or overflows before any other check can refuse it. A float beyond
-float32 is checked in float64 and used as infinity or 0.
+An integer without an upper bound can hang, abort or overflow before any other check. A float beyond the range of
+float32 would pass the checks in float64 and then be used as infinity or 0.
 """
 
 import math
@@ -22,26 +22,26 @@ LARGEST = {
     **dict.fromkeys(("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.sequence"), 2**20),
     "mesh.cpu_devices": 256,
 }
-LARGEST_WHOLE_NUMBER = 2**53  # of every other key: float64 holds all whole numbers up to it
-# Floats of these sections reach the compiled program. Numbers of tokens do not: what follows from them does.
+LARGEST_WHOLE_NUMBER = 2**53  # of every other key: float64 is exact up to it
+# Floats of these sections are inputs of the compiled program. Numbers of tokens are not: values derived from them are.
 FLOAT32_SECTIONS = ("optimizer.", "model.")
 
 
 def problem(key: str, value: float, wanted: type) -> str | None:
-    """Return why a number is too large or too small for a key, or None."""
+    """Return the reason why a number is out of range for a key, or None."""
     if wanted is int:
         largest = LARGEST.get(key, LARGEST_WHOLE_NUMBER)
         return f"{key} is {shown(value)}; it must be at most {largest:,}" if value > largest else None
     if not _is_finite(value):
-        return f"{key} is {shown(value)}; it takes a finite number"
+        return f"{key} is {shown(value)}; it must be a finite number"
     if not key.startswith(FLOAT32_SECTIONS) or key.endswith("_tokens"):
         return None
     words = float32_problem(value)
-    return words and f"{key} is {value!r}, which is {words}; choose a number that float32 can hold"
+    return words and f"{key} is {value!r}, which is {words}; choose a number in the range of float32"
 
 
 def shown(value: float) -> str:
-    """Return a number in text; one of many digits by its size, since Python refuses to print thousands of digits."""
+    """Return a number as text; a huge one as a power of 10, since str() raises ValueError above 4,300 digits."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"above 10^{(value.bit_length() - 1) * 3 // 10}"
     return str(value)
@@ -50,5 +50,5 @@ def shown(value: float) -> str:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond float64
+    except OverflowError:  # an integer beyond float64
         return False

@@ -1,4 +1,4 @@
-"""Standard output and standard error that cannot fail: what is printed never decides how a command ends."""
+"""Make standard output and standard error tolerate failures, so that they never change the exit code."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ from typing import Any, TextIO
 
 
 class Tolerant:
-    """A text stream that continues without output where the stream behind it fails: a full disk, a closed pipe.
+    """A text stream that discards output once the underlying stream fails, as on a full disk or a closed pipe.
 
-    Everything except `write` and `flush` is that of the stream behind it.
+    All attributes except `write` and `flush` are those of the underlying stream.
     """
 
     def __init__(self, stream: TextIO, on_failure: Callable[[OSError], None]) -> None:
@@ -37,7 +37,7 @@ class Tolerant:
             call()
         except OSError as error:
             self._failed = True
-            # Python flushes once more as it exits, and would end with exit code 120.
+            # Python flushes once more at exit; a failure there would give exit code 120.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
@@ -47,20 +47,20 @@ class Tolerant:
 
 @contextlib.contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Make sys.stdout and sys.stderr tolerant meanwhile, and print with replacements what their encoding lacks.
+    """Make sys.stdout and sys.stderr tolerate failures inside the context, and replace unencodable characters.
 
-    A full standard output is reported in one line on standard error. A closed pipe, as of `... | head`, and a failing
-    standard error are not reported.
+    A write failure of standard output is reported in one line on standard error. A closed pipe, as in `... | head`, and
+    a failure of standard error are not reported.
     """
     before = sys.stdout, sys.stderr
     for stream in before:
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # no stream, or one of another kind
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # None, or not a TextIOWrapper
             if stream.errors in ("strict", "surrogateescape"):
                 stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
 
     def report(error: OSError) -> None:
         if not isinstance(error, BrokenPipeError):
-            print(f"standard output failed ({error.strerror or error}); what follows is not printed", file=sys.stderr)
+            print(f"standard output failed ({error.strerror or error}); further output is discarded", file=sys.stderr)
 
     out, err = before
     if err is not None:

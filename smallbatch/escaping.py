@@ -1,45 +1,44 @@
-"""Make text safe for the place it is written to: a page, a figure, a terminal, a spreadsheet.
+"""Escape text for a page, a figure, a terminal or a spreadsheet.
 
-Names of methods and settings come from files. They stay as they are in the run table, and are escaped where they are
-written.
+Names of methods and settings come from files. The run table keeps them unchanged; they are escaped on output.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Control characters but for newline and tab, halves of surrogate pairs, noncharacters: not allowed in XML 1.0, and a
-# terminal obeys some of them. Line separators and marks that reverse the direction of text hide what a name is.
+# Control characters except newline and tab, lone surrogates, and noncharacters: not allowed in XML 1.0, and some are
+# terminal commands. Line separators and bidirectional marks can disguise a name.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-# A spreadsheet takes a cell that starts with one of these, or with their full-width forms, for a formula (OWASP, "CSV
-# Injection").
+# A spreadsheet evaluates a cell that starts with one of these, or with their full-width forms, as a formula (OWASP,
+# "CSV Injection").
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _QUOTED = re.compile(r"""[",;|#\t\r\n]|^\s|\s$""")
 
 
 def printable(text: str) -> str:
-    """Return the text with characters that cannot be shown written as escapes, such as \\x1b."""
+    """Return the text with unprintable characters replaced by escapes, such as \\x1b."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def encodable(text: str) -> str:
-    """Return the text with halves of surrogate pairs, which UTF-8 cannot hold, written as escapes."""
+    """Return the text with lone surrogates, which UTF-8 cannot encode, replaced by escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def csv_text(lines: Iterable[Iterable[Any]]) -> str:
-    """Return a CSV file of these lines, its header first."""
+    """Return these rows, header first, as the text of a CSV file."""
     return "".join(",".join(map(csv_cell, line)) + "\n" for line in lines)
 
 
 def csv_cell(value: Any) -> str:
-    """Write one value of a CSV file: text quoted where needed, and unknown values empty.
+    """Return one value as a CSV field: text is quoted where needed, and an unknown value is empty.
 
-    Text that a spreadsheet would run as a formula gets a leading apostrophe; `without_apostrophes` removes it. A number
-    stays a number, also a negative one.
+    Text that a spreadsheet would evaluate as a formula gets a leading apostrophe; `without_apostrophes` removes it.
+    Numbers are unchanged, including negative ones.
     """
     if value is None or value != value:
         return ""
@@ -50,9 +49,9 @@ def csv_cell(value: Any) -> str:
 
 
 def without_apostrophes(texts: Sequence[Any]) -> list[Any]:
-    """Return the texts of a column as they were before `csv_cell` protected them.
+    """Remove the apostrophes that `csv_cell` added to the texts of a column.
 
-    A column that `csv_cell` wrote has no bare formula. In a column that has one, apostrophes belong to the names.
+    A column that `csv_cell` wrote has no unprotected formula. If a column has one, its apostrophes belong to the names.
     """
     is_formula = lambda text: bool(_FORMULA.match(text)) and not _NUMBER.fullmatch(text)
     if any(text and not text.startswith("'") and is_formula(text) for text in texts):

@@ -1,8 +1,8 @@
-"""The numbers of an optimizer in a phase of a run: what a config says, at that batch size, in float64.
+"""Compute the hyperparameters of an optimizer in each phase of a run, in float64.
 
-Two things move them from one batch size to another: a transfer rule, from where they were tuned to where the run
-starts; and, where the batch grows on the way, the rule of `half_life`: b2 and the average of the weights keep their
-half-lives in tokens, and b1 stays per step. A b1 that was set by `t1_tokens` keeps that half-life.
+A transfer rule converts them from the batch size at which they were tuned to that at the start of the run. If the
+batch size changes during the run, b2 and the average of the weights keep their half-lives in tokens, and b1 stays per
+step unless it is set by `t1_tokens`.
 """
 
 import math
@@ -19,8 +19,8 @@ from smallbatch.schedules import rate_share
 from smallbatch.specs import DEFAULT_PEAK_LR, OPTIMIZER_KEYS
 from smallbatch.transfer import Tuned, transfer
 
-# 1 - b below this has no effect in a run of at most 2^31 updates, where the bias-corrected average is the plain mean,
-# and its products with squared gradients become 0 in float32.
+# With 1 - b below this, the bias-corrected average over at most 2^31 updates is the plain mean, and products of 1 - b
+# with squared gradients underflow to 0 in float32.
 LEAST_COMPLEMENT = 1e-12
 
 
@@ -65,7 +65,7 @@ def hypers(config: Config, phase: Phase) -> dict[str, Any]:
     return found
 
 
-# Where a hyperparameter that float32 cannot hold comes from, if not from the key of the same name.
+# {hyperparameter: config keys that determine it}, if not the key of the same name; for errors.
 FROM_KEYS = {
     "warmup_steps": "optimizer.warmup_frac or warmup_tokens",
     "decay_steps": "optimizer.decay_frac",
@@ -80,32 +80,32 @@ FROM_KEYS = {
 
 
 def check_float32(name: str, found: dict[str, Any]) -> None:
-    """Raise UserError for a hyperparameter, or a product that an optimizer forms of two, that float32 cannot hold."""
+    """Raise UserError for a hyperparameter, or a product of two in an update, outside the range of float32."""
     peak_lr = found["peak_lr"]
     products = {"learning rate x weight decay": (peak_lr * found["weight_decay"], "optimizer.weight_decay or peak_lr")}
     if "interpolation" in OPTIMIZER_KEYS[name]:
-        products["the square of the learning rate, which weights the average,"] = (peak_lr**2, "optimizer.peak_lr")
+        products["the squared learning rate, the weight in the average,"] = (peak_lr**2, "optimizer.peak_lr")
     for field, value in found.items():
         if field != "seed":
             products[field] = (value, FROM_KEYS.get(field, f"optimizer.{field}"))
     for what, (value, keys) in products.items():
         if problem := units.float32_problem(value):
-            raise UserError(f"{what} comes to {value:.3g}, which is {problem}; change {keys}")
+            raise UserError(f"{what} is {value:.3g}, which is {problem}; change {keys}")
         if what.endswith("_complement") and value < LEAST_COMPLEMENT:
             raise UserError(
-                f"{what}, 1 - b, comes to {value:.3g} a step, and must be at least {LEAST_COMPLEMENT:g}: float32 "
-                f"cannot average with less; shorten the half-life ({keys})"
+                f"{what}, 1 - b, is {value:.3g} per step and must be at least {LEAST_COMPLEMENT:g}, since smaller "
+                f"values underflow in float32; use a shorter half-life ({keys})"
             )
 
 
 def peak_lr(config: Config) -> float:
-    """Return the peak learning rate that is set, or the default of the optimizer."""
+    """Return `optimizer.peak_lr`, or the default of the optimizer if it is unset."""
     set_lr = config.optimizer.peak_lr
     return DEFAULT_PEAK_LR[config.optimizer.name] if set_lr is None else set_lr
 
 
 def budget_tokens(config: Config) -> int:
-    """Return the tokens that a run trains on: `train.budget_tokens`, rounded up to whole updates."""
+    """Return the number of training tokens: `train.budget_tokens`, rounded up to whole updates."""
     train, context = config.train, config.model.context_tokens
     return used_tokens(phases(train.batch_size, train.batch_size_schedule, context, train.budget_tokens), context)
 
@@ -137,11 +137,11 @@ def warmup_tokens(config: Config) -> float:
 
 
 def warnings(config: Config, found: tuple[RunningAverage, ...]) -> tuple[str, ...]:
-    """Return what is allowed and probably not meant: half-lives longer than the run."""
+    """Return a warning for each half-life that is longer than the run, which is probably unintended."""
     keys = {"b1": "t1_tokens or b1", "b2": "t2_tokens or b2", "weights": "weight_average_tokens or weight_average_b"}
     return tuple(
         f"the half-life of {average.name} is {average.half_life_tokens:,.0f} tokens, longer than the run of "
-        f"{budget_tokens(config):,}: its average forgets nothing and is close to the mean over the whole run; lower "
+        f"{budget_tokens(config):,}, so its average is close to the mean over the whole run; lower "
         f"optimizer.{keys[average.name]}, or raise train.budget_tokens"
         for average in found
         if average.half_life_frac > 1
@@ -157,7 +157,7 @@ def transfer_words(config: Config) -> str | None:
     return (
         f"by the {optimizer.transfer_rule} rule from batch size {optimizer.tuned_at_batch_size:,}, where the peak "
         f"learning rate is {peak_lr(config):g}{exponent}; {_TRANSFERRED[optimizer.transfer_rule]}; weight decay "
-        f"{'keeps its timescale 1/(lr wd) in tokens' if optimizer.transfer_keeps_tau else 'stays'}"
+        f"{'keeps its timescale 1/(lr wd) in tokens' if optimizer.transfer_keeps_tau else 'is unchanged'}"
     )
 
 

@@ -1,7 +1,7 @@
-"""Read JSON that may be damaged: whatever a file holds, the result has the expected shape or the error is one line.
+"""Read JSON files that may be damaged: return a value of the expected shape, or raise a one-line error.
 
 A shape is a type (`int`, `float | None`, `dict`), a list with one shape for all elements, or a dict of shapes by key.
-Keys that a dict of shapes does not name are allowed. A bool is not a number, and an int is a float.
+Keys that are not in a dict of shapes are allowed. A bool is not a number; an int is accepted as a float.
 """
 
 import json
@@ -21,10 +21,10 @@ NAMES = {
 
 
 def parse(text: str | bytes) -> Any:
-    """Return the value of JSON text that this program wrote.
+    """Parse JSON text that smallbatch wrote.
 
-    Raises ValueError for anything else: also for NaN, infinities, integers beyond 64 bits, a repeated key, text that is
-    not UTF-8, and nesting that is too deep.
+    Raises ValueError for invalid JSON, NaN, infinities, integers beyond 64 bits, a repeated key, text that is not
+    UTF-8, and nesting that is too deep.
     """
     return parse_any(
         text, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_finite, object_pairs_hook=_object
@@ -32,7 +32,7 @@ def parse(text: str | bytes) -> Any:
 
 
 def parse_any(text: str | bytes, **options: Any) -> Any:
-    """Return the value of JSON text that others wrote. Raises ValueError, and no other exception, if there is none."""
+    """Parse JSON text that another program wrote. Raises ValueError, and no other exception, if it is invalid."""
     try:
         return json.loads(text, **options)
     except RecursionError:
@@ -54,11 +54,11 @@ def read_object(
 ) -> dict[str, Any]:
     """Return the object in a JSON file.
 
-    shape: the keys that it must have, each with the shape of its value.
-    what: what the file should be, for the error: "the plan of a run".
-    fix: what the person can do, for the error.
+    shape: {required key: shape of its value}.
+    what: description of the file for the error: "the plan of a run".
+    fix: suggested fix for the error.
 
-    Raises UserError, with the file, what is wrong and the fix, for anything else.
+    Raises UserError, with the file, the problem and the fix, if the file holds anything else.
     """
     value = read(path, fix)
     if problem := mismatch(value, shape):
@@ -67,7 +67,7 @@ def read_object(
 
 
 def mismatch(value: Any, shape: Any, where: str = "") -> str:
-    """Return how a value differs from a shape, in words; "" if it does not. `where` names the value."""
+    """Return how a value differs from a shape, in words; "" if it matches. `where` is the dotted path of the value."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return _other_type(value, dict, where)
@@ -85,7 +85,7 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
 
 
 def cannot_read(path: str | Path, error: OSError) -> UserError:
-    """Return the error about a file that cannot be read."""
+    """Return the UserError for a file that cannot be read."""
     return UserError(f"cannot read {path}: {error.strerror or error}; check the path and its permissions")
 
 

@@ -21,7 +21,7 @@ def define_flags(flags) -> None:
     absl_flags.DEFINE_list("optimizers", ["sgd", "adafactor", "momentum", "adam"], "to compare", flag_values=flags)
     absl_flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences per update", flag_values=flags)
     absl_flags.DEFINE_string("topology", None, "a TPU slice that is not here, such as v5e:2x4", flag_values=flags)
-    cli.integer(flags, "lora_rank", 16, "rank of the adapters of LoRA", 1, 2**16)
+    cli.integer(flags, "lora_rank", 16, "rank of the LoRA adapters", 1, 2**16)
 
 
 def main(config, flags) -> None:

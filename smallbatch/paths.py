@@ -1,6 +1,6 @@
-"""Paths that a user gives: `~` is expanded, addresses of object stores are refused, and probing never raises OSError.
+"""Check user paths: expand `~`, reject addresses of object stores, and raise UserError instead of OSError.
 
-Every path of a flag, a config value or a Python call passes through `local`.
+Every path from a flag, a config value or a Python call goes through `local`.
 """
 
 import os
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from smallbatch.errors import UserError
 
-# gs://b/r, and gs:/b/r, which is what pathlib makes of it. HOST:/DIR of NFS and ssh has the same form.
+# gs://b/r, and gs:/b/r, which pathlib makes of it. HOST:/DIR of NFS and ssh has the same form.
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# Keys of a config that hold a path, with the forms in front of it; "" is the whole value.
+# {config key with a path: prefixes before the path}; "" means that the whole value is the path.
 CONFIG_PATHS = {
     "data.source": ("text:", "tokens:"),
     "data.validation_source": ("text:", "tokens:"),
@@ -25,28 +25,28 @@ CONFIG_PATHS = {
 def local(path: str | os.PathLike[str], name: str = "") -> Path:
     """Return a path with `~` and `~user` expanded.
 
-    name: the flag or key that holds it, such as "--workdir", for the error.
+    name: its flag or config key, such as "--workdir", for the error.
 
     Raises:
-        UserError: it is a URL, names an unknown user, or is no valid path.
+        UserError: the path is a URL, has an unknown user, or is invalid.
     """
     text = os.fspath(path)
     shown = f"{name}={text!r}" if name else f"the path {text!r}"
     if REMOTE.match(text):
         raise UserError(
-            f"{shown} is an address, and smallbatch reads and writes local paths only. Mount the bucket "
+            f"{shown} is an address, and only local paths are supported. Mount the bucket "
             "(gcsfuse, s3fs, rclone mount) and give the path of the mount, or copy the files"
         )
     if "\0" in text:
         raise UserError(f"{shown} contains a null byte; remove it")
     expanded = os.path.expanduser(text)
     if text.startswith("~") and expanded == text:
-        raise UserError(f"{shown}: no home directory is known for {text.partition('/')[0]}; write the full path")
+        raise UserError(f"{shown}: {text.partition('/')[0]} has no home directory; write the full path")
     return Path(expanded)
 
 
 def config_problems(flat: dict[str, object]) -> list[str]:
-    """Return what is wrong with the paths in {dotted key: value} of a config, one problem an entry."""
+    """Return one problem per invalid path in a config, {dotted key: value}."""
     problems = []
     for key, forms in CONFIG_PATHS.items():
         value = flat.get(key)
@@ -61,10 +61,10 @@ def config_problems(flat: dict[str, object]) -> list[str]:
 
 
 def status(path: Path) -> os.stat_result | None:
-    """Return os.stat of a path, None where nothing is. Raises UserError where that cannot be found out.
+    """Return os.stat of a path, or None if it does not exist. Raises UserError if it is not accessible.
 
-    `Path.exists` and its kin raise OSError (Python 3.11) or return False (3.12) for a directory without search
-    permission and for a name that is too long; the one is a traceback and the other is wrong.
+    For a directory without search permission or a name that is too long, `Path.exists` and similar methods raise
+    OSError (Python 3.11) or wrongly return False (3.12).
     """
     try:
         return os.stat(path)
@@ -76,24 +76,24 @@ def status(path: Path) -> os.stat_result | None:
 
 
 def exists(path: Path) -> bool:
-    """Return whether something is there. Raises UserError where that cannot be found out."""
+    """Return whether a path exists. Raises UserError if it is not accessible."""
     return status(path) is not None
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a file is there. Raises UserError where that cannot be found out."""
+    """Return whether a path is a file. Raises UserError if it is not accessible."""
     found = status(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_dir(path: Path) -> bool:
-    """Return whether a directory is there. Raises UserError where that cannot be found out."""
+    """Return whether a path is a directory. Raises UserError if it is not accessible."""
     found = status(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def entries(directory: Path) -> list[Path]:
-    """Return what a directory holds, [] where there is no directory. Raises UserError where it cannot be read."""
+    """Return the entries of a directory; [] if it does not exist. Raises UserError if it cannot be read."""
     try:
         return sorted(directory.iterdir()) if is_dir(directory) else []
     except OSError as error:
@@ -101,16 +101,16 @@ def entries(directory: Path) -> list[Path]:
 
 
 def resolved(path: Path) -> Path:
-    """Return the absolute path without links. Raises UserError where it cannot be followed."""
+    """Return the absolute path with links resolved. Raises UserError if that fails."""
     try:
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, Python 3.11 and 3.12
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, in Python 3.11 and 3.12
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot access {path}: {reason}; check the path and its permissions") from error
 
 
 def check_writable(directory: Path, fix: str) -> None:
-    """Raise UserError, with `fix`, if a directory can neither be written in nor be made; write nothing."""
+    """Raise UserError, with `fix`, if a directory is not writable and cannot be created. Writes nothing."""
     nearest = directory
     while not exists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent

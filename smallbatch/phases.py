@@ -25,14 +25,14 @@ class Phase:
 def phases(batch_size: int, schedule: str | None, context_tokens: int, budget_tokens: int) -> tuple[Phase, ...]:
     """Return the phases of a run that starts at `batch_size` and changes by `schedule`.
 
-    The budget is rounded up to whole updates of the last phase; `used_tokens` returns what the run uses.
+    The budget is rounded up to whole updates of the last phase; `used_tokens` returns the result.
 
     Args:
-        schedule: TOKENS:SIZE,TOKENS:SIZE,...; from that many tokens on, that many sequences an update. None: no change.
+        schedule: TOKENS:SIZE,TOKENS:SIZE,...; from TOKENS tokens on, an update has SIZE sequences. None: no change.
 
     Raises:
-        UserError: the schedule cannot be read, a phase before a change is not a whole number of updates, or there are
-            more updates than the int32 counter of updates holds.
+        UserError: the schedule is invalid, a phase before a change is not a whole number of updates, or the number of
+            updates exceeds int32.
     """
     starts = [(0, batch_size), *_parsed(schedule or "")]
     found, step = [], 0
@@ -53,14 +53,14 @@ def phases(batch_size: int, schedule: str | None, context_tokens: int, budget_to
         step += steps
     if step > MAX_STEPS:
         raise UserError(
-            f"{budget_tokens:,} tokens are {step:,} updates, and at most {MAX_STEPS:,} can be counted; lower "
+            f"{budget_tokens:,} tokens are {step:,} updates, and at most {MAX_STEPS:,} are allowed; lower "
             "train.budget_tokens, or raise train.batch_size"
         )
     return tuple(found)
 
 
 def used_tokens(found: tuple[Phase, ...], context_tokens: int) -> int:
-    """Return the tokens that all phases train on: the budget, rounded up to whole updates."""
+    """Return the training tokens of all phases: the budget, rounded up to whole updates."""
     last = found[-1]
     return last.first_tokens + (last.last_step - last.first_step) * last.batch_size * context_tokens
 
@@ -69,7 +69,7 @@ def _parsed(schedule: str) -> list[tuple[int, int]]:
     parts = [part.strip() for part in schedule.split(",")] if schedule else []
     for part in parts:
         if not re.fullmatch(r"[1-9][0-9_]{,19}:[1-9][0-9_]{,9}", part):
-            raise UserError(f"{part[:60]!r} is not TOKENS:SIZE, as in 262144:8,524288:16")
+            raise UserError(f"{part[:60]!r} is not TOKENS:SIZE; write, for example, 262144:8,524288:16")
         if int(part.partition(":")[2]) > MAX_BATCH_SIZE:
-            raise UserError(f"{part!r} has a batch size above {MAX_BATCH_SIZE:,}, the largest; choose a smaller one")
+            raise UserError(f"{part!r} has a batch size above the maximum, {MAX_BATCH_SIZE:,}; choose a smaller one")
     return [(int(tokens), int(size)) for tokens, size in (part.split(":") for part in parts)]

@@ -47,7 +47,7 @@ class Plan:
     microbatch_size: int
     tokens_per_step: int
     asked_budget_tokens: int
-    budget_tokens: int  # that are trained on: the budget asked for, rounded up to whole updates
+    budget_tokens: int  # train.budget_tokens, rounded up to whole updates
     optimizer_steps: int  # of the whole run
     warmup_tokens: float
     steps_per_dispatch: int
@@ -62,7 +62,7 @@ class Plan:
     flops_per_token: int
     flops: float
     first_learning_rates: tuple[float, ...]
-    warnings: tuple[str, ...] = ()  # what is allowed and probably not meant; printed before the run
+    warnings: tuple[str, ...] = ()  # about allowed but probably unintended values; printed before the run
     later: tuple["Plan", ...] = ()
 
     @property

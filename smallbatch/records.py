@@ -79,7 +79,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return a value as a JSON file; NaN and infinities are refused, for they are not JSON."""
+    """Return a value as the text of a JSON file. Raises ValueError for NaN and infinities, which are not JSON."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -89,7 +89,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_config(path: str | Path) -> dict[str, dict[str, Any]]:
-    """Return the sections of a config.json. Raises UserError for a file that does not hold sections of keys."""
+    """Return the sections of a config.json. Raises UserError unless it is an object of sections of keys."""
     fix = "restore it from a copy, or delete it and rerun the command that wrote it"
     config = json_files.read_object(path, {}, "the config of a run", fix)
     for section, keys in config.items():
@@ -143,7 +143,7 @@ def rewind(path: str | Path, count: int) -> None:
             f"{path} has {len(lines)} records, but the checkpoint was saved after {count}: the file lost "
             "records; restore it from a copy, or start in another run directory"
         )
-    for _ in _records(path, lines[:count]):  # a damaged line among them would stay in the file unnoticed
+    for _ in _records(path, lines[:count]):  # check every kept line, so that no damaged line stays in the file
         pass
     kept = b"".join(lines[:count])
     if paths.exists(path) and path.stat().st_size != len(kept):
@@ -159,12 +159,12 @@ def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, An
 
 
 def _records(path: str | Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the records in lines of metrics.jsonl. Raises UserError that names the first line without one."""
+    """Yield the records in lines of metrics.jsonl. Raises UserError with the number of the first invalid line."""
     for number, record in enumerate(_at_once(lines) or map(_parsed, lines), 1):
         if problem := _problem(record):
             raise UserError(
-                f"{path}:{number} is not a record of a run: {problem}; restore the file from a copy, or start the run "
-                "again in another directory"
+                f"{path}:{number} is not a record of a run: {problem}; restore the file from a copy, or restart the "
+                "run in another directory"
             )
         yield record
 
@@ -180,7 +180,7 @@ def read_curve(directory: str | Path, kind: str = "train") -> dict[str, list[Any
 
 
 def last_tokens_and_secs(path: Path) -> tuple[int, float]:
-    """Return how far a run is by its newest record, (0, 0.0) if it has none; reads the end of the file alone."""
+    """Return the progress of a run from its last record, (0, 0.0) without one; reads only the end of the file."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LONGEST_RECORD_BYTES))
@@ -240,7 +240,7 @@ class Result:
     git_sha: str | None
     git_dirty: bool | None
     validation_loss_se_nats: float | None = None  # standard error over the sequences of the validation set
-    program_memory_bytes: int | None = None  # of a device, as XLA assigns it; of a lane: its share
+    program_memory_bytes: int | None = None  # on one device, from XLA's buffer assignment; for a lane, its share
     directory: Path | None = field(default=None, compare=False)  # it was read from; not in the file
 
     def curve(self, kind: str = "train") -> dict[str, list[Any]]:
@@ -251,7 +251,7 @@ class Result:
 
 
 STATUSES = ("done", "diverged", "stopped")
-FORMER_STATUSES = {"preempted": "stopped"}  # as files of earlier versions have them
+FORMER_STATUSES = {"preempted": "stopped"}  # {status in files of earlier versions: current status}
 
 
 def write_result(path: str | Path, result: Result) -> None:
@@ -269,7 +269,7 @@ def read_result(path: str | Path) -> Result:
     del types["directory"]
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the result of a run: it holds no JSON object")
-    for name in ("validation_loss_se_nats", "program_memory_bytes"):  # which earlier versions did not record
+    for name in ("validation_loss_se_nats", "program_memory_bytes"):  # missing in files of earlier versions
         values.setdefault(name, None)
     if strange := sorted(values.keys() ^ types.keys()):
         state = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)
@@ -321,7 +321,7 @@ def _has_fields(record: dict[str, Any]) -> bool:
 
 
 def _problem(record: Any) -> str:
-    """Return what keeps a JSON value, or the error that it is none, from being a record; "" if nothing does."""
+    """Return the reason why a JSON value, or the error from parsing it, is not a record; "" if it is one."""
     if isinstance(record, ValueError):
         return str(record)
     if not isinstance(record, dict) or record.get("kind") not in tuple(FIELDS):
@@ -339,7 +339,7 @@ def _are_fields(kind: str, names: tuple[str, ...]) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _not_a_number(names: tuple[str, ...], types: tuple[type, ...]) -> str:
-    """Return the first field, except for kind, that is no number, and not null where it may be; "" if there is none."""
+    """Return the first field with a value that is not a number, or not null where null is allowed; "" if none."""
     for name, kind in zip(names, types, strict=True):
         if kind not in (int, float) and name != "kind" and not (kind is type(None) and name in MAYBE_NULL_FIELDS):
             return name

@@ -21,11 +21,11 @@ def define_flags(flags) -> None:
         "what its columns are: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter's without =, one that "
         "tells nothing as -COLUMN",
     )
-    cli.number(flags, "delta_nats", 0.02, "a loss this much above the best still counts as good", 0.0, 1000.0)
-    target = "loss of costs and critical batch sizes; unset: one that many grids reach"
+    cli.number(flags, "delta_nats", 0.02, "losses up to this much above the best count as good", 0.0, 1000.0)
+    target = "target loss of costs and critical batch sizes; unset: one that many grids reach"
     cli.number(flags, "target_loss_nats", None, target, 0.0, 1000.0)
     cli.number(flags, "overhead_frac", 0.2, "overhead that defines the critical batch size", 0.0, 1e6)
-    cli.number(flags, "reference_batch_size", None, "where its perfect scaling starts; unset: the smallest", 0.0, 1e12)
+    cli.number(flags, "reference_batch_size", None, "start of perfect scaling; unset: the smallest", 0.0, 1e12)
 
 
 def main(words: list[str], flags) -> None:
@@ -48,7 +48,7 @@ def main(words: list[str], flags) -> None:
     questions = study.Questions(
         flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size
     )
-    ReportDirectory(out, [*directories, *([csv] if csv else [])])  # before the long work
+    ReportDirectory(out, [*directories, *([csv] if csv else [])])  # check it before the long work
     found = study.analyze(joined(tables), questions)
     page = output.write(found, out)
     print(f"{output.text(found)}\n\n{page}")

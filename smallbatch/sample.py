@@ -12,7 +12,7 @@ from smallbatch.progress import say
 from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec, ModelSpec
 from smallbatch.training.workdir import Workdir
 
-PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # what is read of plan.json
+PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # the keys that are read from plan.json
 
 
 def define_flags(flags) -> None:
@@ -21,9 +21,9 @@ def define_flags(flags) -> None:
     absl.DEFINE_string("run", None, "run directory of smallbatch.train", flag_values=flags)
     absl.DEFINE_string("prompt", "def ", "text to continue", flag_values=flags)
     cli.integer(flags, "tokens", 200, "length of the continuation", 0, 2**22)
-    cli.number(flags, "temperature", 0.8, "0 takes the likeliest token each time", 0.0, 1000.0)
-    cli.number(flags, "top_p", 0.95, "draw from the likeliest tokens of this mass", 1e-6, 1.0)
-    cli.integer(flags, "seed", 0, "another seed draws another text", 0, 2**32 - 1)
+    cli.number(flags, "temperature", 0.8, "sampling temperature; 0 is greedy decoding", 0.0, 1000.0)
+    cli.number(flags, "top_p", 0.95, "nucleus sampling: probability mass of the tokens to sample from", 1e-6, 1.0)
+    cli.integer(flags, "seed", 0, "seed of the sampling", 0, 2**32 - 1)
 
 
 def main(flags) -> None:
@@ -31,7 +31,7 @@ def main(flags) -> None:
         raise UserError("which run? write --run=DIR, a run directory of smallbatch.train")
     workdir = Workdir(paths.local(flags.run, "--run"))
     if not paths.exists(workdir.plan) and not paths.exists(workdir.config):
-        raise UserError(f"{workdir.path} is not a run directory: it has neither plan.json nor config.json")
+        raise UserError(f"{workdir.path} is not a run directory (no plan.json or config.json); give one with --run=DIR")
     tokenizer = tokenizers.load(workdir.tokenizer)
     if tokenizer is None:
         raise UserError(f"{workdir.path} was trained on token ids and has no tokenizer to write text with")
@@ -45,11 +45,11 @@ def main(flags) -> None:
 
 
 def read_plan(workdir: Workdir, vocab_size: int) -> dict:
-    """Return what sampling needs of a run's plan.json; made again from its config.json where it is missing or damaged.
+    """Return the specs in a run's plan.json; recompute them from its config.json if it is missing or damaged.
 
     Raises UserError if neither can be read.
     """
-    fix = "restore it from a copy, or delete it: it is then made again from config.json"
+    fix = "restore it from a copy, or delete it to recompute the plan from config.json"
     try:
         plan = json_files.read_object(workdir.plan, PLAN, "the plan of a run", fix)
         unknown = plan["model"].keys() - PLAN["model"].keys()
@@ -63,7 +63,7 @@ def read_plan(workdir: Workdir, vocab_size: int) -> dict:
         if not workdir.config.exists():
             raise
         plan = _plan_of_config(workdir, vocab_size)
-        say(f"{error}. The plan is made again from {workdir.config}.")
+        say(f"{error}. The plan is recomputed from {workdir.config}.")
         return plan
 
 
@@ -71,17 +71,20 @@ def _plan_of_config(workdir: Workdir, vocab_size: int) -> dict:
     config = configs.base()
     for key, value in configs.flatten(records.read_config(workdir.config)).items():
         if key not in configs.key_types():
-            raise UserError(f"{workdir.config} is damaged, or of another version: {configs.unknown_key(key)}")
+            raise UserError(
+                f"{workdir.config} is damaged, or from another version: {configs.unknown_key(key)}; restore it from a "
+                "copy, or use the version of smallbatch that wrote it"
+            )
         section, _, name = key.partition(".")
         config[section][name] = value
-    config.model.attention = "xla"  # that of training does not matter here, and may not exist on this machine
+    config.model.attention = "xla"  # the kernel of the training run may not exist on this machine
     configs.validate(config)
     devices = DeviceSpec("cpu", layout.least_mesh(config.mesh).devices)
     return plans.make(config, vocab_size=vocab_size, devices=devices).to_dict()
 
 
 def _averages(plan: dict) -> bool:
-    """Return whether a run is scored at a point between two sets of weights."""
+    """Return whether a run is evaluated at an interpolation of two sets of weights."""
     return "interpolation" in OPTIMIZER_KEYS[plan["optimizer"]["name"]]
 
 

@@ -1,7 +1,7 @@
-"""The shapes of learning-rate schedules, for numpy and jax.numpy alike.
+"""Compute the shapes of learning-rate schedules, with numpy or jax.numpy.
 
-`smallbatch.optim.schedules` says at which point of an update they are taken, and compiles them in float32; a plan
-prints the first rates in float64.
+`smallbatch.optim.schedules` evaluates them at the midpoint of each update, in float32; a plan prints the first learning
+rates in float64.
 """
 
 from types import ModuleType
@@ -13,13 +13,13 @@ from smallbatch.specs import SCHEDULES
 def rate_share(schedule: str, step: Any, h: dict[str, Any], xp: ModuleType) -> Any:
     """Return learning rate / peak at a point of the run.
 
-    With x the share of the steps after the warm-up that lie behind, and c the final share: cosine
-    c + (1-c) (1 + cos(pi x)) / 2, linear 1 - (1-c) x, constant 1. With y the share of the last `decay_steps` that lies
-    behind: wsd_linear 1 - (1-c) y (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395), wsd_sqrt
-    1 - (1-c) sqrt(y) (Haegele et al. 2024, arXiv 2405.18392). During the warm-up: step / warmup_steps.
+    Let x be the completed fraction of the steps after the warm-up, y that of the last `decay_steps`, and c
+    `final_lr_frac`. cosine: c + (1-c) (1 + cos(pi x)) / 2. linear: 1 - (1-c) x. constant: 1. wsd_linear: 1 - (1-c) y
+    (warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395). wsd_sqrt: 1 - (1-c) sqrt(y) (Haegele et al. 2024,
+    arXiv 2405.18392). During the warm-up: step / warmup_steps.
 
     Args:
-        step: updates that lie behind, a real number.
+        step: completed updates, a real number.
         h: warmup_steps, total_steps, decay_steps and final_lr_frac.
         xp: numpy or jax.numpy.
     """
@@ -36,5 +36,5 @@ def rate_share(schedule: str, step: Any, h: dict[str, Any], xp: ModuleType) -> A
         y = xp.clip((step - (total - decay)) / xp.maximum(decay, 1e-9), 0, 1)
         share = 1 - (1 - final) * (y if schedule == "wsd_linear" else xp.sqrt(y))
     else:
-        raise ValueError(f"unknown schedule {schedule!r}: {', '.join(SCHEDULES)}")
+        raise ValueError(f"unknown schedule {schedule!r}; use one of {', '.join(SCHEDULES)}")
     return xp.where(step < warmup, warm, share)

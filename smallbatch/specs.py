@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 SMALLEST_BPE_VOCAB = 258  # 256 bytes, the end-of-document token and one merge
-LARGEST_VOCAB = 2**24  # far above any tokenizer in use; token ids are int32 in a batch
+LARGEST_VOCAB = 2**24  # far above any tokenizer in use, and within int32
 
 
 def is_bpe_vocab(digits: str) -> bool:
-    """Return whether the N of bpe:N is a vocabulary that can be trained."""
+    """Return whether the N of bpe:N is a valid vocabulary size."""
     few_digits = digits.isascii() and digits.isdigit() and len(digits) <= len(str(LARGEST_VOCAB))
     return few_digits and SMALLEST_BPE_VOCAB <= int(digits) <= LARGEST_VOCAB
 
@@ -25,7 +25,7 @@ class DataSpec:
     tokens_dtype: str  # uint16 | uint32, for tokens:PATH
     tokens_vocab_size: int | None  # for tokens:PATH; required there
     tokens_eod_id: int | None  # for tokens:PATH: cut documents at this token; None: hold out the file's tail
-    validation_source: str | None  # text:GLOB | tokens:GLOB | split:NAME; None: a part of `source` is held out
+    validation_source: str | None  # text:GLOB | tokens:GLOB | split:NAME; None: part of `source`
     validation_frac: float  # share of the documents that is held out, by a hash of their text
     validation_max_bytes: int  # the validation set stops growing at this size; later held-out documents are unused
     tfds_data_dir: str | None
@@ -71,7 +71,7 @@ OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {
     "schedule_free_sgd": ("interpolation",),
     "schedule_free_adamw": ("b2", "eps", "interpolation"),
 }
-# What optimizer.peak_lr is where it is unset. One number suits one optimizer: the others have to be told theirs.
+# Value of an unset optimizer.peak_lr. Other optimizers need other learning rates, so they have no default.
 DEFAULT_PEAK_LR = {"adam": 0.003}
 SCHEDULES = ("cosine", "linear", "constant", "wsd_linear", "wsd_sqrt")
 
@@ -83,7 +83,7 @@ class OptimizerSpec:
     name: str  # a key of OPTIMIZER_KEYS
     schedule: str  # one of SCHEDULES
     nesterov: bool = False
-    muon_heads: bool = False  # Muon on the q, k, v and output matrices of each head; False: of all heads together
+    muon_heads: bool = False  # Muon on the q, k, v and output matrices of each head; False: over all heads
     clip: bool = False  # gradients to a largest norm
     stochastic_rounding: bool = False  # of bfloat16 parameters
     weight_average: bool = False

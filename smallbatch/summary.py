@@ -30,7 +30,7 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
         *([("transferred", plan.transfer)] if plan.transfer else []),
         ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
          f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "
-         f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run; at the middle of each update, first "
+         f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run; at the midpoint of each update, first "
          f"{', '.join(f'{rate:.3g}' for rate in plan.first_learning_rates)}"),
         *[(a.name, f"{1 - a.complement:.7g} a step (1 - {a.name} = {a.complement:.4g}): half-life "
            f"{a.half_life_tokens:,.0f} tokens = {a.half_life_steps:,.1f} steps = {a.half_life_frac:.2%} of the run")
@@ -44,7 +44,7 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
 
 
 def warning_lines(plan: Plan) -> list[str]:
-    """Return a line for each warning of a plan."""
+    """Return one line per warning of a plan."""
     return [f"warning: {words}" for words in plan.warnings]
 
 
@@ -67,7 +67,7 @@ def _kept(plan: Plan) -> str:
 
 
 def start_text(plan: Plan, dataset_tokens: int, processes: int, device_kind: str) -> str:
-    """Return the line that a run begins with and its warnings; `device_kind` is what JAX calls the devices."""
+    """Return the first line that a run prints, and its warnings; `device_kind` is JAX's name of the devices."""
     steps, devices = plan.optimizer_steps, plan.mesh.devices
     line = (
         f"{format_count(plan.params)} parameters, {plan.optimizer.name}, batch {plan.batch_size} x "

@@ -34,16 +34,16 @@ def define_flags(flags) -> None:
         "ray_address", default.ray_address, "HOST:PORT of a Ray cluster; unset: the one this machine is part of",
         flag_values=flags,
     )  # fmt: skip
-    cli.integer(flags, "lanes", default.lanes, "cells at once of --engine=lanes; unset: measured", 1, 2**16)
-    text = "processes of --engine=local; unset: as many as cores allow"
+    cli.integer(flags, "lanes", default.lanes, "parallel cells of --engine=lanes; unset: measured", 1, 2**16)
+    text = "processes of --engine=local; unset: limited by cores"
     cli.integer(flags, "workers", default.workers, text, 1, 4096)
-    text = "let the best 1/N of the learning rates go on at budget/N^2 and budget/N"
+    text = "continue only the best 1/N of the learning rates after budget/N^2 and budget/N"
     cli.integer(flags, "halving", default.halving, text, 2, 1024)
     absl_flags.DEFINE_boolean("keep_checkpoints", default.keep_checkpoints, "of cells that are done", flag_values=flags)
 
 
 def saved_config(flags):
-    """Return the config of the first cell of the sweep in --workdir, None where there is no sweep."""
+    """Return the config of the first cell of the sweep in --workdir; None if there is no sweep."""
     from smallbatch import paths
     from smallbatch.grid.directory import SweepDirectory
 

@@ -23,13 +23,13 @@ def define_flags(flags) -> None:
         "coordinator_address", None, "HOST:PORT of process 0, for a run in several processes; unset: as Slurm, a TPU "
         "slice or Kubernetes have it", flag_values=flags,
     )  # fmt: skip
-    cli.integer(flags, "process_count", None, "how many processes there are", 1, 2**20)
-    cli.integer(flags, "process_id", None, "which of them this is, from 0", 0, 2**20 - 1)
-    cli.number(flags, "join_secs", 60.0, "how long processes wait for each other at the start", 1.0, 86_400.0)
+    cli.integer(flags, "process_count", None, "number of processes", 1, 2**20)
+    cli.integer(flags, "process_id", None, "index of this process, from 0", 0, 2**20 - 1)
+    cli.number(flags, "join_secs", 60.0, "seconds to wait for all processes at the start", 1.0, 86_400.0)
 
 
 def saved_config(flags):
-    """Return the config of the run in --workdir, None where there is none."""
+    """Return the config of the run in --workdir; None if there is no run."""
     from smallbatch import config_files, paths
     from smallbatch.training.workdir import Workdir
 

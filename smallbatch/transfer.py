@@ -29,17 +29,17 @@ class Tuned:
 def transfer(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None = None, keep_tau: bool = False) -> Tuned:
     """Return the hyperparameters at `ratio` = k times the batch size at which `tuned` was tuned.
 
-    - half_life: b2 <- b2^k, so that its half-life in tokens stays; b1 stays per step; lr <- lr k^p.
+    - half_life: b2 <- b2^k, which keeps its half-life in tokens; b1 stays per step; lr <- lr k^p.
     - fixed: both decays stay per step; lr <- lr k^p.
     - sqrt: lr <- lr sqrt(k), 1-b <- k (1-b) for both, eps <- eps / sqrt(k) (Malladi et al. 2022, arXiv 2205.10287:
-      where noise dominates, gradients shrink like 1/sqrt(k), and eps with them).
-    - linear: lr <- lr k (Goyal et al. 2017, arXiv 1706.02677), the rest stays.
+      if noise dominates, gradients shrink as 1/sqrt(k), and so must eps).
+    - linear: lr <- lr k (Goyal et al. 2017, arXiv 1706.02677); everything else is unchanged.
 
-    keep_tau: also set wd <- wd k lr / lr', so that the timescale tau of weight decay, 1 / (lr wd) updates, stays the
-        same in tokens (Bergsma et al. 2025, arXiv 2505.13738). Otherwise weight decay stays, and tau moves with lr.
+    keep_tau: also set wd <- wd k lr / lr', which keeps the timescale tau of weight decay, 1 / (lr wd) updates, constant
+        in tokens (Bergsma et al. 2025, arXiv 2505.13738). Otherwise weight decay is unchanged, and tau changes.
 
     Raises:
-        UserError: an unknown rule, an exponent that is missing or not asked for, or 1 - b beyond 1 by `sqrt`.
+        UserError: an unknown rule, an exponent that is missing or has no effect, or a 1 - b above 1 after `sqrt`.
     """
     if rule not in RULES:
         raise UserError(f"there is no transfer rule {rule!r}: {', '.join(RULES)}")

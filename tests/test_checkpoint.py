@@ -175,7 +175,7 @@ def test_only_damaged_checkpoints_are_an_error_and_not_a_fresh_start(tmp_path):
     for step in "12":
         flip_a_bit(data_file(tmp_path / step))
     lines = []
-    with pytest.raises(UserError, match=r"1 is damaged \(the checksum of .* is wrong\), and .* no older") as error:
+    with pytest.raises(UserError, match=r"1 is damaged \(the checksum of .* is wrong\), and no older") as error:
         restored(tmp_path, lines.append)
     assert len(lines) == 1 and "\n" not in str(error.value)
 

@@ -178,7 +178,7 @@ def test_every_number_on_a_command_line_has_a_range(command):
 
 @pytest.mark.parametrize("sizes", ["0", "-1", "1.5", "1,65537", "9" * 5000, "\u0663", "1,,2", ""])
 def test_a_list_of_batch_sizes_has_a_range_too(sizes):
-    with pytest.raises(UserError, match=r"--batch_sizes=.*write positive numbers up to 65,536, such as 1,4"):
+    with pytest.raises(UserError, match=r"--batch_sizes=.*not a list of integers from 1 to 65,536; use, .* 1,4"):
         cli.whole_numbers("batch_sizes", sizes.split(","), "1,4")
     assert cli.whole_numbers("batch_sizes", ["1", "65536"], "1,4") == [1, 65_536]
 
@@ -204,7 +204,7 @@ CONFIG_FILES = {
     "def get_config():\n    return 1 / 0": ":2: ZeroDivisionError: division by zero",
     "def get_config():\n    pass": "gave nothing; is its return statement missing?",
     "def get_config():\n    return {'a': 1}": "must give a ConfigDict, but gave a dict",
-    "def get_config(size):\n    return size": "takes an argument; write FILE.py:ARGUMENT",
+    "def get_config(size):\n    return size": "needs an argument; write FILE.py:ARGUMENT",
     "from smallbatch import config\ndef get_config():\n    c = config.base()\n    c.train.batch_sise = 1\n": (
         ":4: there is no key train.batch_sise; did you mean train.batch_size?"
     ),
@@ -265,7 +265,7 @@ def test_the_config_of_a_run_is_a_config_file(run, tmp_path):
     write_json(file, c.to_dict())
     assert configured(run, f"--config={file}", "--config.model.layers=2").train.seed == 7
     assert configured(run, f"--config={file}").model.ffn_width == 96
-    assert "takes no argument; drop ':x'" in run(f"--config={file}:x")[2]
+    assert "has no argument; remove ':x'" in run(f"--config={file}:x")[2]
     assert "there is no config file" in run(f"--config={tmp_path}/none.json")[2]
 
 
@@ -274,14 +274,14 @@ def test_text_that_is_not_utf8_is_refused_in_a_file_too(run, tmp_path):
     c.train.sample_prompt = "\ud800"
     write_json(tmp_path / "config.json", c.to_dict())
     code, _, err, _ = run(f"--config={tmp_path}/config.json")
-    assert code == 2 and "train.sample_prompt is '\\ud800', which is not UTF-8" in err and err.count("\n") == 1
+    assert code == 2 and "train.sample_prompt is '\\ud800', which is not valid UTF-8" in err and err.count("\n") == 1
 
 
 BAD_SAVED = {
-    '{"train": {"sede": 1}}': "there is no key train.sede; did you mean train.seed? (the file is of another version",
+    '{"train": {"sede": 1}}': "there is no key train.sede; did you mean train.seed? (from another version",
     '{"optimiser": {"name": "adam"}}': "there is no key optimiser.name; did you mean",
     '{"train": {"seed": "x"}}': "train.seed is 'x', but must be a whole number",
-    '{"train": 3}': "is not the config.json of a run: it must hold an object of sections of keys",
+    '{"train": 3}': "is not the config.json of a run, an object of sections of keys",
     "[1]": "is not the config.json of a run",
     "{": "is damaged",
 }
@@ -304,7 +304,7 @@ def test_an_argument_reaches_get_config_and_is_refused_where_there_is_none(run, 
     assert configured(run, f"--config={file}:5", "--config.model.layers=2").train.seed == 5
     assert ":4: ValueError: invalid literal" in run(f"--config={file}:x")[2]
     quickstart = REPOSITORY / "configs/quickstart.py"
-    assert "takes no argument; drop ':x'" in run(f"--config={quickstart}:x")[2]
+    assert "takes no argument; remove ':x'" in run(f"--config={quickstart}:x")[2]
     assert "did you mean" in run(f"--config={str(quickstart).replace('quick', 'quik')}")[2]
 
 

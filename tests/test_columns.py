@@ -42,9 +42,9 @@ def test_our_own_names_need_no_naming_and_what_was_left_out_is_listed(tmp_path):
     path = written(tmp_path / "runs.csv", "# a comment\nbatch_size,loss_nats,note\n1,3.5,x\n1,3.6,y\n")
     table = columns.read(path, "-note")
     assert [run.seed for run in table.runs] == [0, 1]  # rows of one point are its repetitions
-    assert table.notes == ("columns of runs.csv that were not used: note",)
+    assert table.notes == ("unused columns of runs.csv: note",)
     other = written(tmp_path / "other.csv", "batch_size,loss_nats,note\n1,3.5,x\n2,3.6,y\n")
-    assert columns.read(other, "").notes == ("columns of other.csv that were not used: note",)
+    assert columns.read(other, "").notes == ("unused columns of other.csv: note",)
 
 
 @pytest.mark.parametrize("column", ["learning_rate", "peak_lr", "optimizer.peak_lr"])
@@ -97,15 +97,15 @@ def test_a_status_is_understood_in_the_words_of_others(tmp_path, status, loss, e
 @pytest.mark.parametrize(
     ("text", "named", "words"),
     [
-        ("batch_size,eval\n1,2\n", "", "has no column loss_nats; say which it is with --columns=loss_nats=COLUMN"),
+        ("batch_size,eval\n1,2\n", "", "has no column loss_nats; map one to it with --columns=loss_nats=COLUMN"),
         ("batch_size,loss_nats\n1,2\n", "batchsize=batch_size", "did you mean batch_size"),
         ("batch_size,loss_nats\n1,2\n", "loss_nats=los", "has no column 'los'"),
         ("batch_size,loss_nats\n1,2\n", "lr", "has no column 'lr'"),
         ("batch_size,loss_nats\n1,2\n", "-lr", "has no column 'lr'"),
         ("batch_size,loss_nats\n", "", "has no rows"),
         ("batch_size,loss_nats\nx,2\n", "", "row 1: batch_size is 'x', not a number"),
-        ("batch_size,loss_nats\n0,2\n", "", "row 1: batch_size is 0, not a batch size"),
-        ("batch_size,loss_nats,status\n1,2,splendid\n", "", "row 1: status is 'splendid'; it takes done"),
+        ("batch_size,loss_nats\n0,2\n", "", "row 1: batch_size is 0, not a number above 0"),
+        ("batch_size,loss_nats,status\n1,2,splendid\n", "", "row 1: status is 'splendid'; use one of done"),
         ("batch_size,loss_nats,seed\n1,2,a\n", "", "row 1: seed is 'a', not a whole number"),
         ("", "", "runs.csv"),
     ],
@@ -117,9 +117,9 @@ def test_what_cannot_be_is_one_line(tmp_path, text, named, words):
 
 
 def test_a_file_that_is_not_there_or_not_parquet_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="there is no file"):
+    with pytest.raises(UserError, match="does not exist"):
         columns.read(tmp_path / "no.csv", "")
-    with pytest.raises(UserError, match=r"cannot read .*it takes a CSV"):
+    with pytest.raises(UserError, match=r"cannot read .*give a CSV"):
         columns.read(written(tmp_path / "runs.parquet", CSV), "")
 
 
@@ -176,17 +176,17 @@ def test_numbers_are_read_as_people_write_them(tmp_path, text, batch_size, loss)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("batch_size;loss_nats\n1;3,05\n2;3.05\n", "row 1: loss_nats is '3,05', and row 2: loss_nats is '3.05'; write"),
-        ('batch_size,loss_nats\n"1,024",3\n', "row 1: batch_size is '1,024', which can be 1024 or 1.024; write"),
-        ("batch_size,loss_nats\n1.024,3\n", "row 1: batch_size is '1.024', which can be 1024 or 1.024; write 1024 or"),
+        ("batch_size;loss_nats\n1;3,05\n2;3.05\n", "row 1: loss_nats is '3,05', and row 2: loss_nats is '3.05'"),
+        ('batch_size,loss_nats\n"1,024",3\n', "row 1: batch_size is '1,024', which can mean 1024 or 1.024; write"),
+        ("batch_size,loss_nats\n1.024,3\n", "row 1: batch_size is '1.024', which can mean 1024 or 1.024; write 1024"),
         ('batch_size,loss_nats\n1,"3,050"\n2,3.1\n', "row 1: loss_nats is '3,050'; write a loss with a decimal point"),
-        ("batch_size,loss_nats\n1,3,05\n", "row 1 has 3 values ('1,3,05'), and the header has 2 columns; put quotes"),
+        ("batch_size,loss_nats\n1,3,05\n", "row 1 has 3 values ('1,3,05'), but the header has 2 columns; put quotes"),
         ('batch_size,loss_nats,arm\n1,3,"adam\n2,3,sgd\n', "unexpected end of data; put quotes around"),
         ("batch_size,loss_nats,seed\n1,3,\n", "row 1: seed is empty; fill it in, or remove the row, or leave"),
         ("batch_size,loss_nats,seed\n1,3,0.5\n", "row 1: seed is 0.5, not a whole number; write the seed as"),
         ("batch_size,loss_nats,arm\n1,3,\n", "row 1: arm is empty; fill it in"),
-        ("batch_size,batch_size,loss_nats\n1,2,3\n", "has two columns 'batch_size'; rename"),
-        ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are one hyperparameter; leave"),
+        ("batch_size,batch_size,loss_nats\n1,2,3\n", "has several columns 'batch_size'; names must be unique"),
+        ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are the same hyperparameter"),
     ],
 )  # fmt: skip
 def test_a_value_that_can_mean_two_things_is_one_error_with_the_cure(tmp_path, text, words):
@@ -216,7 +216,7 @@ def test_a_comment_below_the_header_is_noted_and_one_inside_quotes_is_data(tmp_p
     text = '# made by hand\nbatch_size,loss_nats,arm\n1,3,"two\n# lines"\n#2,3,left out\n'
     table = columns.read(written(tmp_path / "runs.csv", text), "")
     assert [run.arm for run in table.runs] == ["two\n# lines"]
-    assert table.notes == ("runs.csv: 1 lines below the header start with # and are comments, first '#2,3,left out'",)
+    assert table.notes == ("runs.csv: skipped 1 comments (#) below the header, the first is '#2,3,left out'",)
 
 
 def test_names_that_only_spaces_or_capitals_tell_apart_are_noted(tmp_path):

@@ -111,8 +111,8 @@ INVALID = [
     ({"train__batch_size": None}, "train.batch_size cannot be unset; it takes a whole number"),
     ({"train__batch_size": 0}, "train.batch_size is 0; it must be at least 1"),
     ({"mesh__fsdp": -1}, "mesh.fsdp is -1; it must be at least 1"),
-    ({"optimizer__peak_lr": math.nan}, "optimizer.peak_lr is nan; it takes a finite number"),
-    ({"optimizer__peak_lr": math.inf}, "optimizer.peak_lr is inf; it takes a finite number"),
+    ({"optimizer__peak_lr": math.nan}, "optimizer.peak_lr is nan; it must be a finite number"),
+    ({"optimizer__peak_lr": math.inf}, "optimizer.peak_lr is inf; it must be a finite number"),
     ({"optimizer__peak_lr": 0.0}, "optimizer.peak_lr is 0.0; it must be above 0"),
     ({"optimizer__b1": 1.0}, "optimizer.b1 is 1.0; it must be at least 0 and below 1"),
     ({"optimizer__weight_decay": -0.1}, "optimizer.weight_decay is -0.1; it must be at least 0"),
@@ -129,19 +129,20 @@ INVALID = [
     ({"data__validation_source": "txt:v.txt"}, "data.validation_source is 'txt:v.txt'; it takes text:GLOB | "
      "tokens:GLOB | split:TFDS_SPLIT; did you mean text?"),
     ({"data__validation_source": "split:test"},
-     "data.validation_source is 'split:test'; it needs data.source tfds:NAME, and data.source is 'pystdlib'"),
+     "data.validation_source is 'split:test', which needs data.source tfds:NAME, not 'pystdlib'; use text:GLOB or "
+     "tokens:GLOB"),
     ({"data__source": "tfds:c4/en", "data__validation_source": "split:train"},
-     "data.validation_source is 'split:train', which is data.split, the training set; name another split"),
+     "data.validation_source is 'split:train', which is data.split, the training set; choose another split"),
     ({"data__validation_source": "tokens:v.bin"}, "data.validation_source is 'tokens:v.bin' and data.source is "
-     "'pystdlib'; tokens:GLOB goes with tokens:GLOB only, text:GLOB with text sources only"),
+     "'pystdlib'; use tokens:GLOB for both, or text:GLOB with a text source"),
     ({"data__validation_source": "text:v.txt", "data__validation_frac": 0.1}, "data.validation_frac is 0.1, which "
      "has no effect with data.validation_source set; leave it at 0.05"),
     ({"data__tokenizer": "byte"}, "data.tokenizer is 'byte'; it takes bytes | bpe:VOCABULARY | file:PATH; "
      "did you mean bytes?"),
     ({"data__tokenizer": "bpe:257"},
-     "data.tokenizer is 'bpe:257'; the vocabulary is a whole number from 258 to 16,777,216"),
+     "data.tokenizer is 'bpe:257'; the vocabulary must be a whole number from 258 to 16,777,216"),
     ({"data__tokenizer": "bpe:1e4"},
-     "data.tokenizer is 'bpe:1e4'; the vocabulary is a whole number from 258 to 16,777,216"),
+     "data.tokenizer is 'bpe:1e4'; the vocabulary must be a whole number from 258 to 16,777,216"),
     ({"data__eod_token": "</s>"},
      "data.eod_token is '</s>', which has no effect with data.tokenizer 'bytes'; "
      "--config.data.eod_token=None"),
@@ -209,38 +210,38 @@ INVALID = [
     ({"train__microbatch_size": 32},
      "train.microbatch_size 32 does not divide train.batch_size, 16; the next smaller one is 16"),
     ({"train__budget_tokens": 2**53}, "train.budget_tokens: 9,007,199,254,740,992 tokens are 2,199,023,255,552 "
-     "updates, and at most 2,147,483,647 can be counted; lower train.budget_tokens, or raise train.batch_size"),
+     "updates, and at most 2,147,483,647 are allowed; lower train.budget_tokens, or raise train.batch_size"),
     ({"train__batch_size_schedule": "5000:8", "train__batch_size_lr_rule": "none"},
      "train.batch_size_schedule: from 0 to 5,000 tokens: a budget of 5,000 tokens is not a whole number of steps of "
      "4,096 tokens (batch size x context); nearest: 4,096 or 8,192"),
     ({"train__batch_size_schedule": f"4096:{2**24 + 1}", "train__batch_size_lr_rule": "none"},
-     "train.batch_size_schedule: '4096:16777217' has a batch size above 16,777,216, the largest; choose a smaller one"),
+     "train.batch_size_schedule: '4096:16777217' has a batch size above the maximum, 16,777,216; choose a smaller one"),
     # A learning rate belongs to an optimizer.
     ({"optimizer__name": "sgd", "optimizer__b1": None, "optimizer__t2_tokens": None},
-     "optimizer.peak_lr is unset, and sgd has no default (there is 0.003 for adam); set --config.optimizer.peak_lr "
-     "to a rate tuned for it"),
+     "optimizer.peak_lr is unset, and sgd has no default (only 0.003 for adam); set --config.optimizer.peak_lr "
+     "to a learning rate tuned for sgd"),
     # What float32 cannot hold.
     ({"optimizer__peak_lr": 1e39}, "optimizer.peak_lr is 1e+39, which is above the largest float32 number, 3.40e+38; "
-     "choose a number that float32 can hold"),
+     "choose a number in the range of float32"),
     ({"optimizer__eps": 1e-40}, "optimizer.eps is 1e-40, which is below the smallest float32 number, 1.18e-38, and "
-     "would become 0; choose a number that float32 can hold"),
+     "would become 0; choose a number in the range of float32"),
     ({"optimizer__clip_norm": 1e39}, "optimizer.clip_norm is 1e+39, which is above the largest float32 number, "
-     "3.40e+38; choose a number that float32 can hold"),
+     "3.40e+38; choose a number in the range of float32"),
     # What no machine can hold.
     ({"model__layers": 10**6}, "model.layers is 1000000; it must be at most 1,024"),
     ({"mesh__cpu_devices": 10**6}, "mesh.cpu_devices is 1000000; it must be at most 256"),
     ({"train__steps_per_dispatch": 10**9}, "train.steps_per_dispatch is 1000000000; it must be at most 65,536"),
     ({"train__steps_per_dispatch": 2**16, "train__batch_size": 512},
-     "train.steps_per_dispatch 65,536 holds 8,589,934,592 tokens on the devices at once, and at most 1,073,741,824 "
-     "are allowed; use 8,192"),
+     "train.steps_per_dispatch is 65,536, or 8,589,934,592 tokens on the devices; at most 1,073,741,824 "
+     "are allowed: use 8,192 or less"),
     ({"train__log_every_tokens": 10**400}, "train.log_every_tokens is above 10^398; it must be at most "
      "9,007,199,254,740,992"),
     ({"train__checkpoint_every_secs": 10**400},
-     "train.checkpoint_every_secs is above 10^398; it takes a finite number"),
+     "train.checkpoint_every_secs is above 10^398; it must be a finite number"),
     # Rules that hold for some optimizers.
     ({"optimizer__name": "sgd", "optimizer__peak_lr": 0.3, "optimizer__b1": None, "optimizer__t2_tokens": None,
       "optimizer__transfer_rule": "sqrt", "optimizer__tuned_at_batch_size": 8},
-     "optimizer.transfer_rule is sqrt, which holds for optimizers that divide by the root of a second moment (adam, "
+     "optimizer.transfer_rule is sqrt, which needs an optimizer that divides by the root of a second moment (adam, "
      "adafactor, schedule_free_adamw), and optimizer.name is sgd; use linear, fixed or half_life"),
     ({"optimizer__transfer_keeps_tau": True}, "optimizer.transfer_keeps_tau is True, which has no effect with "
      "optimizer.transfer_rule None; leave it at False"),

@@ -172,7 +172,7 @@ def test_three_batch_sizes_off_the_law_bound_nothing_and_say_so():
     row = critical_row([16, 64, 256], [9000, 2000, 2000])
     assert row["critical_batch_size"] is None
     assert (row["critical_batch_size_low"], row["critical_batch_size_high"]) == (0, np.inf)
-    assert critical_batch.estimate_text(row).startswith("unknown: these steps bound it on neither side")
+    assert critical_batch.estimate_text(row).startswith("unknown: these steps give neither")
 
 
 def test_a_critical_batch_size_without_an_estimate_stays_out_of_the_laws():

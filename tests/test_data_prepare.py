@@ -321,7 +321,7 @@ def test_large_vocabularies_are_stored_as_uint32(tmp_path):
 
 def test_bad_token_files_are_one_line_each(tmp_path):
     ids = np.full(5000, 7)
-    with pytest.raises(UserError, match=r"needs data\.tokens_vocab_size"):
+    with pytest.raises(UserError, match=r"data\.tokens_vocab_size is unset"):
         prepare(token_file(tmp_path, ids, tokens_vocab_size=None))
     ids[4321] = 1000
     with pytest.raises(UserError, match=r"token 4321 is 1000, outside data.tokens_vocab_size=1000"):
@@ -377,7 +377,7 @@ def test_a_llama_3_file_of_llm_c_has_uint32_tokens(tmp_path):
     llm_c_file(tmp_path / "t.bin", np.arange(70_000, 70_100), "<u4", 20240801, 7)
     spec = data_spec(tmp_path / "c", source=f"tokens:{tmp_path}/t.bin", tokens_vocab_size=80_000, tokens_dtype="uint32")
     assert tokens(prepare(spec).train) == list(range(70_000, 70_080))
-    with pytest.raises(UserError, match=r"header of .*t\.bin is that of uint32 tokens.*set data\.tokens_dtype=uint32"):
+    with pytest.raises(UserError, match=r"t\.bin has uint32 tokens.*set data\.tokens_dtype=uint32"):
         prepare(dataclasses.replace(spec, tokens_dtype="uint16", tokens_vocab_size=1000))
 
 
@@ -386,10 +386,10 @@ def test_token_shards_that_do_not_fit_together_are_named(tmp_path):
     with pytest.raises(UserError, match=r"no file matches '.*/\*\.bin'"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500), count=501)
-    with pytest.raises(UserError, match=r"a\.bin has 2024 bytes, and its header counts 501 uint16 tokens"):
+    with pytest.raises(UserError, match=r"a\.bin has 2024 bytes, and with the 501 uint16 tokens"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500), version=2)
-    with pytest.raises(UserError, match=r"a\.bin has the header of llm\.c in version 2; .*version 1"):
+    with pytest.raises(UserError, match=r"a\.bin has an llm\.c header of version 2, .*version 1"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500))
     np.arange(500, dtype="<u2").tofile(tmp_path / "b.bin")
@@ -451,7 +451,7 @@ def test_changed_tokens_are_an_error_that_names_the_shard(tmp_path, split):
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(UserError) as error:
         open_dataset(dataset.dir)
-    assert f"the tokens of {split}_00001.bin are not those" in str(error.value)
+    assert f"the tokens in {split}_00001.bin have changed" in str(error.value)
     assert f"delete the directory {dataset.dir} and prepare again" in str(error.value)
 
 
@@ -462,7 +462,7 @@ def test_validation_shards_are_verified_though_their_stamps_are_unchanged(tmp_pa
     with shard.open("r+b") as file:
         file.write(b"\x07")
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(UserError, match=r"the tokens of validation_00000\.bin are not those"):
+    with pytest.raises(UserError, match=r"the tokens in validation_00000\.bin have changed"):
         open_dataset(dataset.dir)
 
 

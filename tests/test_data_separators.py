@@ -65,7 +65,7 @@ def test_a_separator_that_occurs_in_no_file_is_refused(tmp_path):
         read(tmp_path, b"one document", "<|end|>")
     (tmp_path / "c.jsonl").write_text('{"text": "a"}')
     spec = data_spec(tmp_path, source=f"text:{tmp_path}/c.jsonl", document_separator="<|end|>")
-    with pytest.raises(UserError, match=r"cuts \.txt files, and none of the 1 files is one"):
+    with pytest.raises(UserError, match=r"applies only to \.txt files, and none of the 1 files is one"):
         list(sources.documents(spec))
     (tmp_path / "b.txt").write_text("one<|end|>two")
     spec = data_spec(tmp_path, source=f"text:{tmp_path}/*.txt", document_separator="<|end|>")

@@ -71,7 +71,7 @@ def test_parquet_rows_are_documents(tmp_path):
     number = refusal(tmp_path, f"text:{tmp_path}/d.parquet", text_key="n")
     assert "column 'n' holds int64, not text; set data.text_key to one of: content" in number
     parquet.write_table(pa.table({"n": [1]}), tmp_path / "n.parquet")
-    assert "no column holds text" in refusal(tmp_path, f"text:{tmp_path}/n.parquet")
+    assert "add a text column" in refusal(tmp_path, f"text:{tmp_path}/n.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"rubbish " * 100)
     assert "bad.parquet" in refusal(tmp_path, f"text:{tmp_path}/bad.parquet")
 
@@ -93,7 +93,7 @@ def test_bad_text_corpora_are_one_line_each_that_names_the_place(tmp_path):
     separated = message("b.txt", b"good||bad \xc3(", document_separator="||")
     assert "b.txt is not UTF-8 at byte 10" in separated
     assert "holds no text" in message("c.txt", b" \n")
-    assert "cuts nowhere" in message("d.txt", b"x", document_separator="")
+    assert "must not be empty" in message("d.txt", b"x", document_separator="")
     good = b'{"text": "a"}\n'
     assert "a.jsonl:2 is not a line of JSON" in message("a.jsonl", good + b'{"text": "b"\n')
     missing = message("b.jsonl", good + b'{"body": "b", "title": "c"}\n')

@@ -103,9 +103,7 @@ def test_orders_of_sizes_that_grain_shuffles_rightly_are_grains():
 
 def test_a_validation_set_smaller_than_one_sequence_is_refused():
     check_splits(counting_dataset(9, validation_tokens=9), 8)
-    with pytest.raises(
-        UserError, match=r"validation split of 8 tokens is smaller than one sequence of 8 \+ 1; .*max_b"
-    ):
+    with pytest.raises(UserError, match=r"validation split has 8 tokens, and one sequence needs 8 \+ 1; .*max_b"):
         check_splits(counting_dataset(9, validation_tokens=8), 8)
 
 
@@ -113,7 +111,7 @@ def test_sizes_tail_and_a_small_validation_set_are_reported():
     training, validation, warning = describe_splits(counting_dataset(30, validation_tokens=101), 8)
     assert training.endswith("30 tokens = 3 sequences of 8; the last 5 tokens are never targets")
     assert validation == "validation set: 101 tokens = 12.5 sequences of 8"
-    assert "100 validation targets are few" in warning and "about 0.2 nats" in warning
+    assert "has only 100 targets" in warning and "about 0.2 nats" in warning
     training, _ = describe_splits(counting_dataset(33, validation_tokens=20_001), 8)
     assert training.endswith("every token but the first is a target")
 
@@ -142,7 +140,7 @@ def test_sequences_that_follow_each_other_are_not_neighbours_in_the_corpus():
 
 
 def test_a_corpus_smaller_than_one_sequence_says_so():
-    with pytest.raises(UserError, match=r"8 tokens is smaller than one sequence of 8 \+ 1.*context_tokens"):
+    with pytest.raises(UserError, match=r"8 tokens, and one sequence needs 8 \+ 1.*context_tokens"):
         TrainStream(counting_dataset(8), 8, seed=0)
     assert TrainStream(counting_dataset(9), 8, seed=0).sequences_per_epoch == 1
 

@@ -23,7 +23,7 @@ def test_one_long_document_holds_out_its_tail_at_a_line_end_and_prints_so(tmp_pa
     for _ in ("prepared", "reused"):
         dataset = prepare(spec)
         printed = capsys.readouterr().err
-        assert "the corpus is one document: the last 5.00% of its text is held out for validation" in printed
+        assert "the corpus is one document: the last 5.00% of its text is the validation set" in printed
     train, validation = parts(dataset)
     assert train + validation == book
     assert train.endswith(b"\n")

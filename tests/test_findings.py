@@ -128,7 +128,7 @@ def test_critical_batch_sizes_with_different_targets_are_not_compared():
 
 
 def test_a_gap_below_the_standard_error_of_the_validation_loss_is_warned_of():
-    words = "The standard error of the validation loss is 0.05 nats, which is larger than 1 of 2 gaps between arms"
+    words = "The standard error of the validation loss, 0.05 nats, is larger than 1 of 2 gaps between arms"
     assert words in output.text(compared(0.04, 0.06, validation_loss_se_nats=0.05)).replace("\n    ", " ")
     assert "standard error" not in output.text(compared(0.06, 0.06, validation_loss_se_nats=0.05))
     assert "standard error" not in output.text(compared(0.04, 0.06))
@@ -151,7 +151,7 @@ def test_the_standard_error_is_read_from_a_run_and_from_a_column(tmp_path):
             (1 / 8, 1 / 2, 2, 8),
             "cannot be given at batch size 4: no run at the tuned point (multiplier 1) has a result.",
         ),
-        ((1, 2), "cannot be given at batch size 4: only two values of it have a result."),
+        ((1, 2), "cannot be given at batch size 4: only two of its values have a result."),
         ((1 / 2, 1, 2), "of its best spans at least 2.0 doublings at batch size 4."),
     ],
 )

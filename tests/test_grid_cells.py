@@ -46,9 +46,9 @@ def test_a_grid_never_compares_unequal_numbers_of_tokens():
     with pytest.raises(UserError) as info:
         cells(axis("train.batch_size", [3, 4, 6]))
     assert str(info.value) == (
-        "train.budget_tokens=1,048,576 is rounded up to whole updates, and the cells of the grid would train on "
-        "different numbers of tokens: 1,048,576 at batch size 4, 1,049,088 at batch size 3. Use 1,047,552 or "
-        "1,050,624, whole updates of all batch sizes"
+        "train.budget_tokens=1,048,576, rounded up to whole updates, gives different numbers of tokens: "
+        "1,048,576 at batch size 4, 1,049,088 at batch size 3. All cells must train on the same number; use 1,047,552 "
+        "or 1,050,624, a multiple of the tokens per update of every cell"
     )
     for budget in (1_047_552, 1_050_624):
         grid = product(axis("train.batch_size", [3, 4, 6]), point({"train.budget_tokens": budget}))

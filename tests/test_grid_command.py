@@ -108,7 +108,7 @@ def test_workers_of_this_machine_can_be_fewer_than_its_cores():
 
 def test_no_time_is_given_before_a_cell_has_ended(home, tmp_path):
     for engine in ("local", "lanes"):
-        assert "a time not known before a cell has trained" in dry_run(tmp_path, cells_of(home), engine=engine)
+        assert "unknown time (until a cell has trained)" in dry_run(tmp_path, cells_of(home), engine=engine)
 
 
 def test_the_time_left_is_that_of_each_batch_sizes_own_cells(home, tmp_path):
@@ -150,7 +150,7 @@ def test_the_time_of_a_lane_is_a_share_already(home, tmp_path):
     cells, directory = cells_of(home), SweepDirectory(tmp_path)
     directory.write_grid("grid", cells[0].config, cells)
     end(directory, cells[0], flops=plans_of(cells)[cells[0].id].flops, secs=100.0)
-    assert "about 5m00s (from cells that ended here)" in dry_run(tmp_path, cells, engine="lanes", lanes=4)
+    assert "about 5m00s (measured on finished cells)" in dry_run(tmp_path, cells, engine="lanes", lanes=4)
     assert "about 5m00s" in dry_run(tmp_path, cells, workers=1)
 
 
@@ -222,7 +222,7 @@ def test_workdir_alone_resumes_the_grid_in_it(home, tmp_path, monkeypatch, capsy
     assert name == "rates" and base.train.batch_size == 4 and base.mesh.tensor is None
     assert [cell.id for cell in cells] == [cell.id for cell in directory.read_grid()] and len(chosen) == 4
     for word, words in [
-        ("--config.train.batch_size=8", "holds a sweep of another config (train.batch_size: 4 | 8: there | here)"),
+        ("--config.train.batch_size=8", "holds a sweep of another config (train.batch_size: 4 | 8: saved | given)"),
         ("--config.train.seed=7", "the grid sweeps train.seed; choose among its values with --only=KEY=VALUE"),
     ]:
         code, _, err = said(monkeypatch, capsys, workdir, word)

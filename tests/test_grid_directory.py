@@ -105,7 +105,7 @@ def test_a_damaged_grid_json_is_written_again_and_the_cells_stay(tmp_path, damag
     assert {cell.id: cell.values for cell in directory.begun_cells()} == {cell.id: cell.values for cell in CELLS}
     assert directory.write_grid("grid", BASE, CELLS[:1]) == 1  # one cell is not of this grid
     assert [cell.id for cell in directory.read_grid()] == [CELLS[0].id]
-    assert ("writing it again" in capsys.readouterr().err) == (damage is not DAMAGES["missing"])
+    assert ("rewriting it now" in capsys.readouterr().err) == (damage is not DAMAGES["missing"])
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
@@ -113,7 +113,7 @@ def test_the_status_of_a_sweep_without_its_grid_json_is_that_of_the_cells_that_w
     directory = begun(tmp_path)
     damage(directory.grid_json)
     note, head, row = command.status_text(directory).splitlines()
-    assert "grid.json" in note and note.endswith("Shown are the 2 cells that have been started.")
+    assert "grid.json" in note and note.endswith("The table shows only the 2 cells that were started.")
     assert (head.split(), row.split()) == (["batch", "missing"], [str(BASE.train.batch_size), "2"])
 
 

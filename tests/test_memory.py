@@ -47,8 +47,8 @@ def test_weights_state_sums_of_gradients_and_lora_cost_what_they_should():
     ("words", "says"),
     [
         (["--optimizers=adm"], "there is no such optimizer; did you mean adam"),
-        (["--batch_sizes=0"], "write positive numbers"),
-        (["--batch_sizes="], "write positive numbers"),
+        (["--batch_sizes=0"], "not a list of integers"),
+        (["--batch_sizes="], "not a list of integers"),
         (["--config.mesh.fsdp=2", "--batch_sizes=1,2", "--optimizers=sgd"], "1 sequences does not divide"),
     ],
 )

@@ -25,7 +25,7 @@ def test_phases_follow_each_other_without_a_gap():
         ("64:2,32:4", "not after 64"),
         ("512:2", "before the end of the budget, 512"),
         ("36:2", "from 0 to 36 tokens"),
-        ("32:16777217", "a batch size above 16,777,216"),
+        ("32:16777217", "a batch size above the maximum, 16,777,216"),
         (f"32:{10**20}", "TOKENS:SIZE"),
     ],
 )
@@ -54,5 +54,5 @@ def test_a_budget_smaller_than_an_update_is_one_update():
 
 def test_more_updates_than_their_counter_holds_are_refused():
     assert phases(1, None, 1, MAX_STEPS)
-    with pytest.raises(UserError, match="at most 2,147,483,647 can be counted"):
+    with pytest.raises(UserError, match="at most 2,147,483,647 are allowed"):
         phases(1, None, 1, MAX_STEPS + 1)

@@ -331,7 +331,7 @@ def test_a_half_life_longer_than_the_run_is_warned_of():
     assert make().warnings == ()
     (words,) = make(optimizer__t2_tokens=1e7).warnings
     assert words == (
-        "the half-life of b2 is 10,000,000 tokens, longer than the run of 2,097,152: its average forgets nothing and "
+        "the half-life of b2 is 10,000,000 tokens, longer than the run of 2,097,152, so its average "
         "is close to the mean over the whole run; lower optimizer.t2_tokens or b2, or raise train.budget_tokens"
     )
     both = make(optimizer__b1=None, optimizer__t1_tokens=1e7, optimizer__weight_average_tokens=1e8).warnings
@@ -367,18 +367,18 @@ def test_a_growing_batch_keeps_b1_per_step_and_b2_in_tokens_as_the_half_life_rul
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimizer__t2_tokens": 1e45}, "b2_complement comes to 2.84e-42, which is below .*change optimizer.b2 or t2"),
-        ({"optimizer__t2_tokens": 1e20}, "b2_complement, 1 - b, comes to .* must be at least 1e-12.*t2_tokens"),
-        ({"optimizer__b1": 1 - 1e-16}, "b1_complement, 1 - b, comes to .*optimizer.b1 or t1_tokens"),
+        ({"optimizer__t2_tokens": 1e45}, "b2_complement is 2.84e-42, which is below .*change optimizer.b2 or t2"),
+        ({"optimizer__t2_tokens": 1e20}, "b2_complement, 1 - b, is .* must be at least 1e-12.*t2_tokens"),
+        ({"optimizer__b1": 1 - 1e-16}, "b1_complement, 1 - b, is .*optimizer.b1 or t1_tokens"),
         (
             {"optimizer__peak_lr": 1e-20, "optimizer__weight_decay": 1e-20},
-            "learning rate x weight decay comes to 1e-40",
+            "learning rate x weight decay is 1e-40",
         ),
-        ({"optimizer__peak_lr": 1e30, "optimizer__weight_decay": 1e30}, "learning rate x weight decay comes to 1e.60"),
+        ({"optimizer__peak_lr": 1e30, "optimizer__weight_decay": 1e30}, "learning rate x weight decay is 1e.60"),
         ({"optimizer__warmup_frac": 1e-44}, "warmup_frac"),
         (
             {"optimizer__eps": 3e38, "optimizer__transfer_rule": "sqrt", "optimizer__tuned_at_batch_size": 64},
-            "eps comes to 6e.38, which is above the largest float32 number.*change optimizer.eps",
+            "eps is 6e.38, which is above the largest float32 number.*change optimizer.eps",
         ),
     ],
 )
@@ -389,7 +389,7 @@ def test_derived_numbers_that_float32_cannot_hold_are_refused_with_their_key(cha
 
 def test_the_square_of_a_schedule_free_rate_has_to_fit_too():
     changes = {"optimizer__b1": None, "optimizer__schedule": "constant", "optimizer__peak_lr": 1e-20}
-    with pytest.raises(UserError, match=r"the square of the learning rate.* comes to 1e-40"):
+    with pytest.raises(UserError, match=r"the squared learning rate.* is 1e-40"):
         make(optimizer__name="schedule_free_adamw", **changes)
 
 

@@ -188,7 +188,7 @@ def test_what_cannot_be_said_is_said(tmp_path, cells, said, unsaid):
         ([], "error: name a sweep directory: python -m smallbatch.report WORKDIR, or a file: --csv=runs.csv"),
         (["nowhere"], "error: there is no directory nowhere"),
         (["."], "error: . is no sweep (grid.json), no run (config.json, result.json) and holds no runs"),
-        (["--csv=nowhere.csv"], "error: there is no file nowhere.csv"),
+        (["--csv=nowhere.csv"], "error: --csv=nowhere.csv does not exist"),
         ([".", "--columns=batch_size=b"], "error: --columns names the columns of a --csv, and there is none"),
         (["--delta_nats=-1", "."], "error: flag --delta_nats=-1"),
         (["--delta=1", "."], "error: there is no flag --delta; did you mean --delta_nats?"),
@@ -225,7 +225,7 @@ def test_a_report_never_touches_its_input_or_the_files_of_a_person(tmp_path):
         (mine / name).write_text(text)
     before = contents(mine)
     done = report("--csv=runs.csv", "--out=.", cwd=mine)
-    assert done.returncode == 2 and done.stderr.startswith("error: --out=. holds the input runs.csv")
+    assert done.returncode == 2 and done.stderr.startswith("error: --out=. contains the input runs.csv")
     done = report("--csv=mine/runs.csv", f"--out={mine}/figures", cwd=tmp_path)
     assert done.returncode == 2 and "is not empty and holds no report" in done.stderr
     assert contents(mine) == before

@@ -42,7 +42,7 @@ def test_an_input_that_is_a_link_into_the_directory_or_out_of_it_is_seen(tmp_pat
     (tmp_path / "out" / "runs-link.csv").symlink_to(tmp_path / "runs.csv")
     (tmp_path / "into.csv").symlink_to(tmp_path / "out" / "equal_flops.csv")
     for given in (tmp_path / "out" / "runs-link.csv", tmp_path / "into.csv"):
-        with pytest.raises(UserError, match="holds the input"):
+        with pytest.raises(UserError, match="contains the input"):
             ReportDirectory(tmp_path / "out", [given])
 
 
@@ -58,7 +58,7 @@ def test_a_report_replaces_the_last_one_and_keeps_what_a_person_put_beside_it(tm
     listed = read_json(tmp_path / "out" / LIST)["files"]
     assert set(listed) == second.keys() - {"notes.csv", "figures/mine.svg", LIST}
     (tmp_path / "out" / "gaps.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"gaps.csv is in the way: no report wrote it"):
+    with pytest.raises(UserError, match=r"gaps.csv is not a file of a report"):
         output.write(columns_report(tmp_path), tmp_path / "out")
     assert (tmp_path / "out" / "gaps.csv").read_text() == "mine"
 
@@ -104,7 +104,7 @@ def test_a_list_cannot_make_a_report_remove_other_files(tmp_path, listed):
         (tmp_path / name).write_text("mine")
     write_json(tmp_path / "out" / LIST, {"format": 1, "files": listed})
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="is not the list of a report's files; remove"):
+    with pytest.raises(UserError, match="must list the files of a report"):
         written_report(tmp_path / "out")
     assert contents(tmp_path) == before
 
@@ -114,6 +114,6 @@ def test_a_directory_of_figures_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "out" / "figures").rename(tmp_path / "elsewhere")
     (tmp_path / "out" / "figures").symlink_to(tmp_path / "elsewhere")
     before = contents(tmp_path)
-    with pytest.raises(UserError, match="is not a directory of the report"):
+    with pytest.raises(UserError, match="must be a directory"):
         written_report(tmp_path / "out")
     assert contents(tmp_path) == before

@@ -105,7 +105,9 @@ def test_ctrl_c_in_python_saves_and_then_raises(home, tmp_path, monkeypatch):
         save(*arguments)
 
     monkeypatch.setattr(Checkpoints, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved after update \d+; the same call goes on") as raised:
+    with pytest.raises(
+        KeyboardInterrupt, match=r"stopped and saved after update \d+; call it again to resume"
+    ) as raised:
         run.train(config)
     assert isinstance(raised.value, run.Interrupted) and raised.value.result.status == "stopped"
     result = run.train(config)

@@ -31,7 +31,7 @@ def test_plan_shows_budget_warmup_and_half_lives_in_every_unit():
 def test_plan_shows_the_budget_asked_for_the_first_rates_and_warnings():
     said = text(train__batch_size=3, optimizer__t2_tokens=1e7)
     assert "2,097,408 tokens = 2,731 steps (train.budget_tokens=2,097,152, rounded up to whole updates)" in said
-    assert "at the middle of each update, first 1.1e-05, 3.3e-05, 5.49e-05" in said
+    assert "at the midpoint of each update, first 1.1e-05, 3.3e-05, 5.49e-05" in said
     assert "warning: the half-life of b2 is 10,000,000 tokens, longer than the run of 2,097,408" in said
     assert "rounded up" not in text() and "warning" not in text()
     short = text(train__budget_tokens=10 * 4096, optimizer__warmup_frac=0.05)

@@ -192,7 +192,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
         "not UTF-8": ({"data.source": f"text:{place}/latin/*.txt"}, "is not UTF-8 at byte 3"),
         "smaller than a sequence": (
             {"data.source": f"text:{place}/short.jsonl", "model.context_tokens": 640},
-            "is smaller than one sequence",
+            "and one sequence needs",
         ),
         "outside the vocabulary": (tokens, "vocab"),
         "batch over devices": (
@@ -256,7 +256,7 @@ def test_flags_that_contradict_the_run_in_workdir_are_refused_with_their_keys(ho
     words = ["--config.train.batch_size=4", "--config.train.seed=1", "--config.train.sample_tokens=9"]
     done = runs.in_process(monkeypatch, capsys, [f"--workdir={reference}", *words])
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "(train.batch_size: 2 | 4; train.seed: 0 | 1: there | here)" in done.stderr
+    assert "(train.batch_size: 2 | 4; train.seed: 0 | 1: saved | given)" in done.stderr
     assert "resume it with --workdir alone" in done.stderr
     done = runs.in_process(monkeypatch, capsys, [f"--workdir={reference}", "--config.train.sample_tokens=9"])
     assert done.returncode == 0 and "this run is finished" in done.stdout  # no number depends on it
@@ -301,5 +301,5 @@ def test_a_validation_set_smaller_than_a_sequence_is_refused_before_anything_is_
     config = runs.tiny_config(home, {"model.context_tokens": 2048, "train.budget_tokens": 4096,
                                      "data.validation_max_bytes": 1000})  # fmt: skip
     for start in (lambda: run.train(config, tmp_path / "run"), lambda: run.dry_run(config)):
-        with pytest.raises(records.UserError, match=r"validation split of \d+ tokens is smaller than one sequence"):
+        with pytest.raises(records.UserError, match=r"validation split has \d+ tokens, and one sequence needs"):
             start()

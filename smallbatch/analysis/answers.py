@@ -148,15 +148,15 @@ def _widths(study: Study, setting: str) -> list[str]:
 def _rates(study: Study, setting: str) -> list[str]:
     rows = [row for row in study.rows("learning_rate_laws") if row["setting"] == setting]
     return [
-        f"{row['arm']}: the best learning rate goes as batch size^{row['exponent']:.2f}"
-        f"{_range(row, 'exponent', '.2f') or ' (no interval: it takes three)'}, over {row['batch_sizes']} batch sizes"
+        f"{row['arm']}: the best learning rate scales as batch size^{row['exponent']:.2f}"
+        f"{_range(row, 'exponent', '.2f') or ' (an interval needs three)'}, over {row['batch_sizes']} batch sizes"
         + (f"; {row['left_out_at_edge']} left out, at the edge of their grids" if row["left_out_at_edge"] else "") + "."
         for row in rows
     ]  # fmt: skip
 
 
 def _critical(study: Study, setting: str) -> dict[str, list[str]]:
-    """Return {topic: sentences}, a topic for each target loss: those to different losses cannot be compared."""
+    """Return {topic: sentences}, one topic per target loss, since values for different losses do not compare."""
     said: dict[str, list[str]] = {}
     rows = [row for row in study.rows("critical_batch") if row["setting"] == setting]
     several = len({row["target_loss_nats"] for row in rows}) > 1

@@ -1,11 +1,11 @@
-"""The law y = a + b / B of quantities that averaging over a batch of B improves, up to a limit.
+"""Fit the law y = a + b / B to the steps to a loss, or to the mean squared gradient, against batch size B.
 
-Steps to a loss fall as 1/B until they level off at a, and so does the mean squared gradient; b/a is the batch size
-where the two parts are equal. The law is fitted in log y, so that every batch size counts alike.
+Both fall as 1/B and level off at a; the two terms are equal at B = b/a. The law is fitted in log y, so every batch
+size has the same weight.
 
 The data may bound b/a on one side only: under perfect scaling (a = 0) any large b/a fits, and where y is constant
-(b = 0) any small one does. The interval of b/a then ends at infinity or at 0. tests/test_coverage.py tests its
-coverage with 3 to 9 batch sizes, with 1 and 3 seeds, inside and at both limits.
+(b = 0) any small b/a fits. The interval of b/a then ends at infinity or at 0. tests/test_coverage.py tests its
+coverage with 3 to 9 batch sizes and 1 or 3 seeds, for interior values of b/a and at both limits.
 """
 
 import math
@@ -17,16 +17,16 @@ from scipy import optimize, special
 from smallbatch.analysis import intervals
 from smallbatch.analysis.intervals import Interval
 
-# Steps and norms are read from records and evaluations at intervals: they are not known better than to 1%, however well
-# a law fits them. Without this limit, data without noise would have intervals of no width.
+# Steps and norms are read from periodic records, so they are accurate to about 1% at best, however well a law fits
+# them. Without this limit, noise-free data would give intervals of zero width.
 LEAST_LOG_ERROR = 0.01
-LARGEST_LOGIT = 30.0  # shares of a from 1e-13 to 1 - 1e-13; beyond, the other part is absent
+LARGEST_LOGIT = 30.0  # share of a from 1e-13 to 1 - 1e-13; beyond these limits, the smaller term is 0
 LOGITS = np.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, 1201)
 
 
 @dataclass(frozen=True, eq=False)
 class BatchLaw:
-    """y = a + b / B, fitted to `points` batch sizes; a or b is 0 where it is absent."""
+    """y = a + b / B, fitted to `points` batch sizes; a term that does not improve the fit is 0."""
 
     a: float
     b: float
@@ -45,13 +45,13 @@ class BatchLaw:
 def fit(batch_size: np.ndarray, y: np.ndarray) -> BatchLaw | None:
     """Fit log y = log(a + b/B) by least squares; None with fewer than two different batch sizes.
 
-    Values at the same batch size (seeds) are averaged in log y first: they share whatever moves their batch size off
-    the law, so that they are not independent of each other.
+    Values at the same batch size (seeds) are first averaged in log y. They share the deviation of that batch size
+    from the law, so they are not independent points.
 
-    The interval holds all b/a whose sum of squares is less than t^2 s^2 above the lowest (profile likelihood; Bates and
-    Watts 1988, section 6.1), with t of n - 2 degrees of freedom. s is the largest of three: the scatter of the n batch
-    sizes about the law, the error of their means over seeds, and LEAST_LOG_ERROR. Source of the form: McCandlish et al.
-    2018 (arXiv 1812.06162, equation 2.11); Zhang et al. 2024 (arXiv 2410.21676, section 2) fit it in logarithms.
+    The interval contains all b/a whose sum of squares is less than t^2 s^2 above the lowest (profile likelihood; Bates
+    and Watts 1988, section 6.1), with t of n - 2 degrees of freedom. s is the largest of three: the scatter of the n
+    batch sizes about the law, the error of their means over seeds, and LEAST_LOG_ERROR. Source of the law: McCandlish
+    et al. 2018 (arXiv 1812.06162, equation 2.11); Zhang et al. 2024 (arXiv 2410.21676, section 2) fit it in logarithms.
     """
     batch_size, log_y = np.asarray(batch_size, float), np.log(np.asarray(y, float))
     sizes = np.unique(batch_size)
@@ -62,7 +62,7 @@ def fit(batch_size: np.ndarray, y: np.ndarray) -> BatchLaw | None:
     inverse = middle / sizes
 
     def squares(share):
-        """Sum of squares of log y about the laws whose part a has these shares at the middle batch size."""
+        """Return the sum of squares of log y about each law, where a has this share of y at the middle batch size."""
         share = np.asarray(share)[..., None]
         residual = means - np.log(share + (1 - share) * inverse)
         return ((residual - residual.mean(-1, keepdims=True)) ** 2).sum(-1)
@@ -89,12 +89,12 @@ def _best_share(squares) -> float:
         options={"xatol": 1e-10},
     )
     share = float(special.expit(found.x))
-    # Rounding alone cannot prefer a tiny part to an absent one.
+    # Prefer 0 to a tiny term that improves the fit by rounding errors only.
     return next((end for end in (0.0, 1.0) if squares(end) <= squares(share) * (1 + 1e-9) + 1e-18), share)
 
 
 def _shares_within(squares, best: float, allowed: float) -> tuple[float, float]:
-    """Return the least and the most share of a whose sum of squares is allowed."""
+    """Return the smallest and the largest share of a whose sum of squares is below the limit."""
     ends = []
     for end, sign in ((0.0, -1.0), (1.0, 1.0)):
         if squares(end) <= allowed:
@@ -107,7 +107,7 @@ def _shares_within(squares, best: float, allowed: float) -> tuple[float, float]:
 
 
 def _variance_over_seeds(batch_size: np.ndarray, log_y: np.ndarray) -> float:
-    """Return the mean variance of the means over seeds, 0 where no batch size has two."""
+    """Return the average variance of the means over seeds; 0 if no batch size has two seeds."""
     repeated = [log_y[batch_size == size] for size in np.unique(batch_size)]
     variances = [values.var(ddof=1) / len(values) for values in repeated if len(values) > 1]
     return float(np.mean(variances)) if variances else 0.0

@@ -1,7 +1,7 @@
-"""Warnings about the answers, and what a section shows where it has no data.
+"""Write the warnings of a report, and the text of sections without data.
 
-Nothing is dropped in silence. A missing cell, an optimum at the edge of its grid, one seed where three are needed, a
-comparison between unequals: each is a sentence on the first screen.
+Every limitation is a warning on the first screen: missing cells, optima at the edge of a grid, single seeds, and
+comparisons of unequal grids.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from smallbatch.analysis.budgets import curve_kind
 from smallbatch.analysis.sheets import Row, batch_text, finite_number, key_text, listed, split
 from smallbatch.analysis.study import Study
 
-NAMED = 3  # runs that a sentence names one by one
+NAMED = 3  # failed runs listed by name in a warning
 
 
 def warnings(study: Study) -> list[str]:
@@ -46,8 +46,8 @@ def warnings(study: Study) -> list[str]:
     if not_repeated := [row for row in chosen if row["noise_over_seeds_nats"] is None]:
         said.append(
             f"{len(not_repeated)} of {len(chosen)} grids have one seed per configuration: their losses, gaps, widths "
-            "and best learning rates have no intervals and may differ by chance. Intervals of fitted laws are from "
-            "the scatter of the points about them."
+            "and best learning rates have no intervals, and differences may be due to chance. Intervals of fitted "
+            "laws come from the scatter of the points about them."
         )
     if flattered := [row for row in chosen if not row["held_out"] and row["trials"] > 1]:
         said.append(
@@ -60,7 +60,7 @@ def warnings(study: Study) -> list[str]:
 
 
 def _failed(study: Study, of: str) -> str:
-    """Name the failed runs: the file with the error of each, or its row in a table."""
+    """Return the warning about failed runs, which lists the error file of each, or its row in a table."""
     failed = [run.failure_file or run.source for run in study.table.runs if run.status == "failed"]
     more = f" and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
     verb = "is" if len(failed) == 1 else "are"
@@ -68,7 +68,7 @@ def _failed(study: Study, of: str) -> str:
 
 
 def _targets(study: Study) -> list[str]:
-    """Warn of critical batch sizes of one setting that have different target losses."""
+    """Return a warning for each setting whose critical batch sizes have different target losses."""
     said = []
     for (setting,), rows in split(study.rows("critical_batch"), "setting").items():
         targets = [f"{row['arm']} {row['target_loss_nats']:g} nats" for row in rows]
@@ -76,13 +76,13 @@ def _targets(study: Study) -> list[str]:
             where = f" of {setting}" if len(study.table.settings) > 1 else ""
             said.append(
                 f"The critical batch sizes{where} have different target losses ({', '.join(targets)}) and cannot be "
-                "compared; set --target_loss_nats to measure all of them to one loss."
+                "compared; set --target_loss_nats to use the same target loss for all of them."
             )
     return said
 
 
 def _validation_noise(study: Study) -> list[str]:
-    """Warn where the validation set is too small for the gaps between arms that are shown."""
+    """Return a warning if gaps between arms are below the standard error of the validation loss."""
     errors = [run.validation_loss_se_nats for run in study.table.runs if np.isfinite(run.validation_loss_se_nats)]
     gaps = [abs(row["gap_nats"]) for row in study.rows("gaps") if finite_number(row["gap_nats"])]
     if not errors or not gaps:
@@ -92,8 +92,8 @@ def _validation_noise(study: Study) -> list[str]:
     if not smaller:
         return []
     return [
-        f"The standard error of the validation loss is {error:.2g} nats, which is larger than {smaller} of {len(gaps)} "
-        "gaps between arms: another validation set could reverse them. Use a larger validation set."
+        f"The standard error of the validation loss, {error:.2g} nats, is larger than {smaller} of {len(gaps)} gaps "
+        "between arms, so another validation set could reverse their signs. Use a larger validation set."
     ]
 
 
@@ -130,7 +130,7 @@ def unsaid(study: Study) -> dict[str, str]:
     one = "There is one batch size; " if sizes == 1 else ""
     records = "" if curve_kind(study.table) != "end" else "These runs have no records along the way; "
     from_file = all("file" in source for source in study.table.provenance)
-    curves = "run directories, since a table has the end of each run only" if from_file else (
+    curves = "run directories, since a table has only the final result of each run" if from_file else (
         "metrics.jsonl with at least two records a run"
     )  # fmt: skip
     gradients = "a table has no gradients" if from_file else "set train.diagnostics"
@@ -149,14 +149,14 @@ def unsaid(study: Study) -> dict[str, str]:
 
 
 def _no_gap(study: Study) -> str:
-    """Return why there is no gap between arms."""
+    """Return the reason why there is no gap between arms."""
     arms = study.table.arms
     if len(arms) == 1:
-        return f"A gap needs two arms with a finite loss at the same batch size; all these runs are of one, {arms[0]}."
+        return f"A gap needs two arms with a finite loss at the same batch size; all runs here belong to {arms[0]}."
     if len(study.table.settings) > 1:
         return (
-            "No two arms have a finite loss in the same setting at the same batch size; runs of different sweeps, or "
-            "with different models, data or budgets, are in different settings."
+            "No two arms have a finite loss in the same setting at the same batch size; runs from different sweeps, or "
+            "with different models, data or budgets, belong to different settings."
         )
     return "No two arms have a finite loss at the same batch size."
 

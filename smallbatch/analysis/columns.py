@@ -1,8 +1,8 @@
-"""Read the run table of another trainer's CSV or Parquet file by named columns.
+"""Read the run table of another trainer from a CSV or Parquet file.
 
-A row is a run. --columns names what a column means; only columns that already have one of our names need no naming. A
-column that is not used must not tell two runs of one point apart: it could be a hyperparameter, and they would be taken
-for repetitions.
+Each row is a run. --columns maps columns to our names; a column that already has one of our names needs no mapping.
+Runs that differ only in an unused column are an error: the column could be a hyperparameter, and the runs would be
+mistaken for seeds.
 """
 
 import csv
@@ -55,8 +55,8 @@ class Columns:
     """What the columns of a file are."""
 
     named: dict[str, str]  # our name: column
-    hyperparameters: dict[str, str]  # name in a point: column
-    left_out: tuple[str, ...]  # named as -COLUMN
+    hyperparameters: dict[str, str]  # {name in a point: column}
+    left_out: tuple[str, ...]  # given as -COLUMN
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ class Columns:
 
 
 def parse(text: str) -> Columns:
-    """Return what 'batch_size=bs,loss_nats=eval_loss,peak_lr=lr,warmup,-run_id' names; a column may be in quotes."""
+    """Parse --columns, such as 'batch_size=bs,loss_nats=eval_loss,peak_lr=lr,warmup,-run_id'; quotes are allowed."""
     named: dict[str, str] = {}
     hyperparameters: dict[str, str] = {}
     left_out = []
@@ -80,24 +80,24 @@ def parse(text: str) -> Columns:
         elif not equals or key_text(name) in HYPERPARAMETERS:
             point_name = _point_name(name)
             if point_name in hyperparameters:
-                raise UserError(f"--columns={word}: {name} is named twice; name one column")
+                raise UserError(f"--columns={word}: {name} is mapped twice; map each name to one column")
             hyperparameters[point_name] = column if equals else name
         else:
             names = (*NEEDED, *OPTIONAL, *HYPERPARAMETERS)
             raise UserError(
-                f"--columns={word}: there is no {name!r}{did_you_mean(name, names)}; names are {', '.join(names)}; the "
-                "column of another hyperparameter is written without ="
+                f"--columns={word}: unknown name {name!r}{did_you_mean(name, names)}. Use one of {', '.join(names)}; "
+                "write the column of any other hyperparameter without ="
             )
     return Columns(named, hyperparameters, tuple(left_out))
 
 
 def _point_name(name: str) -> str:
-    """Return the name of a hyperparameter in a point: that of the learning rate is the same under all its names."""
+    """Return the name of a hyperparameter in a point; all names of the learning rate map to one."""
     return LEARNING_RATE if key_text(name) == key_text(LEARNING_RATE) else name
 
 
 def read(path: Path, columns: str) -> RunTable:
-    """Return the run table of a file. Raises UserError for a column or a value that cannot be read."""
+    """Return the run table of a file. Raises UserError for a column or a value that is not valid."""
     file = run_files.load(path)
     said = _understood(path, file.columns, parse(columns))
     if not file.rows:
@@ -112,7 +112,7 @@ def read(path: Path, columns: str) -> RunTable:
     kept, notes = without_duplicates(runs)
     notes += [*file.notes, *_alike(path, kept)]
     if unused or said.left_out:
-        notes.append(f"columns of {path.name} that were not used: {', '.join([*unused, *said.left_out])}")
+        notes.append(f"unused columns of {path.name}: {', '.join([*unused, *said.left_out])}")
     statuses = dict(Counter(run.status for run in kept))
     seeds = sorted({run.seed for run in kept}) if "seed" in said.named else []
     provenance = {"name": path.stem, "file": str(path), "rows": len(rows), "statuses": statuses, "seeds": seeds,
@@ -129,10 +129,13 @@ def _understood(path: Path, found: list[str], said: Columns) -> Columns:
         elif key_text(column) in HYPERPARAMETERS:
             first = hyperparameters.setdefault(_point_name(column), column)
             if first != column:
-                raise UserError(f"{path}: {first} and {column} are one hyperparameter; leave one out with -{column}")
+                raise UserError(
+                    f"{path}: columns {first} and {column} are the same hyperparameter, which needs one column; "
+                    f"ignore one with --columns=-{column}"
+                )
     for name in NEEDED:
         if name not in named:
-            raise UserError(f"{path} has no column {name}; say which it is with --columns={name}=COLUMN{_list(found)}")
+            raise UserError(f"{path} has no column {name}; map one to it with --columns={name}=COLUMN{_list(found)}")
     complete = Columns(named, hyperparameters, said.left_out)
     for column in (*complete.used, *complete.left_out):
         if column not in found:
@@ -141,9 +144,9 @@ def _understood(path: Path, found: list[str], said: Columns) -> Columns:
 
 
 def _typed(path: Path, file: RowsFile, said: Columns) -> list[dict[str, Any]]:
-    """Return the rows with numbers where our columns take numbers, and in hyperparameters that are wholly numeric.
+    """Return the rows with numbers parsed in our numeric columns, and in hyperparameters whose values are all numeric.
 
-    All other text stays as it is written: a method may be called 001, true, nan or 2024-01.
+    All other text is kept as written: a method may be called 001, true, nan or 2024-01.
     """
     values = {column: [row[i] for row in file.rows] for i, column in enumerate(file.columns)}
     needed = {column: name for name, column in said.named.items() if name in (*NEEDED, "seed", *NUMBERS)}
@@ -213,7 +216,7 @@ def _where(run: Run) -> tuple:
 
 
 def _looks_numeric(values: list[Any]) -> bool:
-    """Return whether all values of a column that are set are numbers."""
+    """Return whether a column has values and all of them are numbers; unset values are ignored."""
     is_unset = lambda value: value is None or (isinstance(value, str) and value.strip().lower() in UNSET)
     known = [value for value in values if not is_unset(value)]
     is_number = lambda value: is_written_number(value) if isinstance(value, str) else _is_numeric(value)
@@ -225,7 +228,7 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _number(value: Any, name: str, decimal: str, place: str) -> int | float | None:
-    """Return the number of one of our columns, or of a hyperparameter (name ''); None where the value is unset."""
+    """Return a value of one of our columns, or of a hyperparameter (name ''), as a number; None if it is unset."""
     if isinstance(value, str):
         if value.strip().lower() in UNSET:
             return None
@@ -237,7 +240,7 @@ def _number(value: Any, name: str, decimal: str, place: str) -> int | float | No
         if name in COUNTS and written_numbers.looks_like_thousands(value, decimal):
             whole = value.strip().replace(decimal, "")
             decimals = f"{number:g}" if number == int(number) else f"{number}0"
-            raise UserError(f"{place} is {value!r}, which can be {whole} or {number}; write {whole} or {decimals}")
+            raise UserError(f"{place} is {value!r}, which can mean {whole} or {number}; write {whole} or {decimals}")
     elif value is None or _is_numeric(value):
         number = float(value) if isinstance(value, Decimal) else value
     else:
@@ -254,7 +257,7 @@ def _not_a_number(value: Any, name: str, place: str) -> str:
 
 
 def _categories(values: list[Any]) -> list[Any]:
-    """Return text as it is written; values of a Parquet file that cannot be compared become text, unset ones None."""
+    """Return text as written; Parquet values of other types become text, and unset values None."""
     found = [_category(value) for value in values]
     return without_apostrophes(found) if all(isinstance(value, str | None) for value in found) else found
 
@@ -279,7 +282,7 @@ def _run(path: Path, number: int, row: dict[str, Any], said: Columns) -> Run:
     batch_size = value("batch_size")
     if not (batch_size > 0 and math.isfinite(batch_size)):
         column = named["batch_size"]
-        raise UserError(f"{place}: {column} is {batch_size!r}, not a batch size; it takes a number above 0")
+        raise UserError(f"{place}: {column} is {batch_size!r}, not a number above 0; correct it, or remove the row")
     seed = 0 if value("seed") is None else value("seed")
     if not (math.isfinite(seed) and seed == int(seed)):
         raise UserError(_not_a_number(seed, "seed", f"{place}: {named['seed']}"))
@@ -302,7 +305,7 @@ def _or_column(name: str, named: dict[str, str]) -> str:
 
 
 def _outcome(place: str, status: Any, loss: float | None) -> tuple[str, float]:
-    """Return (status, loss): without a status column a loss that is no number is a divergence, an empty one missing."""
+    """Return (status, loss). Without a status column, a non-finite loss is diverged and an empty one missing."""
     loss_nats = _or_nan(loss)
     unfinished = "missing" if loss is None else "diverged"
     if status is None:
@@ -310,14 +313,14 @@ def _outcome(place: str, status: Any, loss: float | None) -> tuple[str, float]:
     else:
         word = STATUS_WORDS.get(str(status).strip().lower(), "")
         if not word:
-            raise UserError(f"{place}: status is {status!r}; it takes {', '.join(STATUS_WORDS)}")
+            raise UserError(f"{place}: status is {status!r}; use one of {', '.join(STATUS_WORDS)}")
         if word == "done" and not math.isfinite(loss_nats):
             word = unfinished
     return word, {"done": loss_nats, "diverged": math.inf}.get(word, np.nan)
 
 
 def _alike(path: Path, runs: list[Run]) -> list[str]:
-    """Return a note for names that only spaces or capitals tell apart: they count as different."""
+    """Return a note for each set of names that differ only in spaces or capitals; they count as different."""
     notes = []
     for kind, names in (("arm", {run.arm for run in runs}), ("setting", {run.setting for run in runs})):
         same: dict[str, list[str]] = defaultdict(list)

@@ -1,12 +1,12 @@
-"""The critical batch size: up to where a larger batch saves steps in proportion.
+"""Estimate the critical batch size: the largest batch size at which steps still fall nearly in proportion.
 
-The number means nothing without its definition, so that it is never printed without. Here it is the largest batch size
-B whose steps to a target loss are at most (1 + overhead) times what perfect scaling from a reference batch size B_ref
-would take, (1 + h) S(B_ref) B_ref / B; with S(B) = a + b/B this is B* = (1 + h) B_ref + h b/a.
+Its value depends on the definition, which is therefore always printed with it. Here it is the largest batch size B
+whose steps to a target loss are at most (1 + h) times those of perfect scaling from a reference batch size B_ref,
+(1 + h) S(B_ref) B_ref / B, where h is the overhead. With S(B) = a + b/B this is B* = (1 + h) B_ref + h b/a.
 
-Where the interval of b/a has no upper end, the steps scale perfectly as far as can be told, and there is a lower bound
-alone. Where it begins at 0, no batch size is below the critical one, and there is an upper bound alone: the term
-(1 + h) B_ref would then be an answer that depends on no data. In both cases no estimate is given.
+If the interval of b/a has no upper end, the data are consistent with perfect scaling and give only a lower bound. If it
+begins at 0, they give only an upper bound: an estimate would be (1 + h) B_ref, which does not depend on the data. No
+estimate is reported in these two cases.
 Source: Zhang et al. 2024 (arXiv 2410.21676), section 2, there h = 0.2 and B_ref = 256.
 """
 
@@ -54,7 +54,7 @@ class Critical:
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of B*, from 0 where the data give no lower bound, to infinity where they give no upper one."""
+        """The interval of B*: from 0 if the data give no lower bound, to infinity if they give no upper bound."""
         if self.law is None or self.law.ratio_interval is None:
             return None
         low, high = self.law.ratio_interval
@@ -62,7 +62,7 @@ class Critical:
 
     @property
     def batch_size(self) -> float | None:
-        """B* = (1 + h) B_ref + h b/a; None unless the data bound it on both sides."""
+        """The estimate B* = (1 + h) B_ref + h b/a; None unless the data bound it on both sides."""
         interval = self.interval
         if self.law is None or interval is None or not (interval[0] > 0 and np.isfinite(interval[1])):
             return None
@@ -176,7 +176,7 @@ def critical_rows(measured: list[Critical], gradient_rows: list[Row]) -> list[Ro
 
 
 def estimate_text(row: Row) -> str:
-    """Write what a row gives for the critical batch size: an estimate with its interval, a bound, or neither."""
+    """Return the critical batch size of a row in words: an estimate with its interval, a bound, or unknown."""
     low, high = row["critical_batch_size_low"], row["critical_batch_size_high"]
     if row["critical_batch_size"] is not None:
         return f"{size_text(row['critical_batch_size'])} ({size_text(low)} to {size_text(high)}) sequences"
@@ -184,11 +184,11 @@ def estimate_text(row: Row) -> str:
         return f"at least {size_text(low)} sequences, with no upper bound from these steps"
     if finite_number(high):
         return f"at most {size_text(high)} sequences, with no lower bound from these steps"
-    return "unknown: these steps bound it on neither side; measure more batch sizes"
+    return "unknown: these steps give neither a lower nor an upper bound; measure more batch sizes"
 
 
 def scaling_laws(measured: list[Critical]) -> list[Row]:
-    """Fit critical batch size ~ N^p and ~ D^q for each arm with an estimate at three different N or D."""
+    """Fit critical batch size ~ N^p and ~ D^q for each arm that has estimates at three or more values of N or D."""
     rows: list[Row] = []
     by_arm: dict[str, list[Critical]] = defaultdict(list)
     for c in measured:

@@ -1,7 +1,7 @@
-"""The directory of a report: which one a report may be written to, and which of its files are the report's own.
+"""Check the output directory of a report, and replace the files of the previous report in it.
 
-A report writes and removes only files that it or the report before it wrote. report_files.json lists them. The list is
-checked like any other input: it cannot make a report touch a file of another kind or outside its directory.
+Only files that this report or the previous one wrote are overwritten or removed. report_files.json lists them. The list
+is validated like any other input, so it cannot name other kinds of files, or files outside the directory.
 """
 
 import os
@@ -21,24 +21,24 @@ _OURS = re.compile(r"index\.html|summary\.json|[a-z_]+\.csv|figures/[^/\\\0]+\.s
 
 
 class ReportDirectory:
-    """A directory that may hold a report of ours and nothing else, or does not exist yet."""
+    """A directory that is missing, is empty, or holds only a report."""
 
     def __init__(self, path: Path, inputs: Sequence[Path] = ()) -> None:
-        """Check the directory. Raises UserError where a report in it could harm the inputs or files of a person."""
+        """Check the directory. Raises UserError if a report there could overwrite its inputs or a user's files."""
         self.path = path
         try:
             self._refuse_inputs(inputs)
             self._listed = self._files_of_last_report()
-        except (OSError, RuntimeError) as error:  # the latter for links that form a loop
+        except (OSError, RuntimeError) as error:  # RuntimeError: links that form a loop
             raise UserError(f"cannot read {path}: {error}; choose another directory with --out=DIR") from error
 
     def write(self, files: dict[str, bytes]) -> None:
-        """Write files by their relative names, and remove those of the last report that are not among them."""
+        """Write files by their relative names, and remove files of the last report that are no longer needed."""
         for name in files:
             if name not in self._listed and os.path.lexists(self.path / name):
                 raise UserError(
-                    f"{self.path / name} is in the way: no report wrote it; move it, or choose another directory with "
-                    "--out=DIR"
+                    f"{self.path / name} is not a file of a report, and only those are overwritten. Move it, or choose "
+                    "another directory with --out=DIR"
                 )
         try:
             (self.path / "figures").mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ class ReportDirectory:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror}; choose another directory with --out=DIR"
             ) from error
-        # First the files of both reports: a report that is interrupted leaves no file that the next one does not know.
+        # List the files of both reports first, so that every file of an interrupted report is in the list.
         self._write_list({*self._listed, *files})
         for name, content in files.items():
             write_bytes(self.path / name, content)
@@ -61,12 +61,12 @@ class ReportDirectory:
     def _refuse_inputs(self, inputs: Sequence[Path]) -> None:
         resolved = paths.resolved(self.path)
         for given in inputs:
-            # A link is replaced by the file it points to in one reading, and stays what was named in the other.
+            # Check the target of a link, and the link itself.
             for found in (paths.resolved(given), paths.resolved(given.parent) / given.name):
                 if found.is_relative_to(resolved):
                     raise UserError(
-                        f"--out={self.path} holds the input {given}, which a report would overwrite; choose another "
-                        "directory with --out=DIR"
+                        f"--out={self.path} contains the input {given}, which the report could overwrite; choose "
+                        "another directory with --out=DIR"
                     )
 
     def _files_of_last_report(self) -> frozenset[str]:
@@ -82,14 +82,15 @@ class ReportDirectory:
             names = _files_of_old_report(path)
         elif any(path.iterdir()):
             raise UserError(
-                f"{path} is not empty and holds no report, so its files could be overwritten; choose another directory "
-                "with --out=DIR"
+                f"{path} is not empty and holds no report. A report needs a new or empty directory, or that of an "
+                "earlier report; choose another directory with --out=DIR"
             )
         else:
             return frozenset()
         if figures.is_symlink() or (figures.exists() and not figures.is_dir()):
             raise UserError(
-                f"{figures} is not a directory of the report; remove it, or choose another directory with --out=DIR"
+                f"{figures} must be a directory, not a file or a link; remove it, or choose another directory with "
+                "--out=DIR"
             )
         return names
 
@@ -98,14 +99,14 @@ def _names(value: Any, path: Path) -> frozenset[str]:
     names = value.get("files") if isinstance(value, dict) and value.get("format") == LIST_FORMAT else None
     if not isinstance(names, list) or not all(isinstance(name, str) and _OURS.fullmatch(name) for name in names):
         raise UserError(
-            f"{path} is not the list of a report's files; remove the report's directory, or choose another directory "
-            "with --out=DIR"
+            f"{path} is damaged: it must list the files of a report. Remove the directory of the report, or choose "
+            "another directory with --out=DIR"
         )
     return frozenset(names)
 
 
 def _is_summary(path: Path) -> bool:
-    """Return whether a file is the summary of a report from before reports listed their files."""
+    """Return whether a file is the summary of an older report, written before report_files.json existed."""
     try:
         value = read_json(path)
     except UserError:
@@ -114,7 +115,7 @@ def _is_summary(path: Path) -> bool:
 
 
 def _files_of_old_report(path: Path) -> frozenset[str]:
-    """Return the files of a report without a list: its tables, and the figures that its page shows."""
+    """Return the files of a report that has no report_files.json: its tables, and the figures on its page."""
     names = {"index.html", "summary.json"}
     names |= {f"{sheet}.csv" for sheet in TITLES if (path / f"{sheet}.csv").exists()}
     try:

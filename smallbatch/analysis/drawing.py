@@ -116,12 +116,12 @@ def _lay_out(axes: Axes, left_inches: float, legend_lines: int) -> None:
 
 
 def label_text(name: str, characters: int) -> str:
-    """Return a name as the label of an axis, a tick or a line: on one line, without its middle where it is long."""
+    """Return a name as a one-line label of an axis, a tick or a line; the middle of a long name becomes an ellipsis."""
     label = " ".join(printable(name).split())
     if len(label) > characters:
         half = characters // 2
         label = f"{label[:half]}…{label[half + 1 - characters :]}"
-    return f" {label}" if label.startswith("_") else label  # matplotlib leaves labels that start with _ out
+    return f" {label}" if label.startswith("_") else label  # matplotlib hides labels that start with _
 
 
 def figure_of(axes: Axes) -> Figure:
@@ -214,7 +214,7 @@ def to_svg(axes: Axes, name: str, says: str) -> str:
     FigureCanvasSVG(figure_of(axes)).print_svg(buffer, metadata={"Date": None, "Creator": None})  # savefig draws twice
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    # matplotlib's own style element would hold for the whole page; its comments repeat all text
+    # matplotlib's style element would apply to the whole page, and its comments repeat all text
     text = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", text, flags=re.DOTALL)
     text = _in_tags(text, lambda tag: re.sub(ID, lambda m: f"{m[1]}{name}-", _themed(tag)))
     attributes = f' role="img" aria-label={quoteattr(printable(says))}'
@@ -222,17 +222,17 @@ def to_svg(axes: Axes, name: str, says: str) -> str:
 
 
 def renamed(svg: str, old: str, new: str) -> str:
-    """Return a figure whose ids begin with another name."""
+    """Return a figure with another prefix for its ids."""
     return _in_tags(svg, lambda tag: re.sub(f"{ID}{re.escape(old)}-", lambda m: f"{m[1]}{new}-", tag))
 
 
 def _in_tags(svg: str, change: Callable[[str], str]) -> str:
-    """Return the SVG with its tags changed; names of methods, in the text between tags, stay as they are."""
+    """Return the SVG with its tags changed; the text between tags, such as names of methods, is unchanged."""
     return re.sub(r"<[^>]*>", lambda m: change(m[0]), svg)
 
 
 def _themed(tag: str) -> str:
-    """Return a tag with CSS variables for stand-in colours, and with the reader's font."""
+    """Return a tag with CSS variables instead of placeholder colours, and with the system font."""
     tag = re.sub(r"#0b00([0-9a-f]{2})", lambda m: f"var(--b{int(m[1], 16)})", tag)
     tag = re.sub(r"#0a00([0-9a-f]{2})", lambda m: f"var(--a{int(m[1], 16)})", tag)
     tag = tag.replace("#0c0000", "var(--line)").replace("#000000", "var(--ink)")

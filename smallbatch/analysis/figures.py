@@ -15,7 +15,7 @@ from smallbatch.analysis.sheets import Row, batch_text, split
 from smallbatch.analysis.study import Study
 
 FIRST_POINTS = 3  # a line needs that many places along a budget
-NAME_BYTES = 180  # of a figure's file; file systems allow 255 with the ending and a prefix
+NAME_BYTES = 180  # of a figure's file name; file systems allow 255, including suffix and prefix
 NAMED = 4  # grids that a sentence names, one by one
 INK = "#000000"
 

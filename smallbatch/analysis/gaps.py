@@ -1,6 +1,6 @@
-"""The gap between arms against batch size: SGD minus Adam, a fixed b2 minus a fixed half-life.
+"""Compute the gap between two arms at each batch size: SGD minus Adam, a fixed b2 minus a fixed half-life.
 
-Only the difference at the same batch size and the same FLOPs compares two arms, and it has an interval of its own.
+A gap is the difference of two losses at the same batch size and the same FLOPs, with its own interval.
 """
 
 from itertools import combinations, pairwise
@@ -48,7 +48,7 @@ def between(rows: list[Row], arm: str, other: str) -> list[Row]:
 
 
 def sign_changes(rows: list[Row]) -> list[tuple[Row, Row]]:
-    """Return the pairs of neighbouring batch sizes between which the gap changes its sign; gaps of zero have none."""
+    """Return the pairs of neighbouring batch sizes between which the gap changes sign; gaps of zero are skipped."""
     signed = sorted((row for row in rows if row["gap_nats"]), key=lambda row: row["batch_size"])
     return [(a, b) for a, b in pairwise(signed) if (a["gap_nats"] > 0) != (b["gap_nats"] > 0)]
 

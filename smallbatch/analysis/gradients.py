@@ -19,20 +19,20 @@ from smallbatch.analysis.table import RunTable
 
 FIELDS = ("grad_norm", "update_norm", "update_rms", "update_cosine", "path_per_token", "clipped_frac")
 SQUARES = ("grad_signal_sq", "grad_noise_sq")
-# Marks runs whose noise scale comes from successive gradients. That is biased while the weights move fast (1,161
-# sequences where the truth is 252, on a quadratic), so it has a column of its own and nothing is compared with it.
+# Marks runs whose noise scale is estimated from successive gradients. This estimate is biased while the weights change
+# fast (1,161 sequences instead of 252 on a quadratic), so it has a separate column and is never compared.
 SUCCESSIVE = "noise_from_successive_gradients"
 
 
 def second_half(records: Sequence[dict[str, Any]], context_tokens: float) -> dict[str, float]:
     """Return the means of the gradient and update fields over the second half of the train records.
 
-    The first half holds the warm-up and the fall from the start, where norms are of another size. Fields without any
-    number are left out.
+    The first half includes the warm-up and the initial drop of the loss, where norms differ in magnitude. Fields
+    without any number are omitted.
 
-    `grad_norm_sq` is E|g|^2, worked out from the recorded means as |G|^2 + tr(S)/B: both estimators of the noise scale
-    (optim/diagnostics.py) satisfy this exactly, update by update. The square of the recorded mean of |g| would be too
-    low by the variance of |g|, by more the smaller the batch size.
+    `grad_norm_sq` is E|g|^2, computed from the recorded means as |G|^2 + tr(S)/B. Both estimators of the noise scale
+    (optim/diagnostics.py) satisfy this exactly at every update. The square of the recorded mean of |g| would be too
+    low by the variance of |g|, which is larger at smaller batch sizes.
     """
     half = records[len(records) // 2 :]
     found: dict[str, float] = {}
@@ -48,9 +48,9 @@ def second_half(records: Sequence[dict[str, Any]], context_tokens: float) -> dic
 
 
 def _squared_norms(records: Sequence[dict[str, Any]], context_tokens: float) -> np.ndarray:
-    """Return E|g|^2 of each record, NaN where it is not known.
+    """Return E|g|^2 of each record, NaN where it is unknown.
 
-    The batch size is that of the record's own updates, since it may grow during a run.
+    The batch size is computed from the tokens and steps of each record, since it may change during a run.
     """
     column = lambda name: np.array([np.nan if (x := record.get(name)) is None else x for record in records], float)
     tokens, steps = (np.diff(column(name), prepend=0.0) for name in ("tokens", "step"))
@@ -94,7 +94,7 @@ def noise_scale_fits(rows: list[Row]) -> list[Row]:
         if law is None:
             continue
         low, high = law.ratio_interval or (0.0, math.inf)
-        ratio = law.ratio if low > 0 and math.isfinite(high) else None  # bounded on one side alone: no estimate
+        ratio = law.ratio if low > 0 and math.isfinite(high) else None  # no estimate if bounded on one side only
         fits.append(
             {"setting": setting, "arm": arm, "signal_sq": law.a, "noise_sq": law.b, "noise_scale_seqs": ratio,
              **bounds("noise_scale_seqs", law.ratio_interval), "batch_sizes": law.points}

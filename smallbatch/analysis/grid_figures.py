@@ -178,8 +178,10 @@ def steps_to_target(study: Study) -> list[Picture]:
         drawing.batch_axis(axes, list(c.batch_sizes))
         drawing.count_axis(axes.yaxis)
         (row,) = critical_batch.critical_rows([c], [])
-        says = (f"{c.arm}: steps to the target against batch size{of_setting(study, c.setting)}. The critical batch "
-                f"size {'(upright line) ' * drawn}is {critical_batch.estimate_text(row)}: {c.definition}.")  # fmt: skip
+        says = (
+            f"{c.arm}: steps to the target against batch size{of_setting(study, c.setting)}. The critical batch "
+            f"size {'(vertical line) ' * drawn}is {critical_batch.estimate_text(row)}: {c.definition}."
+        )
         pictures.append(picture(axes, f"critical-{c.setting}-{c.arm}", says, "steps_to_target"))
     return pictures
 

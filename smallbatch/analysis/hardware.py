@@ -34,9 +34,9 @@ def hardware(table: RunTable) -> list[Row]:
 
 
 def _memory_bytes(runs: list[Run]) -> float:
-    """Return the memory of the program of a run on one device; what a CSV calls peak memory where that is unknown.
+    """Return the memory of the compiled program on one device, or else the `peak_memory_bytes` column of a CSV.
 
-    The high-water mark of a process is not compared: it may be that of a run before in the same process.
+    The peak memory of our own processes is not used: an earlier run in the same process may have caused it.
     """
     program_bytes = _median(runs, "program_memory_bytes")
     return program_bytes if np.isfinite(program_bytes) else _median(runs, "peak_memory_bytes")

@@ -1,18 +1,18 @@
-"""Intervals from few seeds: the noise over seeds is pooled over a grid.
+"""Compute intervals from few seeds, with the variance over seeds pooled over a grid.
 
-Two or three seeds determine the noise of one cell badly, but a grid repeats them in many cells. The standard deviation
-over seeds is therefore pooled over the better half of a grid (near divergence the noise differs). Four methods use it:
+Two or three seeds give a poor estimate of the variance of one cell, but a grid has many cells. The standard deviation
+over seeds is therefore pooled over the better half of a grid (near divergence it differs). Four methods are used:
 
 - the mean of a cell and the difference of two means: Student's t and Welch's t;
-- the lowest mean and the width of a basin: a parametric bootstrap over drawn tables of cell means. Each draw draws the
-  standard deviation too, as sd sqrt(df / chi2_df), so that for a single mean the interval is Student's t. Resampling
-  the seeds themselves, the usual bootstrap, misses the truth in a third of all cases with three seeds;
-- the best value of a hyperparameter: the cells that cannot be told from the best one (`maybe_best`), which
-  learning_rates.py turns into a bracket;
+- the lowest mean and the width of a basin: a parametric bootstrap over simulated tables of cell means. Each draw also
+  samples the standard deviation, as sd sqrt(df / chi2_df), so the interval of a single mean equals Student's t. The
+  usual bootstrap, which resamples seeds, misses the true value in a third of all cases with three seeds;
+- the best value of a hyperparameter: the cells that do not differ significantly from the best one (`maybe_best`),
+  which learning_rates.py turns into a bracket;
 - laws (batch_law.py, power_law.py): the scatter of the points about the fitted line, by Student's t.
 
-Intervals are central, of level LEVEL. tests/test_intervals.py and tests/test_coverage.py test the coverage of each on
-data of known truth.
+Intervals are central and have level LEVEL. tests/test_intervals.py and tests/test_coverage.py test the coverage of each
+on synthetic data.
 Source: Efron and Tibshirani 1993, chapters 6 and 13; Student 1908; Welch 1947; Hsu 1981 (the best of several means).
 """
 
@@ -55,11 +55,11 @@ def pooled_noise(loss_PxS: np.ndarray) -> Noise:
 
 
 def draw_means(means: np.ndarray, seeds: np.ndarray | int, noise: Noise) -> np.ndarray:
-    """Return DRAWS tables of cell means, [DRAWS, cells]; what is not finite stays as it is.
+    """Return DRAWS tables of cell means, [DRAWS, cells]; non-finite means are unchanged.
 
-    mean + sd / sqrt(seeds) * sqrt(df / chi2_df) * z, one chi2 a draw. The random numbers depend on the given numbers
-    alone, and those of a cell do not depend on the order of the cells: the same data have the same intervals, whatever
-    the name of their file or the order of its rows.
+    A draw is mean + sd / sqrt(seeds) * sqrt(df / chi2_df) * z, with one chi2 per table. The given numbers seed the
+    random numbers, independently of the order of the cells. The same data therefore give the same intervals, whatever
+    the name of the file or the order of its rows.
     """
     means, seeds = np.asarray(means, float), np.broadcast_to(np.maximum(seeds, 1), np.shape(means))
     order = np.lexsort((seeds, means))
@@ -76,7 +76,7 @@ def _generator(*arrays: np.ndarray) -> np.random.Generator:
 
 
 def maybe_best(means: np.ndarray, seeds: np.ndarray, noise: Noise) -> np.ndarray:
-    """Return which cells may have the lowest true mean: a set that holds the best cell with probability LEVEL or more.
+    """Return which cells may have the lowest true mean: a set that contains it with probability at least LEVEL.
 
     A cell is in the set if its mean is above the lowest by less than t sd sqrt(1/S + 1/S_lowest), with Bonferroni's
     correction for its comparison with all other cells. Source: Hsu 1981, "Simultaneous confidence intervals for all

@@ -1,12 +1,12 @@
-"""Best learning rate against batch size, and the exponent of the law between them.
+"""Estimate the best learning rate at each batch size, and fit a power law to the estimates.
 
-The estimate is the vertex of the parabola through the best cell of a grid and its two neighbours. It is no more than
-that: loss curves are steeper towards high learning rates, and the vertex is then off by up to a third of a grid step.
-The interval assumes no shape, only that the loss has one minimum: it reaches from the neighbour below to the neighbour
-above the cells that the noise over seeds cannot tell from the best one (intervals.maybe_best). Around one best cell it
-is two grid steps wide. Where such a cell lies at the edge of the grid the interval is open on that side.
+The estimate is the vertex of the parabola through the best cell of a grid and its two neighbours. It is approximate:
+loss curves are steeper towards high learning rates, which shifts the vertex by up to a third of a grid step. The
+interval assumes only that the loss has a single minimum. It extends to the neighbours of all cells that do not differ
+significantly from the best one (intervals.maybe_best). Around a single best cell it is two grid steps wide. If such a
+cell is at the edge of the grid, the interval is open on that side.
 
-Where the best cell lies at the edge of its grid there is no optimum to speak of: it is flagged and left out of the fit.
+If the best cell is at the edge of its grid, the optimum is unknown: it is flagged and left out of the fit.
 tests/test_coverage.py tests the coverage of both intervals on parabolas, on basins that are 1.25, 2 and 10 times as
 steep to the right, exponential to the right, or flat to the left, and on cusps; on grids of factors 2 and sqrt 2; with
 1 (exponent only), 3 and 7 seeds; and with noise that the learning rates share or not.
@@ -33,10 +33,10 @@ class Optimum:
 
     batch_size: float
     tuned: float  # that of the chosen cell
-    vertex: float | None = None  # that of the parabola; None at an edge
+    vertex: float | None = None  # minimum of the parabola; None at an edge
     edge: str | None = None
-    interval: Interval | None = None  # of the vertex; None without noise over seeds
-    half_width_log: float = np.nan  # of that interval in log, or of the neighbours of the best cell without noise
+    interval: Interval | None = None  # of the vertex; None with a single seed
+    half_width_log: float = np.nan  # of the log of that interval; with a single seed, of the best cell's neighbours
 
     @property
     def inside(self) -> bool:
@@ -86,10 +86,10 @@ def optimum(group: Group, hyperparameter: str = LEARNING_RATE) -> Optimum | None
 
 
 def bracket_log2(found: Profile, noise: intervals.Noise) -> Interval:
-    """Return the neighbours of the cells that may be the best, infinite beyond the edges of the grid.
+    """Return the outer neighbours of the cells that may be the best; infinite beyond the edges of the grid.
 
-    A function with one minimum has it between the neighbours of its best cell. Without noise over seeds the cell with
-    the lowest loss counts as the best.
+    The minimum of a function with a single minimum is between the neighbours of its best cell. With a single seed, the
+    cell with the lowest loss is the best.
     """
     may_be_best = found.mean_nats == found.mean_nats.min()
     if noise.df:
@@ -102,7 +102,7 @@ def bracket_log2(found: Profile, noise: intervals.Noise) -> Interval:
 def law(optima: list[Optimum]) -> PowerLaw | None:
     """Fit best learning rate ~ batch size^p through the optima inside their grids; None with fewer than two.
 
-    Where no grid was swept, as in a table of tuned values, the values themselves are fitted.
+    Without a sweep over learning rates, as in a table of tuned values, the values themselves are fitted.
     """
     inside = [o for o in optima if o.inside]
     if not inside and all(o.edge is None and o.vertex is None for o in optima):

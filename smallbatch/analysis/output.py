@@ -1,6 +1,6 @@
-"""Write a report: index.html, a CSV for each sheet, an SVG for each figure, summary.json; and its text for a terminal.
+"""Write a report (index.html, CSV tables, SVG figures, summary.json), and format its text for a terminal.
 
-All contents are made before the first file is written, so a failure leaves the last report as it was.
+All contents are computed before the first file is written, so a failure leaves the previous report intact.
 """
 
 import math
@@ -22,7 +22,7 @@ LONG = ("loss_curves", "robustness_profiles", "heat_maps", "random_trials", "run
 
 
 def write(study: Study, directory: Path) -> Path:
-    """Write the report and return the path of its page. Raises UserError where the directory cannot take a report."""
+    """Write the report and return the path of its page. Raises UserError if it cannot be written there."""
     sources = [sweep.get("file") or sweep.get("directory") for sweep in study.table.provenance]
     own = ReportDirectory(directory, [Path(source) for source in sources if source])
     title = "Report: " + ", ".join(dict.fromkeys(str(sweep["name"]) for sweep in study.table.provenance))

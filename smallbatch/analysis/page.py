@@ -1,7 +1,7 @@
-"""The page: one HTML file that opens offline, in light and dark, on a phone; answers first.
+"""Render the report as one self-contained HTML file, for light, dark and narrow screens; answers come first.
 
-All text from a config or a file goes through the template's escaping. The one exception is the markup of our own
-figures, whose text matplotlib escapes.
+The template escapes all text from configs and files. The only unescaped markup is that of our figures, in which
+matplotlib escapes the text.
 """
 
 import json
@@ -57,12 +57,12 @@ SECTIONS = (
             (grid_figures.random_search,), ("random_trials",)),
     Section("rates", "Learning rate against batch size",
             "The vertex of a parabola through the best cell and its neighbours, in the logarithm of the learning rate. "
-            "Its interval reaches to the neighbours of all cells that the noise cannot tell from the best one.",
+            "Its interval extends to the neighbours of all cells that do not differ significantly from the best one.",
             (figures.learning_rate_against_batch,), ("learning_rates", "learning_rate_laws")),
     Section("critical", "Critical batch size",
             "Steps S(B) = a + b/B to a target loss, fitted in logarithms. No estimate is given where the steps bound "
-            "it on one side only, or on neither. A critical batch size is nothing without its definition, which stands "
-            "beside each (Zhang et al. 2024).",
+            "it on one side only, or on neither. The value depends on the definition, which is given beside each "
+            "(Zhang et al. 2024).",
             (grid_figures.steps_to_target, grid_figures.critical_against_scale),
             ("critical_batch", "critical_batch_laws", "steps_to_target")),
     Section("gradients", "Gradients and updates",
@@ -80,9 +80,9 @@ def to_csv(sheet: Sheet) -> str:
 
 
 def draw(study: Study) -> dict[str, list[Picture]]:
-    """Return the figures of each section; no two have the same name, on file systems that ignore case too."""
+    """Return the figures of each section; their names differ even on file systems that ignore case."""
     with drawing.style(), python_warnings.catch_warnings():
-        # The reader's font draws the text; matplotlib's may lack some of its characters.
+        # The browser renders the text with its own font, so glyphs missing from matplotlib's font do not matter.
         python_warnings.filterwarnings("ignore", message="Glyph .* missing from")
         pictures = {section.name: [p for function in section.draw for p in function(study)] for section in SECTIONS}
     taken: set[str] = set()
@@ -99,9 +99,9 @@ def _renamed(picture: Picture, taken: set[str]) -> Picture:
 
 
 def comparable(sheet: Sheet) -> list[Sheet]:
-    """Return the tables that show a sheet: one per target loss where arms of a setting have different targets.
+    """Return the tables of a sheet: one per target loss if arms of a setting have different targets.
 
-    Steps to different losses, and critical batch sizes from them, are no comparison in one column.
+    Steps to different losses, and critical batch sizes computed from them, must not be compared in one column.
     """
     if "target_loss_nats" not in sheet.columns:
         return [sheet]

@@ -1,9 +1,8 @@
-"""Power laws y = c x^p, fitted in logarithms, with the interval of the exponent.
+"""Fit power laws y = c x^p in logarithms, with an interval of the exponent.
 
-A law is a straight line in log-log. The interval of its exponent combines two errors: the scatter of the points about
-the line, by Student's t with n - 2 degrees of freedom, and the errors of the points themselves, where they are known.
-Two points have no scatter, so that they give no interval. tests/test_coverage.py tests the coverage with 3 to 7
-points that scatter, have errors, or both.
+The interval of the exponent combines two errors: the scatter of the points about the line, by Student's t with n - 2
+degrees of freedom, and the errors of the points themselves, where they are known. Two points have no scatter and
+therefore no interval. tests/test_coverage.py tests the coverage with 3 to 7 points with scatter, errors, or both.
 """
 
 from dataclasses import dataclass
@@ -30,14 +29,14 @@ class PowerLaw:
 
 
 def fit(x: np.ndarray, y: np.ndarray, half_widths: np.ndarray | None = None) -> PowerLaw | None:
-    """Fit log y = log c + p log x by least squares; None where there are not two different x.
+    """Fit log y = log c + p log x by least squares; None with fewer than two different x.
 
-    The scatter holds the errors of the points too, but few points may lie on a line by chance. The half-width is
-    therefore the larger of the two: t * scatter, and the half-widths of the points propagated as independent errors.
+    The scatter includes the errors of the points, but few points may lie on a line by chance. The half-width is
+    therefore the larger of two: t * scatter, and the half-widths of the points propagated as independent errors.
 
     Args:
-        x, y: positive, one a point.
-        half_widths: of the intervals of log y, one a point, at level LEVEL, or None where they are not known.
+        x, y: positive, one per point.
+        half_widths: half-widths of the intervals of log y at level LEVEL, one per point; None if unknown.
     """
     if len(np.unique(x)) < 2:
         return None

@@ -129,8 +129,8 @@ def width_log2(log2_x: np.ndarray, mean_nats: np.ndarray, delta_nats: float) -> 
 def cell_spans_log2(log2_x: np.ndarray, tables: np.ndarray, delta_nats: float) -> tuple[np.ndarray, np.ndarray]:
     """Return two spans of each table, [..., cells]: of the cells inside the basin, and of the cells next to them.
 
-    A basin without a second minimum is between the two, whatever its shape. The outer one is infinite where the basin
-    reaches an edge of the grid.
+    The width of any basin with a single minimum is between the two. The outer span is infinite if the basin reaches an
+    edge of the grid.
     """
     within = tables <= tables.min(-1, keepdims=True) + delta_nats
     index, last = np.arange(len(log2_x)), len(log2_x) - 1
@@ -142,16 +142,17 @@ def cell_spans_log2(log2_x: np.ndarray, tables: np.ndarray, delta_nats: float) -
 
 
 def no_width_because(found: Profile, delta_nats: float) -> str | None:
-    """Return why a profile gives no width, None where it gives one.
+    """Return the reason why a profile has no width; None if it has one.
 
-    A column of multipliers is relative to the tuned point, multiplier 1: without it the lowest loss is not known. Two
-    cells show no basin: one of them is always its lowest. A basin around a single cell may have any width below the
-    distance of that cell's neighbours: a parabola and a cusp through the same three cells differ by a factor of 2.
+    A column of multipliers is relative to the tuned point, multiplier 1; without a result there, the lowest loss is
+    unknown. Two cells do not determine a basin, since one of them is always the lowest. A basin around a single cell
+    may have any width below the distance between its neighbours: a parabola and a cusp through the same three cells
+    differ by a factor of 2.
     """
     if key_text(found.hyperparameter).lower().endswith("multiplier") and not np.isclose(found.values, 1.0).any():
         return "no run at the tuned point (multiplier 1) has a result"
     if len(found.values) < 3:
-        return "only two values of it have a result"
+        return "only two of its values have a result"
     inner, outer = cell_spans_log2(found.log2_multipliers, found.mean_nats, delta_nats)
     if inner > 0:
         return None
@@ -165,10 +166,10 @@ def largest_regret(found: Profile) -> float:
 
 
 def width_interval(group: Group, found: Profile, delta_nats: float) -> Interval | None:
-    """Return the interval of a width: from the cells inside the basin to those next to them, over drawn tables.
+    """Return the interval of a width, from `cell_spans_log2` of simulated tables.
 
-    It holds for any shape of the basin between the cells; the width itself interpolates linearly. Its upper end is
-    infinite where the basin may reach beyond the grid. tests/test_coverage.py tests its coverage.
+    It is valid for any shape of the basin between the cells; the width itself is interpolated linearly. Its upper end
+    is infinite if the basin may extend beyond the grid. tests/test_coverage.py tests its coverage.
     """
     noise = choose(group).noise  # type: ignore[union-attr]  # a profile has a tuned point
     if noise.df == 0:

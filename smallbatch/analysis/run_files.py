@@ -1,4 +1,4 @@
-"""Read the rows of a CSV or Parquet file as they are written: no type is guessed and no value is changed."""
+"""Read the rows of a CSV or Parquet file without guessing types or changing values."""
 
 import codecs
 import csv
@@ -28,12 +28,12 @@ class RowsFile:
 
 
 def load(path: Path) -> RowsFile:
-    """Return the rows of a file. Raises UserError where it is no CSV with a header line and no Parquet."""
+    """Return the rows of a file. Raises UserError unless it is Parquet, or a CSV with a header line."""
     if not paths.is_file(path):
-        raise UserError(f"there is no file {path}; --csv takes a CSV or Parquet file")
+        raise UserError(f"--csv={path} does not exist; give the path of a CSV or Parquet file")
     found = _parquet(path) if path.suffix == ".parquet" else _csv(path)
     if twice := [column for column, times in Counter(found.columns).items() if times > 1]:
-        raise UserError(f"{path} has two columns {twice[0]!r}; rename or remove one of them")
+        raise UserError(f"{path} has several columns {twice[0]!r}; names must be unique: rename or remove the others")
     return found
 
 
@@ -42,13 +42,13 @@ def _parquet(path: Path) -> RowsFile:
 
     try:
         with duckdb.connect() as connection:
-            # Without the escape, a path with brackets names other files; hive partitions would add columns.
+            # Escape the path, since brackets are a glob for DuckDB. Hive partitions would add columns.
             query = "select * from read_parquet(?, hive_partitioning=false)"
             cursor = connection.execute(query, [glob.escape(str(path))])
             return RowsFile([column[0] for column in cursor.description or []], cursor.fetchall())
     except duckdb.Error as error:
         first = " ".join(str(error).split("\n")[0].split())
-        raise UserError(f"cannot read {path}: {first}; it takes a CSV with a header line, or Parquet") from error
+        raise UserError(f"cannot read {path}: {first}; give a CSV with a header line, or Parquet") from error
 
 
 def _csv(path: Path) -> RowsFile:
@@ -56,31 +56,31 @@ def _csv(path: Path) -> RowsFile:
     text = _text(path)
     head = next((line for line in io.StringIO(text, newline="") if line.strip() and not line.startswith("#")), None)
     if head is None:
-        raise UserError(f"{path} is empty; it takes a CSV with a header line, or Parquet")
+        raise UserError(f"{path} is empty; give a CSV with a header line, or Parquet")
     delimiter = max(DELIMITERS, key=lambda mark: len(next(csv.reader([head], delimiter=mark))))
     comments: list[str] = []
     records = _records(path, text, delimiter, comments)
     columns = [name.strip() or f"column{i}" for i, name in enumerate(next(records))]
-    comments.clear()  # those above the header hold no rows
+    comments.clear()  # a comment above the header cannot be a row by mistake
     rows = []
     for fields in records:
         if not any(field.strip() for field in fields):
             continue
         if len(fields) != len(columns):
             raise UserError(
-                f"{path}, row {len(rows) + 1} has {len(fields)} values ({delimiter.join(fields)[:80]!r}), and the "
-                f"header has {len(columns)} columns; put quotes around a value that holds {delimiter!r}"
+                f"{path}, row {len(rows) + 1} has {len(fields)} values ({delimiter.join(fields)[:80]!r}), but the "
+                f"header has {len(columns)} columns; put quotes around a value that contains {delimiter!r}"
             )
         rows.append(tuple(field or None for field in fields))
     notes = ()
     if comments:
         first = comments[0].strip()[:60]
-        notes = (f"{path.name}: {len(comments)} lines below the header start with # and are comments, first {first!r}",)
+        notes = (f"{path.name}: skipped {len(comments)} comments (#) below the header, the first is {first!r}",)
     return RowsFile(columns, rows, notes)
 
 
 def _records(path: Path, text: str, delimiter: str, comments: list[str]) -> Iterator[list[str]]:
-    """Yield the fields of each record; collect comment lines, which stand between records and never inside one."""
+    """Yield the fields of each record; collect comment lines, which occur only between records."""
     between = True
 
     def lines() -> Iterator[str]:
@@ -100,13 +100,13 @@ def _records(path: Path, text: str, delimiter: str, comments: list[str]) -> Iter
                 yield fields
     except csv.Error as error:
         raise UserError(
-            f"cannot read {path}, line {reader.line_num}: {error}; put quotes around a value that holds quotes or "
+            f"cannot read {path}, line {reader.line_num}: {error}; put quotes around a value with quotes or "
             'line ends, and write " inside it as ""'
         ) from error
 
 
 def _text(path: Path) -> str:
-    """Return the decoded file: UTF-8, or UTF-16 with a byte order mark; .gz is decompressed."""
+    """Return the decoded text of a file in UTF-8, or UTF-16 with a byte order mark; decompress .gz."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")

@@ -21,8 +21,8 @@ from smallbatch.errors import UserError
 from smallbatch.records import FORMER_STATUSES, STATUSES, read_config, read_metrics
 
 GRID_FORMAT = 1
-NAMED = 3  # run directories that a setting is named after
-GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
+NAMED = 3  # run directories listed in the name of a setting
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the shape of grid.json
 # Keys of a config that are read as numbers here, with their types.
 READ_KEYS = {
     naming.BATCH_SIZE: int,
@@ -34,7 +34,7 @@ READ_KEYS = {
 
 
 class NotReportable(UserError):
-    """A sound grid.json that there is no report of."""
+    """A valid grid.json that cannot be reported: another format, or no cells."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read(paths: Sequence[Path]) -> RunTable:
     )
     runs: list[Run] = []
     provenance: list[dict[str, Any]] = []
-    used_tokens: dict[Any, set[float]] = defaultdict(set)  # by runs of a budget, which is rounded up to whole updates
+    used_tokens: dict[Any, set[float]] = defaultdict(set)  # {budget: tokens of its runs}; rounded up to whole updates
     for sweep, own in zip(sweeps, identities, strict=True):
         results: list[dict[str, Any]] = []
         found = [_read_cell(cell, i, notes, results) for cell, i in zip(sweep.cells, own, strict=True)]
@@ -77,8 +77,8 @@ def read(paths: Sequence[Path]) -> RunTable:
     for budget, used in used_tokens.items():
         if isinstance(budget, int) and len(used) > 1:
             notes[
-                f"runs of the budget {budget:,} trained on {min(used):,.0f} to {max(used):,.0f} tokens, since batch "
-                "sizes round it up to whole updates; they do not compare at equal tokens"
+                f"runs with a budget of {budget:,} tokens trained on {min(used):,.0f} to {max(used):,.0f}, because it "
+                "is rounded up to whole updates; their losses are not at equal tokens"
             ] += 1
     kept, dropped = without_duplicates(runs)
     said = [text if count == 1 else f"{text} ({count} times)" for text, count in notes.items()]
@@ -96,7 +96,7 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
         except UserError as error:
             if isinstance(error, NotReportable) or not (cells := _run_directories(path / "cells", notes)):
                 raise
-            notes[f"{error}; the {len(cells)} cells that have been started are reported"] += 1
+            notes[f"{error}; the report includes only the {len(cells)} cells that were started"] += 1
             return Sweep(name, path, tuple(cells), (), None)
     if paths.exists(path / "config.json"):
         return Sweep(name, path, (_run_directory(path),), (), None)
@@ -110,7 +110,7 @@ def find(path: Path, notes: Counter[str]) -> Sweep:
 
 
 def _run_directories(path: Path, notes: Counter[str]) -> list[Cell]:
-    """Return the run directories in a directory; one whose config.json is damaged is noted and left out."""
+    """Return the run directories in a directory; skip one with a damaged config.json, with a note."""
     cells = []
     for directory in (entry for entry in paths.entries(path) if paths.exists(entry / "config.json")):
         try:
@@ -127,7 +127,7 @@ def _run_directory(path: Path) -> Cell:
 
 
 def _check_read_keys(config: dict[str, Any], file: Path) -> None:
-    """Raise UserError if a key that is read as a number holds something else."""
+    """Raise UserError if a key that must be a number has another type."""
     if problem := json_files.mismatch(config, {key: kind for key, kind in READ_KEYS.items() if key in config}):
         raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
 
@@ -136,7 +136,10 @@ def _asked_for(path: Path) -> Sweep:
     file = path / "grid.json"
     grid = json_files.read_object(file, {"format": int}, "the grid of a sweep")
     if grid["format"] != GRID_FORMAT:
-        raise NotReportable(f"{file} has format {grid['format']!r}, not {GRID_FORMAT}; update smallbatch")
+        raise NotReportable(
+            f"{file} has format {grid['format']!r}, and this version reads format {GRID_FORMAT}; use the version of "
+            "smallbatch that wrote it"
+        )
     if problem := json_files.mismatch(grid, GRID):
         raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
     base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
@@ -146,7 +149,9 @@ def _asked_for(path: Path) -> Sweep:
     for cell in cells:
         _check_read_keys(cell.config, file)
     if not cells:
-        raise NotReportable(f"{file} asks for no cells; there is nothing to report")
+        raise NotReportable(
+            f"{file} has no cells, and a report needs at least one; give the directory of another sweep"
+        )
     return Sweep(grid["name"], path, cells, (arms,) if isinstance(arms, str) else tuple(arms), grid["config"])
 
 
@@ -164,7 +169,7 @@ def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
 
 
 def _runs_together(sweeps: list[Sweep]) -> list[Sweep]:
-    """Make one setting of run directories that are named one by one, as of a folder that holds them."""
+    """Combine run directories given one by one into one setting, as if their folder had been given."""
     runs = [sweep for sweep in sweeps if len(sweep.cells) == 1 and sweep.cells[0].directory == sweep.directory]
     if len(runs) < 2:
         return sweeps
@@ -220,11 +225,14 @@ def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
     if paths.exists(where / "result.json"):
         result = json_files.read_object(where / "result.json", {"status": str}, "the result of a run")
         if result["status"] not in (*STATUSES, *FORMER_STATUSES):
-            raise UserError(f"{where / 'result.json'} is not the result of a run: its status is {result['status']!r}")
+            raise UserError(
+                f"{where / 'result.json'} is damaged (status is {result['status']!r}, not {' or '.join(STATUSES)}); "
+                "restore it from a copy"
+            )
         nested = {key: {} for key in ("versions", "device") if result.get(key) is not None}
         if problem := json_files.mismatch(result, nested):
             raise UserError(f"{where / 'result.json'} is damaged ({problem}); restore it from a copy")
-        if result["status"] in ("done", "diverged"):  # a stopped run may be cut, or be resumed
+        if result["status"] in ("done", "diverged"):  # a stopped run may be resumed, or be cut by early stopping
             loss = _number(result.get("validation_loss_nats"))
             diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
             return ("diverged", np.inf, result) if diverged else ("done", loss, result)
@@ -260,7 +268,7 @@ def _along_the_run(where: Path, context_tokens: float, notes: Counter[str]) -> d
         if known.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
             known["gradients"][gradients.SUCCESSIVE] = 1.0
     except UserError as error:
-        notes[f"{error}; the learning rate is taken from the config, without transfer rules"] += 1
+        notes[f"{error}; the learning rate is that of the config, without transfer rules"] += 1
     return known
 
 

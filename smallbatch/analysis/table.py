@@ -39,12 +39,12 @@ class Run:
     steps: float = np.nan
     secs: float = np.nan
     tokens_per_sec: float = np.nan
-    peak_memory_bytes: float = np.nan  # as a CSV has it: not read from run directories, see program_memory_bytes
+    peak_memory_bytes: float = np.nan  # from a CSV only; run directories have program_memory_bytes
     program_memory_bytes: float = np.nan  # of the compiled program, on one device
     params: float = np.nan
     context_tokens: float = np.nan
     source: str = ""  # run directory, or file and row
-    failure_file: str = ""  # that says why the run failed
+    failure_file: str = ""  # the file with the error of a failed run
     training: Curve | None = None
     validation: Curve | None = None
     gradients: dict[str, float] = field(default_factory=dict)  # see gradients.py

@@ -1,7 +1,7 @@
-"""Read numbers as people and programs write them: decimal points or commas, with or without thousands separators.
+"""Parse numbers with decimal points or commas, with or without thousands separators.
 
-One file has one decimal mark. It is found from the values that can be read in one way only, such as 3.10 or 3,05; a
-file in which that stays open, or in which two values contradict each other, is refused with the value.
+Each file has one decimal mark. It is determined by the values that have only one meaning, such as 3.10 or 3,05. A file
+with only ambiguous values, or with contradictory ones, is an error.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from smallbatch.errors import UserError
 
-UNSET = {"", "na", "n/a", "#n/a", "null", "none"}  # what tables hold where a number is not known
+UNSET = {"", "na", "n/a", "#n/a", "null", "none"}  # spellings of an unknown number
 _WORD = re.compile(r"[+-]?(inf|infinity|nan)", re.IGNORECASE)
 _SPACED = re.compile("(?<=[0-9])[ \u00a0\u2009\u202f'\u2019_](?=[0-9]{3}(?![0-9]))")
 _THREE_DECIMALS = re.compile(r"[+-]?[1-9][0-9]{0,2}[.,][0-9]{3}")
@@ -22,12 +22,12 @@ def _pattern(decimal: str, group: str) -> re.Pattern[str]:
     return re.compile(f"[+-]?({grouped}|{plain})")
 
 
-_PATTERNS = {".": _pattern(r"\.", ","), ",": _pattern(",", r"\.")}  # by the decimal mark
+_PATTERNS = {".": _pattern(r"\.", ","), ",": _pattern(",", r"\.")}  # {decimal mark: pattern}
 
 
 @dataclass(frozen=True)
 class Written:
-    """A value in its place: '3,05' of row 2, column loss_nats."""
+    """A value with its position: '3,05' in row 2, column loss_nats."""
 
     row: int
     column: str
@@ -38,8 +38,8 @@ class Written:
 
 
 def decimal_mark(values: Iterable[Written]) -> str:
-    """Return the decimal mark of a file, '.' or ','. Raises UserError where its numbers contradict each other."""
-    only: dict[str, Written] = {}  # the first value that can be read with this mark alone
+    """Return the decimal mark of a file, '.' or ','. Raises UserError if its numbers are contradictory or ambiguous."""
+    only: dict[str, Written] = {}  # {mark: the first value that is valid with this mark only}
     open_to_both = None
     for value in values:
         if "." not in value.text and "," not in value.text:
@@ -50,18 +50,20 @@ def decimal_mark(values: Iterable[Written]) -> str:
         elif readable and "," in value.text and open_to_both is None:
             open_to_both = value
     if len(only) == 2:
-        raise UserError(f"{only[',']}, and {only['.']}; write all numbers of a file with a decimal point")
+        raise UserError(
+            f"{only[',']}, and {only['.']}; a file must use one decimal mark: write all numbers with a decimal point"
+        )
     if not only and open_to_both:
         number = open_to_both.text.replace(",", "")
         raise UserError(
-            f"{open_to_both}, which can be {number} or {open_to_both.text.replace(',', '.')}; write numbers with a "
+            f"{open_to_both}, which can mean {number} or {open_to_both.text.replace(',', '.')}; write numbers with a "
             "decimal point and without thousands separators"
         )
     return next(iter(only), ".")
 
 
 def number(text: str, decimal: str) -> int | float | None:
-    """Return a number, an int where it is written as one; None where the text is no number."""
+    """Return the number, an int if written as one; None if the text is not a number."""
     text = _plain(text)
     if _WORD.fullmatch(text):
         return float(text)
@@ -72,17 +74,17 @@ def number(text: str, decimal: str) -> int | float | None:
 
 
 def is_grouped(text: str, decimal: str) -> bool:
-    """Return whether a number has thousands separators, beside its decimal mark."""
+    """Return whether a number has thousands separators."""
     return ("," if decimal == "." else ".") in text
 
 
 def looks_like_thousands(text: str, decimal: str) -> bool:
-    """Return whether a number with decimals, such as 1.024, could be one with a thousands separator."""
+    """Return whether a number with decimals, such as 1.024, could be an integer with a thousands separator."""
     return bool(_THREE_DECIMALS.fullmatch(_plain(text))) and not is_grouped(text, decimal)
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a number with one decimal mark or the other."""
+    """Return whether a text is a number with either decimal mark."""
     return any(_fits(text, mark) for mark in _PATTERNS) or bool(_WORD.fullmatch(_plain(text)))
 
 

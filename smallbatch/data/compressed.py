@@ -16,9 +16,9 @@ ENDINGS = (".gz", ".zst")
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading; what is read from a .gz or .zst file is its decompressed content.
+    """Open a file for reading, decompressing .gz and .zst.
 
-    Raises: UserError, also while the file is read, for an archive that is damaged or truncated.
+    Raises: UserError, also during reads, for an archive that is damaged or truncated.
     """
     if path.suffix not in ENDINGS:
         with path.open("rb") as file:
@@ -31,7 +31,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             yield file  # pyright: ignore[reportReturnType]
     except (EOFError, zlib.error, OSError, *_zstd_errors()) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # of the disk, not of what the file holds
+            raise  # an error of the disk, not of the content
         raise UserError(
             f"{path} is a damaged or truncated {path.suffix} archive ({error}); copy or compress it again"
         ) from error
@@ -46,7 +46,7 @@ def _open_zst(path: Path) -> BinaryIO:
         import pyarrow
     except ImportError as error:
         raise UserError(
-            f"{path} needs Python 3.14 or pyarrow: pip install 'smallbatch[parquet]', or decompress it with `zstd -d`"
+            f"{path} needs Python 3.14 or pyarrow; pip install 'smallbatch[parquet]', or decompress it with `zstd -d`"
         ) from error
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 

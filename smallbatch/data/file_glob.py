@@ -1,4 +1,4 @@
-"""Find files: every real file of a glob once, links without a target, pointers of Git LFS."""
+"""Find the files that match a glob, each once, and detect dangling links and Git LFS pointers."""
 
 import fnmatch
 import functools
@@ -11,12 +11,12 @@ from pathlib import Path
 from smallbatch.errors import UserError
 
 LFS_POINTER_START = b"version https://git-lfs.github.com/spec/"
-LFS_POINTER_MAX_BYTES = 1024  # by the specification of Git LFS
+LFS_POINTER_MAX_BYTES = 1024  # from the Git LFS specification
 
 
 @dataclass(frozen=True)
 class Matches:
-    """What a glob matches, each list sorted by path."""
+    """The matches of a glob, each list sorted by path."""
 
     files: list[Path]
     dangling_links: list[Path]  # symbolic links whose target does not exist
@@ -25,8 +25,8 @@ class Matches:
 def match(pattern: str) -> Matches:
     """Return the files that a glob matches (`**` crosses directories and links to directories).
 
-    A file that several paths lead to counts once, by the path that contains no link if there is one. Names that
-    start with a dot match only a pattern that starts with a dot, as in a shell.
+    A file with several matching paths is returned once, by a path without links if there is one. As in a shell, names
+    that start with a dot match only a pattern that starts with a dot.
 
     Raises: UserError for a directory that cannot be read.
     """
@@ -51,7 +51,7 @@ def match(pattern: str) -> Matches:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Return whether a file is the stand-in that Git LFS checks out before `git lfs pull`."""
+    """Return whether a file is the pointer that Git LFS checks out before `git lfs pull`."""
     if path.stat().st_size > LFS_POINTER_MAX_BYTES:
         return False
     with path.open("rb") as file:
@@ -73,11 +73,11 @@ def _expand(directory: str, parts: list[str]) -> set[str]:
 
 
 def _directories(top: str) -> Iterator[str]:
-    """Yield a directory and all below it, each real directory once, so that links that loop end."""
+    """Yield a directory and all directories below it, each once, so that loops of links terminate."""
     seen: set[str] = set()
     directories, links = [top], []
     while directories or links:
-        # Links come last, so that a directory is reached by its own path where it has one below `top`.
+        # Links come last, so that a directory below `top` is yielded with its own path.
         directory = directories.pop() if directories else links.pop(0)
         real = os.path.realpath(directory)
         if real in seen:
@@ -99,6 +99,6 @@ def _entries(directory: str) -> list[os.DirEntry]:
         return []
     except OSError as error:
         raise UserError(
-            f"cannot read the directory {directory or '.'}: {error.strerror or error}; allow it to be read, or "
+            f"cannot read the directory {directory or '.'}: {error.strerror or error}; give it read permission, or "
             "narrow the glob of data.source"
         ) from error

@@ -1,4 +1,4 @@
-"""Documents that a given validation set shares with the training set, found in their token shards."""
+"""Count the documents that data.validation_source shares with the training set, from their token shards."""
 
 import hashlib
 from pathlib import Path
@@ -9,10 +9,10 @@ from smallbatch.data.shards import little_endian, split_files
 
 
 def shared_documents(directory: Path, dtype: str, eod_id: int) -> int:
-    """Return how many training documents equal a validation document, token for token.
+    """Return how many training documents have the same tokens as a validation document.
 
-    Only documents of a length that occurs in the validation set are hashed. A document that is cut by the end of a
-    shard is skipped.
+    Only documents whose length occurs in the validation set are hashed. Documents that cross the end of a shard are
+    skipped.
     """
     known: dict[int, set[bytes]] = {}
     for document in _documents(directory, "validation", dtype, eod_id, None):

@@ -31,9 +31,9 @@ LIBRARIES = ("numpy", "tensorflow-datasets", "tokenizers", "pyarrow")
 
 
 def prepare(spec: DataSpec, *, tokens_per_shard: int = TOKENS_PER_SHARD) -> Dataset:
-    """Return the dataset of a spec, building it if it is not there; a second process waits for the first.
+    """Return the dataset of a spec, building it if it does not exist; a second process waits for the first.
 
-    The notes of the dataset are printed, also when it is reused.
+    The notes of the dataset are printed, including when it is reused.
 
     Raises: UserError for anything wrong with the corpus, the tokenizer or the disk.
     """
@@ -152,7 +152,7 @@ def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
 
 
 def _text_split(spec: DataSpec) -> HashSplit | TailSplit:
-    """Return how the documents of data.source are split."""
+    """Return the rule that splits the documents of data.source."""
     return choose_split(spec) if spec.validation_source is None else HashSplit(_training_spec(spec))
 
 
@@ -192,7 +192,7 @@ def _write_splits(
 
 
 def _training_spec(spec: DataSpec) -> DataSpec:
-    """Return the spec of the training documents: with a given validation source, none of them is held out."""
+    """Return the spec of the training documents; with data.validation_source, all documents are training data."""
     return spec if spec.validation_source is None else replace(spec, validation_frac=0.0)
 
 
@@ -208,8 +208,8 @@ def _warn_of_given_validation(
     shared = 0 if eod_id is None else overlap.shared_documents(directory, dtype, eod_id)
     if shared:
         say(
-            f"warning: {shared:,} training documents are also in the validation set {spec.validation_source}; its loss "
-            "is too low by what the model memorises of them"
+            f"warning: {shared:,} training documents are also in the validation set {spec.validation_source}; if the "
+            "model memorises them, the validation loss is too low"
         )
 
 
@@ -247,11 +247,11 @@ def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
 def _check_both_sides(spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts) -> None:
     if validation.tokens == 1:
         raise UserError(
-            "the validation set has 1 token, and a target needs a token before it; raise data.validation_frac="
+            "the validation set has 1 token, and at least 2 are needed; raise data.validation_frac="
             f"{spec.validation_frac} or data.validation_max_bytes={spec.validation_max_bytes}"
         )
     if train.tokens == 1:
-        raise UserError("the training set has 1 token, and a target needs a token before it; use a larger corpus")
+        raise UserError("the training set has 1 token, and at least 2 are needed; use a larger corpus")
     if not validation.tokens:
         if unused.documents or unused.tokens:
             raise UserError(

@@ -1,7 +1,7 @@
-"""Cut text files into documents at `data.document_separator`, in one pass over each file.
+"""Split text files into documents at `data.document_separator`, in one pass over each file.
 
-A line end in the separator matches each of LF, CRLF and CR. The separator is removed; everything else, the line
-ends within a document included, stays as the file has it.
+A line end in the separator matches LF, CRLF and CR. The separator is removed; all other text is unchanged, including
+line ends within a document.
 """
 
 import re
@@ -18,12 +18,12 @@ ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "\\": "\\"}
 
 
 def unescape(separator: str) -> str:
-    """Return a separator with its escapes replaced: a command line passes `\\n` as two characters.
+    """Return a separator with its escapes replaced, since a shell passes `\\n` as two characters.
 
-    Raises: UserError for another escape or an empty separator.
+    Raises: UserError for an unknown escape or an empty separator.
     """
     if separator == "":
-        raise UserError("data.document_separator='' cuts nowhere; unset it to keep each .txt file whole")
+        raise UserError("data.document_separator is '', and must not be empty; unset it for one document per .txt file")
 
     def replace(match: re.Match[str]) -> str:
         escape = match[1]
@@ -40,7 +40,7 @@ def unescape(separator: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"data.document_separator={separator!r} is not Unicode text; write it as UTF-8") from error
+        raise UserError(f"data.document_separator={separator!r} is not valid UTF-8; write it in UTF-8") from error
     return text
 
 
@@ -52,7 +52,7 @@ class Separator:
     longest_bytes: int
 
     def occurs_in(self, file: BinaryIO) -> bool:
-        """Return whether the separator occurs in the rest of a file."""
+        """Return whether the separator occurs between the current position and the end of a file."""
         end = b""
         while block := file.read(BLOCK_BYTES):
             data = end + block
@@ -62,8 +62,8 @@ class Separator:
         return False
 
     def cut(self, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-        """Yield (position in the file, content) of each piece between separators, empty ones included."""
-        buffer = bytearray()  # the file from the start of the current piece on
+        """Yield (position in the file, content) of each piece between separators, including empty pieces."""
+        buffer = bytearray()  # content from the start of the current piece
         buffer_start = search_from = 0
         while True:
             block = file.read(BLOCK_BYTES)
@@ -80,7 +80,7 @@ class Separator:
             if not block:
                 yield buffer_start + piece_start, bytes(buffer[piece_start:])
                 return
-            del buffer[:piece_start]  # once a block: deleting at each piece would take quadratic time
+            del buffer[:piece_start]  # once per block, because deleting after each piece would take quadratic time
             buffer_start += piece_start
             search_from -= piece_start
 

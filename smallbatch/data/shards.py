@@ -22,7 +22,7 @@ from smallbatch.records import write_json
 FORMAT_VERSION = 2
 META_FILE = "meta.json"
 COUNTS = ("train", "validation", "unused")
-SLOW_BYTES = 2**30  # takes a second or more to hash
+SLOW_BYTES = 2**30  # hashing takes a second or more
 VERIFIED_FILE = "verified.json"  # {shard: [size, mtime_ns, inode]} when its digest was last verified
 
 
@@ -54,7 +54,7 @@ class DatasetMeta:
     sha256: str  # of the dataset
     split_rule: str
     libraries: dict[str, str]
-    text_lost_frac: float | None = None  # share of the text that the tokens do not hold; None: it was not measured
+    text_lost_frac: float | None = None  # fraction of the text's bytes that the tokenizer loses; None: not measured
     notes: list[str] = dataclasses.field(default_factory=list)  # warnings, printed each time the dataset is used
 
 
@@ -165,10 +165,10 @@ def write_meta(directory: Path, meta: DatasetMeta) -> None:
 def open_dataset(directory: Path) -> Dataset:
     """Open a prepared dataset, checking its meta.json, the size of every shard and the tokens.
 
-    The validation split is always hashed. The training split is hashed only if a shard's size, time of change or inode
-    differs from those in verified.json, which `prepare` and this function write.
+    The validation split is always hashed. The training split is hashed only if the size, modification time or inode of
+    a shard differs from verified.json, which `prepare` and this function write.
 
-    Raises: UserError if anything is damaged, saying to delete the directory.
+    Raises: UserError if anything is damaged; the suggested fix is to delete the directory.
     """
     try:
         meta = _read_meta(directory)
@@ -189,7 +189,7 @@ def split_files(directory: Path, split: str) -> list[Path]:
 
 
 def remember_verified(directory: Path) -> None:
-    """Write verified.json. A directory that is read-only stays without: its training split is hashed at every open."""
+    """Write verified.json, unless the directory is read-only; its training split is then hashed at every open."""
     stamps = {path.name: _stamp(path) for split in ("train", "validation") for path in split_files(directory, split)}
     with suppress(UserError, OSError):
         write_json(directory / VERIFIED_FILE, stamps)
@@ -201,7 +201,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _verified_stamps(directory: Path) -> dict[str, object]:
-    """Return what verified.json holds, nothing if it is missing or damaged: it only saves time."""
+    """Return the content of verified.json, which only saves time; {} if it is missing or damaged."""
     try:
         return json_files.read_object(directory / VERIFIED_FILE, {}, "the stamps of verified token shards")
     except UserError:
@@ -217,7 +217,7 @@ def _verify_digests(directory: Path, meta: DatasetMeta) -> None:
         _verify_split("train", files["train"], meta.train_sha256, changed)
         remember_verified(directory)
     if meta.sha256 != dataset_sha256(meta.vocab_size, meta.eod_id, meta.train_sha256, meta.validation_sha256):
-        raise ValueError(f"the digests in {META_FILE} do not belong together")
+        raise ValueError(f"the digests in {META_FILE} are inconsistent")
 
 
 def _shard_paths(directory: Path, split: str, meta: DatasetMeta) -> list[Path]:
@@ -226,11 +226,11 @@ def _shard_paths(directory: Path, split: str, meta: DatasetMeta) -> list[Path]:
 
 
 def _verify_split(split: str, paths: list[Path], sha256: str, changed: list[str]) -> None:
-    """Raise ValueError if the shards do not have the digest; name those changed since it was verified, or else all."""
+    """Raise ValueError unless the shards have this digest; the error lists the shards in `changed`, or else all."""
     digest = hashlib.sha256()
     size_bytes = sum(path.stat().st_size for path in paths)
     if size_bytes >= SLOW_BYTES:
-        say(f"verifying the {split} tokens, {format_bytes(size_bytes)}, in {paths[0].parent}: once, until files change")
+        say(f"verifying the {split} tokens ({format_bytes(size_bytes)}) in {paths[0].parent}; repeated if files change")
     for path in paths:
         with path.open("rb") as file:
             while block := file.read(2**22):
@@ -238,7 +238,7 @@ def _verify_split(split: str, paths: list[Path], sha256: str, changed: list[str]
     if digest.hexdigest() != sha256:
         names = [path.name for path in paths]
         suspects = [name for name in names if name in changed] or names
-        raise ValueError(f"the tokens of {', '.join(suspects)} are not those that were written: their sha256 differs")
+        raise ValueError(f"the tokens in {', '.join(suspects)} have changed since they were written: sha256 differs")
 
 
 def _read_meta(directory: Path) -> DatasetMeta:

@@ -23,7 +23,7 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def validation_spec(spec: DataSpec) -> DataSpec | None:
-    """Return the spec that reads data.validation_source, all of it as validation set; None if it is unset."""
+    """Return the spec that reads all of data.validation_source as the validation set; None if it is unset."""
     source = spec.validation_source
     if source is None:
         return None
@@ -31,26 +31,29 @@ def validation_spec(spec: DataSpec) -> DataSpec | None:
     given = replace(spec, validation_source=None, validation_frac=1.0)
     if kind == "split" and rest:
         if not spec.source.startswith("tfds:"):
-            raise UserError(f"data.validation_source={source!r} needs data.source=tfds:NAME, not {spec.source!r}")
+            raise UserError(
+                f"data.validation_source={source!r} needs data.source=tfds:NAME, not {spec.source!r}; use text:GLOB "
+                "or tokens:GLOB"
+            )
         if rest == spec.split:
-            raise UserError(f"data.validation_source={source!r} is data.split, the training set; name another split")
+            raise UserError(f"data.validation_source={source!r} is data.split, the training set; choose another split")
         return replace(given, split=rest)
     if kind not in ("text", "tokens") or not rest:
-        raise UserError(f"data.validation_source={source!r} is not one of text:GLOB, tokens:GLOB or split:NAME")
+        raise UserError(f"data.validation_source={source!r} is unknown; use text:GLOB, tokens:GLOB or split:NAME")
     if (kind == "tokens") is not spec.source.startswith("tokens:"):
         raise UserError(
-            f"data.validation_source={source!r} and data.source={spec.source!r} do not share a tokenizer; give "
-            "tokens:GLOB with tokens:GLOB, and text:GLOB with text"
+            f"data.validation_source={source!r} and data.source={spec.source!r} do not share a tokenizer; use "
+            "tokens:GLOB for both, or text:GLOB with a text source"
         )
     return replace(given, source=source)
 
 
 def documents(spec: DataSpec, skipped: text_files.Skipped | None = None) -> Iterator[str]:
-    """Yield the corpus's documents in a fixed order, holding one at a time; blank ones are left out.
+    """Yield the documents of a corpus in a fixed order, with one in memory at a time; blank documents are omitted.
 
-    Files, rows and lines that hold no text are added to `skipped`.
+    Files, rows and lines without text are added to `skipped`.
 
-    Raises: UserError for a corpus that is missing, damaged or holds no text.
+    Raises: UserError for a corpus that is missing, damaged or without text.
     """
     empty = True
     for text in _all_documents(spec, skipped):

@@ -1,9 +1,9 @@
 """Token windows for training and validation, each a pure function of its position.
 
-Sequence n of a split is tokens [n*T, n*T + T]: T inputs and, one further, T targets. A split of N tokens has
-(N - 1) // T sequences. An epoch has each of their targets once; the (N - 1) % T tokens after the last sequence are
-never targets in training. Single sequences are shuffled, never batches, and a batch is a run of consecutive positions
-of that one order: the batch size only regroups it.
+Sequence n of a split is tokens n*T to n*T + T inclusive: T inputs, and T targets shifted by one. A split of N tokens
+has (N - 1) // T sequences. An epoch includes each of their targets once; the (N - 1) % T tokens after the last sequence
+are never targets in training. Sequences are shuffled one by one, and a batch is a slice of that order, so the batch
+size does not change the order.
 """
 
 import functools
@@ -16,8 +16,8 @@ from smallbatch.errors import UserError
 
 # With the 4 rounds of MapDataset, sequences two steps apart are correlated: r = -0.37 in an epoch of 65,536.
 ROUNDS = 8
-# Sizes where index_shuffle of grain 0.2.18 is not a permutation: its cipher has ceil(log2(size - 1)) bits, rounded up
-# to an even number of at least 16, and a power of 4 needs one bit more than its logarithm. It misses one index.
+# Sizes for which index_shuffle of grain 0.2.18 omits one index. Its cipher has ceil(log2(size - 1)) bits, rounded up to
+# an even number of at least 16; it needs one more if size - 1 is a power of 4.
 WRONG_SIZES = frozenset(4**k + 1 for k in range(8, 32))
 FEW_VALIDATION_TARGETS = 10_000
 NATS_SPREAD = 2.0  # typical standard deviation of one token's loss
@@ -48,7 +48,7 @@ class TrainStream:
         seed, size = epoch_seed(self._seed, epoch), self.sequences_per_epoch
         if size not in WRONG_SIZES:
             return self._index_shuffle(index, max_index=size - 1, seed=seed, rounds=ROUNDS)
-        # Cycle walking: permute one index more, and follow the surplus one to where it leads.
+        # Cycle walking: permute size + 1 indices. An index that maps to the extra one is mapped again.
         shuffled = self._index_shuffle(index, max_index=size, seed=seed, rounds=ROUNDS)
         if shuffled == size:
             shuffled = self._index_shuffle(size, max_index=size, seed=seed, rounds=ROUNDS)
@@ -62,7 +62,7 @@ def epoch_seed(seed: int, epoch: int) -> int:
 
 
 def check_splits(dataset: Dataset, context_tokens: int) -> None:
-    """Raise UserError unless both splits hold one sequence: context_tokens inputs and one more token as last target."""
+    """Raise UserError unless both splits have at least one sequence, which is context_tokens + 1 tokens."""
     _check_one_sequence("training", len(dataset.train), context_tokens, "use a larger corpus")
     fix = "raise data.validation_frac or data.validation_max_bytes, or use a larger corpus"
     _check_one_sequence("validation", len(dataset.validation), context_tokens, fix)
@@ -71,13 +71,13 @@ def check_splits(dataset: Dataset, context_tokens: int) -> None:
 def _check_one_sequence(split: str, tokens: int, context_tokens: int, fix: str) -> None:
     if tokens < context_tokens + 1:
         raise UserError(
-            f"the {split} split of {tokens:,} tokens is smaller than one sequence of {context_tokens:,} + 1; "
+            f"the {split} split has {tokens:,} tokens, and one sequence needs {context_tokens:,} + 1; "
             f"lower model.context_tokens, or {fix}"
         )
 
 
 def describe_splits(dataset: Dataset, context_tokens: int) -> list[str]:
-    """Return lines on the size of both splits, and a warning where the validation set is small."""
+    """Return lines with the sizes of both splits, and a warning if the validation set is small."""
     sequences, tail = divmod(len(dataset.train) - 1, context_tokens)
     lines = [
         f"training set: {len(dataset.train):,} tokens = {sequences:,} sequences of {context_tokens:,}; "
@@ -91,8 +91,8 @@ def describe_splits(dataset: Dataset, context_tokens: int) -> list[str]:
     )
     if targets < FEW_VALIDATION_TARGETS or documents == 1:
         lines.append(
-            f"warning: {targets:,} validation targets{known} are few: the standard error of the validation loss is "
-            f"about {NATS_SPREAD / targets**0.5:.2g} nats or more; raise data.validation_frac or "
+            f"warning: the validation set has only {targets:,} targets{known}, so the standard error of the validation "
+            f"loss is about {NATS_SPREAD / targets**0.5:.2g} nats or more; raise data.validation_frac or "
             "data.validation_max_bytes"
         )
     return lines

@@ -1,7 +1,7 @@
 """Read documents from .txt, .jsonl and .parquet files, in order of their paths.
 
-A .txt file is one document, or several if a separator cuts it. A .jsonl line and a .parquet row are one document
-each. Text is never altered. The first two formats may be compressed (.gz, .zst).
+A .txt file is one document, or is split into several at a separator. Each line of a .jsonl file and each row of a
+.parquet file is one document. Text is never changed. .txt and .jsonl files may be compressed (.gz, .zst).
 """
 
 import os
@@ -21,7 +21,7 @@ FORMATS = "a .txt, .jsonl or .parquet file (.txt and .jsonl may be compressed: .
 
 @dataclass
 class Skipped:
-    """What a corpus names and its documents do not include: counts, with the first few named."""
+    """Counts of the skipped parts of a corpus (files, rows, lines) by kind, with the first few as examples."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -40,14 +40,14 @@ class Skipped:
         ]
 
 
-DANGLING = "links whose target does not exist"
+DANGLING = "links without a target"
 LFS_POINTERS = "Git LFS pointers, whose content `git lfs pull` fetches"
 
 
 def matched_files(pattern: str, skipped: Skipped | None = None) -> list[Path]:
-    """Return the files that a glob matches, sorted by path; links without a target are added to `skipped`.
+    """Return the files that match a glob, sorted by path; links without a target are added to `skipped`.
 
-    Raises: UserError if nothing matches or a file has another ending than those of `FORMATS`.
+    Raises: UserError if nothing matches, or a file does not have one of the `FORMATS`.
     """
     pattern = str(paths.local(pattern, "data.source: text:"))
     matches = file_glob.match(pattern)
@@ -64,16 +64,16 @@ def matched_files(pattern: str, skipped: Skipped | None = None) -> list[Path]:
     unreadable = [path for path in matches.files if _format(path) not in READERS]
     if unreadable:
         raise UserError(
-            f"{unreadable[0]} is not {FORMATS} ({len(unreadable)} such of {len(matches.files)} "
+            f"{unreadable[0]} is not {FORMATS} (one of {len(unreadable)} such files among the {len(matches.files)} "
             f"that match {pattern!r}); narrow the glob of data.source"
         )
     return matches.files
 
 
 def documents(files: list[Path], text_key: str, separator: str | None, skipped: Skipped | None = None) -> Iterator[str]:
-    """Yield the documents of each file; `separator` cuts .txt files, `text_key` names the others' field.
+    """Yield the documents of each file: .txt is split at `separator`; other formats have the text in field `text_key`.
 
-    What is left out is added to `skipped`: Git LFS pointers, and rows or lines whose text is null.
+    Git LFS pointers, and rows or lines whose text is null, are skipped and added to `skipped`.
     Raises: UserError for a file that cannot be read, or a separator that occurs in no file.
     """
     skipped = Skipped() if skipped is None else skipped
@@ -84,7 +84,7 @@ def documents(files: list[Path], text_key: str, separator: str | None, skipped: 
         files = [path for path in files if path not in pointers]
         if not files:
             raise UserError(
-                f"all {len(pointers)} files are Git LFS pointers, which hold no text ({min(pointers)}); "
+                f"all {len(pointers)} files are Git LFS pointers without text ({min(pointers)}); "
                 "run `git lfs pull` in their repository"
             )
         cut = None if separator is None else _occurring_separator(separator, files)
@@ -98,7 +98,7 @@ def documents(files: list[Path], text_key: str, separator: str | None, skipped: 
 
 
 def _format(path: Path) -> str:
-    """Return the ending that names the format: .txt for a.txt and a.txt.gz, .gz for a.gz and a.parquet.gz."""
+    """Return the suffix that determines the format: .txt for a.txt and a.txt.gz, .gz for a.gz and a.parquet.gz."""
     inner = Path(path.stem).suffix
     return inner if path.suffix in compressed.ENDINGS and inner in (".txt", ".jsonl") else path.suffix
 
@@ -113,12 +113,12 @@ def _occurring_separator(separator: str, files: list[Path]) -> Separator:
                 return compiled
     if not text_files:
         raise UserError(
-            f"data.document_separator={shown} cuts .txt files, and none of the {len(files)} files is one; "
-            "unset it: a line of .jsonl and a row of .parquet is a document"
+            f"data.document_separator={shown} applies only to .txt files, and none of the {len(files)} files is one; "
+            "unset it: each line of .jsonl and each row of .parquet is a document"
         )
     raise UserError(
         f"data.document_separator={shown} occurs in none of the {len(text_files)} .txt files "
-        f"({text_files[0]}); correct it (\\n is a line end, \\\\ a backslash), or unset it to keep each file whole"
+        f"({text_files[0]}); correct it (\\n is a line end, \\\\ a backslash), or unset it for one document per file"
     )
 
 
@@ -147,7 +147,7 @@ def _read_jsonl(path: Path, text_key: str, separator: Separator | None, skipped:
                 record = json_files.parse_any(line)
             except ValueError as error:
                 why = getattr(error, "msg", error)
-                raise UserError(f"{path}:{number} is not a line of JSON: {why}; mend or drop it") from error
+                raise UserError(f"{path}:{number} is not a line of JSON: {why}; correct or remove the line") from error
             if isinstance(record, dict) and record.get(text_key, "") is None:
                 skipped.add(f"lines whose {text_key!r} is null", f"{path}:{number}")
                 continue
@@ -181,7 +181,7 @@ def _read_parquet(path: Path, text_key: str, separator: Separator | None, skippe
         text_columns = [column.name for column in columns if _holds_text(column.type)]
         if text_key not in text_columns:
             kind = f"holds {columns.field(text_key).type}, not text" if text_key in columns.names else "does not exist"
-            fix = f"set data.text_key to one of: {', '.join(text_columns)}" if text_columns else "no column holds text"
+            fix = f"set data.text_key to one of: {', '.join(text_columns)}" if text_columns else "add a text column"
             raise UserError(f"{path}: column {text_key!r} {kind}; {fix}")
         row = 0
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[text_key]):
@@ -198,7 +198,7 @@ def _read_parquet(path: Path, text_key: str, separator: Separator | None, skippe
 
 
 def _holds_text(kind) -> bool:
-    """Return whether an Arrow type is text, in any of the layouts that programs write."""
+    """Return whether an Arrow type is text (string, large_string, string_view, or a dictionary of them)."""
     from pyarrow import types
 
     if types.is_dictionary(kind):

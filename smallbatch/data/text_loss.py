@@ -1,9 +1,9 @@
-"""Measure how much text a tokenizer loses: decode what it encoded, and compare with the documents.
+"""Measure how much text a tokenizer loses, by comparing each document with its decoded tokens.
 
-Lost bytes are the UTF-8 bytes of the characters that a document has more often than its decoded tokens have. Where no
-character is missing and the texts still differ, such as by spaces that decoding inserts, they are the bytes that
-decoding added, because then several texts share those tokens. One space at the start of a document does not count:
-sentencepiece encodes "a" and " a" alike, and decoding cannot tell which it was.
+Lost bytes are the UTF-8 bytes of the characters that occur more often in a document than in its decoded tokens. If no
+character is missing but the texts differ, for example by spaces that decoding inserts, they are the bytes that decoding
+added, because several texts then have the same tokens. One space at the start of a document is ignored: sentencepiece
+encodes "a" and " a" identically.
 """
 
 from collections import Counter
@@ -15,13 +15,13 @@ from smallbatch.data.tokenizers import Tokenizer
 from smallbatch.errors import UserError
 
 LARGEST_LOST_FRAC = 0.01
-ALL_CHECKED_BYTES = 2**24  # so much training text is checked whole; decoding adds a sixth to the time of encoding
-CHECKED_ONE_IN = 8  # training documents after that; validation documents are all checked
+ALL_CHECKED_BYTES = 2**24  # of training text that are all checked; decoding takes a sixth of the time of encoding
+CHECKED_ONE_IN = 8  # of the training documents after that; all validation documents are checked
 EXAMPLE_CHARACTERS = 40
 
 
 def lost_bytes(text: str, decoded: str) -> int:
-    """Return how many bytes of a document are not in its decoded tokens."""
+    """Return how many bytes of a document are lost in its decoded tokens."""
     if text in (decoded, " " + decoded) or decoded == " " + text:
         return 0
     before, after = Counter(text), Counter(decoded)
@@ -34,7 +34,7 @@ def _bytes(characters: Counter[str]) -> int:
 
 
 class LossCheck:
-    """Counts lost bytes over a corpus: of all validation documents, and of a sample of the training documents.
+    """Counts lost bytes over a corpus, in all validation documents and in a sample of the training documents.
 
     The sample is the first ALL_CHECKED_BYTES of training text and then every CHECKED_ONE_IN-th document.
     """
@@ -46,9 +46,9 @@ class LossCheck:
         self._example = ""
 
     def add(self, texts: Sequence[str], batch: Sequence[np.ndarray], validation: bool) -> None:
-        """Compare documents with their encoded form.
+        """Compare documents with their decoded tokens.
 
-        Raises: UserError once ALL_CHECKED_BYTES are checked and more than LARGEST_LOST_FRAC of them is lost.
+        Raises: UserError if, after ALL_CHECKED_BYTES or more, the lost fraction is above LARGEST_LOST_FRAC.
         """
         if self._tokenizer.lossless:
             return
@@ -73,15 +73,15 @@ class LossCheck:
 
     @property
     def lost_frac(self) -> float:
-        """Share of the checked bytes that is lost."""
+        """The fraction of the checked bytes that is lost."""
         return self._lost_bytes / self._checked_bytes if self._checked_bytes else 0.0
 
     def raise_if_too_much(self) -> None:
-        """Raise UserError if the share of lost bytes is above LARGEST_LOST_FRAC."""
+        """Raise UserError if the fraction of lost bytes is above LARGEST_LOST_FRAC."""
         if self.lost_frac > LARGEST_LOST_FRAC:
             raise UserError(
                 f"{self._summary()}; at most {LARGEST_LOST_FRAC:.0%} may be lost. Use a tokenizer that covers this "
-                "text, such as data.tokenizer=bytes or bpe:8192; add a decoder to a tokenizer.json that has none"
+                "text, such as data.tokenizer=bytes or bpe:8192, or add the missing decoder to its tokenizer.json"
             )
 
     def notes(self) -> list[str]:

@@ -18,14 +18,14 @@ BATCH_DOCUMENTS = 1024
 
 @dataclass(frozen=True)
 class Written:
-    """What is known of both splits once their tokens are written."""
+    """Counts and notes of both splits, available once their tokens are written."""
 
     train: Counts
     validation: Counts
     unused: Counts
     split_rule: str
-    text_lost_frac: float | None  # share of the documents' bytes that the tokens do not hold; None without text
-    notes: list[str]  # what a person should read each time the dataset is used
+    text_lost_frac: float | None  # fraction of the documents' bytes that the tokenizer loses; None without text
+    notes: list[str]  # printed each time the dataset is used
 
 
 def training_texts(spec: DataSpec, split: HashSplit | TailSplit) -> Iterator[str]:
@@ -76,7 +76,7 @@ def write_splits(
 
 
 def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    """Group (side, text) so that each batch has about BATCH_CHARACTERS."""
+    """Group (side, text) into batches of about BATCH_CHARACTERS characters."""
     batch, characters = [], 0
     for side, text in texts:
         batch.append((side, text))

@@ -1,7 +1,7 @@
 """Assign the documents of a text corpus to training and validation.
 
-A hash of each document decides. In a corpus of so few documents that all fall on one side, such as a single book,
-the tail of the text is the validation set instead, as it is for files of tokens.
+Documents are assigned by a hash of their text. If that assigns all documents to one split, as with a single book, the
+end of the text is the validation set, as for files of tokens.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,7 +38,7 @@ class HashSplit:
 
 
 class TailSplit:
-    """Assigns the head of a corpus to training and its tail to validation."""
+    """Assigns the start of a corpus to training and its end to validation."""
 
     rule = TAIL_RULE
 
@@ -46,10 +46,10 @@ class TailSplit:
         self._train_bytes = size_bytes - int(size_bytes * spec.validation_frac)
         self._validation_bytes = spec.validation_max_bytes
         corpus = "the corpus is one document" if documents == 1 else f"the corpus is only {documents:,} documents"
-        self.notes = (f"{corpus}: the last {spec.validation_frac:.2%} of its text is held out for validation",)
+        self.notes = (f"{corpus}: the last {spec.validation_frac:.2%} of its text is the validation set",)
 
     def assign(self, texts: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Yield (side, text) of each document, or of each part of a document that is cut."""
+        """Yield (side, text) of each document, or of each part of a document that is split."""
         limits = {"train": self._train_bytes, "validation": self._validation_bytes}
         for text in texts:
             for side in list(limits):
@@ -65,7 +65,7 @@ class TailSplit:
 
 
 def choose_split(spec: DataSpec) -> HashSplit | TailSplit:
-    """Return how a corpus is split. Reads it only until the hash has put a document on each side."""
+    """Return the split of a corpus. Stops reading as soon as the hash has assigned a document to each split."""
     sides, documents, size_bytes = set(), 0, 0
     with Progress("split", None, unit="bytes") as progress:
         for text in sources.documents(spec):
@@ -80,13 +80,13 @@ def choose_split(spec: DataSpec) -> HashSplit | TailSplit:
 
 
 def cut_at(text: str, limit_bytes: int) -> tuple[str, str]:
-    """Cut a text so that its head has at most limit_bytes in UTF-8, at a line end if one is near the limit."""
+    """Split a text so that its head has at most limit_bytes in UTF-8, at a line end if one is near the limit."""
     content = text.encode("utf-8")
     if len(content) <= limit_bytes:
         return text, ""
-    head = content[:limit_bytes].decode("utf-8", errors="ignore")  # drops a character that the limit divides
+    head = content[:limit_bytes].decode("utf-8", errors="ignore")  # drops a character that crosses the limit
     if text[len(head)] == "\n" and head.endswith("\r"):
-        head = head[:-1]  # so that a CRLF stays whole
+        head = head[:-1]  # do not split a CRLF
     start = max(0, len(head) - LINE_END_SEARCH_CHARACTERS)
     line_end = max(head.rfind("\n", start), head.rfind("\r", start))
     if line_end >= 0:

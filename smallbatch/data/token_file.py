@@ -1,9 +1,10 @@
 """`tokens:GLOB` to shards: flat little-endian files of token ids, as nanoGPT, llm.c and Marek et al. write them.
 
-Several files are concatenated in the order of their names. The header of llm.c (and of modded-nanogpt) is recognised,
-checked against the file and skipped. With `data.tokens_eod_id` documents are cut there and assigned to the validation
-split by a hash of their tokens (as uint32, so that the stored type does not matter). Without it the files are one
-stream, and its tail is held out. `data.validation_max_bytes` counts bytes as the files store them.
+Several files are concatenated in order of their paths. The header of llm.c (also used by modded-nanogpt) is recognised,
+checked against the file and skipped. With `data.tokens_eod_id`, the stream is split into documents after these tokens,
+and documents are assigned to the validation split by a hash of their tokens (as uint32, so the hash does not depend on
+the stored type). Without it, the end of the stream is the validation set. `data.validation_max_bytes` counts bytes of
+the files.
 """
 
 import glob
@@ -21,7 +22,7 @@ from smallbatch.progress import Progress
 from smallbatch.specs import DataSpec
 
 BLOCK_TOKENS = 2**22
-HEADER_BYTES = 1024  # of llm.c: 256 int32, of which the first three are magic number, version and number of tokens
+HEADER_BYTES = 1024  # of llm.c: 256 int32; the first three are magic number, version and number of tokens
 HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}  # llm.c: dev/data/data_common.py
 TAIL_RULE = (
     "The last validation_frac of the tokens is held out. It is the validation set up to "
@@ -33,14 +34,17 @@ def vocab_size(spec: DataSpec) -> int:
     """Return data.tokens_vocab_size. Raises: UserError if it is unset or does not fit data.tokens_eod_id."""
     size, eod_id = spec.tokens_vocab_size, spec.tokens_eod_id
     if size is None:
-        raise UserError("data.source=tokens:GLOB needs data.tokens_vocab_size, the number of ids of its tokenizer")
+        raise UserError(
+            "data.tokens_vocab_size is unset, and data.source=tokens:GLOB needs it; set it to the vocabulary size of "
+            "the tokenizer"
+        )
     if eod_id is not None and not 0 <= eod_id < size:
         raise UserError(f"data.tokens_eod_id={eod_id} is not one of the {size} ids of data.tokens_vocab_size")
     return size
 
 
 def matched_files(pattern: str) -> list[Path]:
-    """Return the files of a path or a glob, sorted by path. Raises: UserError if there is none."""
+    """Return the files that match a path or a glob, sorted by path. Raises: UserError if there is none."""
     path = paths.local(pattern, "data.source: tokens:")
     if paths.exists(path) or not glob.has_magic(str(path)):
         return [path]
@@ -65,7 +69,7 @@ def write_splits(
 
 
 class _Concatenated:
-    """Arrays of tokens that read as one: length and slices."""
+    """Arrays of tokens with the length and slices of their concatenation."""
 
     def __init__(self, parts: list[np.ndarray]):
         self.parts, self.itemsize = parts, parts[0].itemsize
@@ -92,7 +96,10 @@ def _open_all(files: list[Path], dtype_name: str) -> list[np.ndarray]:
     bare = [path for path, header in headers.items() if header is None]
     if bare and len(bare) < len(files):
         other = next(path for path, header in headers.items() if header is not None)
-        raise UserError(f"{other} has the header of llm.c and {bare[0]} has none; give tokens:GLOB files of one kind")
+        raise UserError(
+            f"{other} has the header of llm.c and {bare[0]} has none; all files of tokens:GLOB must have it, or none: "
+            "narrow the glob"
+        )
     return [_open(path, dtype_name, header) for path, header in headers.items()]
 
 
@@ -109,8 +116,8 @@ def _header(path: Path) -> tuple[str, int] | None:
     known_versions = dict(tuple(HEADERS))
     if magic in known_versions:
         raise UserError(
-            f"{path} has the header of llm.c in version {version}; supported is version {known_versions[magic]}; "
-            "write the file again with that version, or as bare tokens"
+            f"{path} has an llm.c header of version {version}, and only version {known_versions[magic]} is supported; "
+            "write the file with that version, or without a header"
         )
     return None
 
@@ -121,8 +128,8 @@ def _open(path: Path, dtype_name: str, header: tuple[str, int] | None) -> np.nda
     offset = HEADER_BYTES if header else 0
     if header and header[0] != dtype_name:
         raise UserError(
-            f"the header of {path} is that of {header[0]} tokens, and data.tokens_dtype is {dtype_name}; set "
-            f"data.tokens_dtype={header[0]} and give tokens:GLOB files of this type only"
+            f"{path} has {header[0]} tokens according to its header, and data.tokens_dtype is {dtype_name}; set "
+            f"data.tokens_dtype={header[0]}, and match only files of this type with tokens:GLOB"
         )
     try:
         if is_lfs_pointer(path):
@@ -130,15 +137,15 @@ def _open(path: Path, dtype_name: str, header: tuple[str, int] | None) -> np.nda
         size = path.stat().st_size
         if header and size != HEADER_BYTES + header[1] * dtype.itemsize:
             raise UserError(
-                f"{path} has {size} bytes, and its header counts {header[1]} {dtype_name} tokens, which makes "
-                f"{HEADER_BYTES + header[1] * dtype.itemsize} bytes; the file is cut short or damaged: copy it again"
+                f"{path} has {size} bytes, and with the {header[1]} {dtype_name} tokens of its header it should have "
+                f"{HEADER_BYTES + header[1] * dtype.itemsize}; it is truncated or damaged: copy it again"
             )
         if size <= offset or size % dtype.itemsize:
             raise UserError(
                 f"{path} has {size} bytes, which is no whole number of {dtype_name} tokens; "
                 "check data.tokens_dtype and the file"
             )
-        # A plain view: slicing np.memmap itself costs 20 us.
+        # A plain view, because slicing an np.memmap takes 20 us.
         tokens = np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=offset))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -31,7 +31,7 @@ EOD_TOKENS = (
     "[EOS]",
     "<|endofdocument|>",
 )
-PART_CHARACTERS = 2**20  # the library needs 150 bytes of memory for each character that it encodes at once
+PART_CHARACTERS = 2**20  # encoding needs 150 bytes of memory per character of a part
 PARTS_AT_ONCE = 8
 LONE_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
 BPE_TRAINING_BYTES = 2**28  # a BPE is trained on this much text at most, from the start of the training documents
@@ -125,15 +125,15 @@ def split_tokenizer(tokenizer: str) -> tuple[str, str]:
     if kind == "bpe" and is_bpe_vocab(rest):
         return kind, rest
     raise UserError(
-        f"data.tokenizer={tokenizer!r} is not one of bytes, bpe:N with a vocabulary N from "
+        f"data.tokenizer={tokenizer!r} is invalid; use bytes, bpe:N with a vocabulary N from "
         f"{SMALLEST_BPE_VOCAB} to {LARGEST_VOCAB:,}, or file:PATH of a tokenizer.json"
     )
 
 
 def parts_of(text: str) -> Iterator[str]:
-    """Yield a text in parts of about PART_CHARACTERS that a byte-level BPE encodes to the same ids as the whole.
+    """Yield a text in parts of about PART_CHARACTERS characters; a byte-level BPE gives the same ids as for the whole.
 
-    A part ends after a line end between two characters that are not spaces: a byte-level BPE never merges across it.
+    A part ends after a line end between two non-space characters, because a byte-level BPE never merges across it.
     """
     start = 0
     while len(text) - start > PART_CHARACTERS:
@@ -207,7 +207,7 @@ def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
 def _checked(tokenizer: JsonTokenizer, path: Path) -> JsonTokenizer:
     if tokenizer.vocab_size > LARGEST_VOCAB:
         raise UserError(
-            f"{path} has an id {tokenizer.vocab_size - 1:,}; ids below {LARGEST_VOCAB:,} are allowed: use another "
+            f"{path} has a token id {tokenizer.vocab_size - 1:,}, and ids must be below {LARGEST_VOCAB:,}; use another "
             "tokenizer, or number its tokens without gaps"
         )
     return tokenizer

@@ -70,9 +70,9 @@ def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
 
 
 def _check_equal_tokens(cells: list[Cell]) -> None:
-    """Raise UserError where cells of one budget would train on different numbers of tokens.
+    """Raise UserError if cells with the same budget would train on different numbers of tokens.
 
-    A budget is rounded up to whole updates, which are of different sizes. Runs at unequal tokens do not compare.
+    A budget is rounded up to whole updates, whose size depends on the batch size.
     """
     groups: dict[int, list[Cell]] = {}
     for cell in cells:
@@ -89,9 +89,9 @@ def _check_equal_tokens(cells: list[Cell]) -> None:
             lower = max(1, asked // unit) * unit
             budgets = ", ".join(f"{tokens:,} at batch size {size}" for tokens, size in sorted(used.items()))
             raise UserError(
-                f"train.budget_tokens={asked:,} is rounded up to whole updates, and the cells of the grid would train "
-                f"on different numbers of tokens: {budgets}. Use {lower:,} or {lower + unit:,}, whole updates of all "
-                "batch sizes"
+                f"train.budget_tokens={asked:,}, rounded up to whole updates, gives different numbers of tokens: "
+                f"{budgets}. All cells must train on the same number; use {lower:,} or {lower + unit:,}, a multiple "
+                "of the tokens per update of every cell"
             )
 
 

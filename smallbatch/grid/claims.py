@@ -76,7 +76,7 @@ class Claims:
             return True
         except ValueError:
             holder = {}
-        if json_files.mismatch(holder, CLAIM):  # damaged, cut short by a crash, or not written yet
+        if json_files.mismatch(holder, CLAIM):  # damaged, truncated by a crash, or not written yet
             return age_secs > HEARTBEAT_SECS
         if holder["machine"] == _machine():
             started = _started(holder["pid"])

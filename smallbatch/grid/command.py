@@ -35,7 +35,7 @@ def status_text(directory: SweepDirectory, only: Iterable[str] = ()) -> str:
         cells = directory.begun_cells()
         if not cells:
             raise
-        notes = [f"{error}. Shown are the {len(cells)} cells that have been started."]
+        notes = [f"{error}. The table shows only the {len(cells)} cells that were started."]
     cells = selected(cells, only)
     states = directory.states(cells)
     running = directory.claims.holders(time.time())
@@ -100,9 +100,9 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
     corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
     check_prompts(chosen, found)
     engine = place.engine(found)
-    left = directory.write_grid(name, config, cells)  # after every check: a mistake leaves no grid behind
+    left = directory.write_grid(name, config, cells)  # after all checks, so that a usage error writes no grid
     if left:
-        say(f"{left} cells of an earlier grid in {directory.path} are not in this one; they stay, out of results.csv")
+        say(f"{left} cells of an earlier grid in {directory.path} are not in this one: kept, but not in results.csv")
     sweep = Sweep(directory, cells, chosen, found, flags.stop_diverged, flags.halving)
     reopen(sweep)
     for line in cost.beyond_corpus(chosen, found, corpus_tokens) + cost.warning_lines(found[c.id] for c in chosen):
@@ -185,7 +185,7 @@ def _ray_engine(directory: SweepDirectory, devices: int, flags):
 
 
 def _workers(place: _Place, engine: Engine) -> int:
-    """Return by how much running side by side divides the time of a cell: a lane has only its share in its result."""
+    """Return the factor by which parallel workers divide the time of a cell; 1 for lanes, which record their share."""
     return 1 if place.name == "lanes" else engine.size
 
 

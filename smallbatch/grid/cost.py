@@ -1,4 +1,4 @@
-"""What a grid will cost: programs, tokens, FLOPs, disk, and time once cells have ended."""
+"""Estimate the cost of a grid: programs, tokens, FLOPs, disk space, and time once cells have finished."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class Cost:
     programs: int
     tokens: int
     flops: float
-    time: TimeLeft | None  # None before a cell has ended
+    time: TimeLeft | None  # None before a cell has finished
     disk_bytes: float
 
 
@@ -59,9 +59,9 @@ def cost(
     workers: int,
     keep_checkpoints: bool,
 ) -> Cost:
-    """Return the cost of the cells that are missing, from the speed of those that have a result if there are any.
+    """Return the cost of the cells without a result. The time is estimated from the cells with a result.
 
-    at_once: cells under way together. workers: by how much that divides the time of a cell.
+    at_once: cells that run in parallel. workers: factor by which this divides the time of a cell.
     """
     left = [plans_of[cell.id] for cell in cells if states[cell.id].status == "missing"]
     done = [
@@ -85,7 +85,7 @@ def cost(
 
 def cost_text(cost: Cost) -> str:
     """Return the cost in a line."""
-    source = " (from cells that ended here)" if cost.time and cost.cells else ""
+    source = " (measured on finished cells)" if cost.time and cost.cells else ""
     return (
         f"{cost.cells:,} cells to run, {cost.programs} compiled program{'s' * (cost.programs != 1)}, "
         f"{format_count(cost.tokens)} tokens, {cost.flops:.3g} FLOPs, {time_text(cost.time)}{source}, "
@@ -104,6 +104,6 @@ def beyond_corpus(cells: list[Cell], plans_of: dict[str, plans.Plan], corpus_tok
 
 
 def warning_lines(cell_plans: Iterable[plans.Plan]) -> list[str]:
-    """Return a line for each different warning of the plans, with how many cells have it."""
+    """Return one line per distinct warning of the plans, with the number of cells that have it."""
     counts = Counter(words for plan in cell_plans for words in plan.warnings)
     return [f"warning ({n:,} cell{'s' * (n > 1)}): {words}" for words, n in counts.items()]

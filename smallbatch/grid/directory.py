@@ -25,14 +25,14 @@ from smallbatch.training.workdir import Workdir
 
 FORMAT = 1
 RESULTS = ("done", "diverged")
-# Why there is no result (early stopping, a diverged rival, an error), with what CELL/STATUS.json holds.
+# {status: shape of CELL/STATUS.json} for cells without a result (early stopping, a diverged sibling, an error).
 MARKS: dict[str, dict[str, Any]] = {
     "cut": {"tokens": int, "validation_loss_nats": float | None},
     "skipped": {"error": str},
     "failed": {"error": str},
 }
-GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # what grid.json holds
-REWRITE_GRID = "rerun the sweep with its --config: that writes grid.json again, and keeps every result"
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the shape of grid.json
+REWRITE_GRID = "rerun the sweep with its --config, which rewrites grid.json and keeps all results"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SweepDirectory:
         """
         left = self.check_grid(cells)
         if problem := self._earlier_cells()[1]:
-            say(f"{problem}; writing it again ({len(self._started())} cells have been started, and stay)")
+            say(f"{problem}; rewriting it now (the {len(self._started())} cells that were started are kept)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -94,23 +94,23 @@ class SweepDirectory:
         return left
 
     def check_grid(self, cells: list[Cell]) -> int:
-        """Return how many cells of an earlier grid here are not among these; write nothing.
+        """Return how many cells of an earlier grid here are not among these. Writes nothing.
 
-        Raises UserError if a sweep cannot be written here, the directory holds something else, or another version of
-        smallbatch may have written the sweep.
+        Raises UserError if the directory is not writable, contains something other than a sweep, or may have been
+        written by another version of smallbatch.
         """
         paths.check_writable(self.path, "choose another --workdir")
         if not paths.exists(self.grid_json) and not self.begun_cells():
-            if any(not path.name.startswith(".") for path in paths.entries(self.path)):  # a crash leaves hidden files
+            if any(not path.name.startswith(".") for path in paths.entries(self.path)):  # remnants of a crash
                 raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
             return 0
         return len(self._earlier_cells()[0] - {cell.id for cell in cells})
 
     def _earlier_cells(self) -> tuple[set[str], str]:
-        """Return the ids in grid.json and what is wrong with it, "" for a sound or a missing one.
+        """Return the ids in grid.json and its problem, "" if it is valid or missing.
 
-        Where it is missing or damaged, the ids are those of the cells that have been started. Raises UserError if
-        another version of smallbatch may have written the sweep.
+        If it is missing or damaged, the ids are those of the cells that were started. Raises UserError if another
+        version of smallbatch may have written the sweep.
         """
         if not paths.exists(self.grid_json):
             return self._started(), ""
@@ -123,11 +123,11 @@ class SweepDirectory:
             return started, str(error)
 
     def _started(self) -> set[str]:
-        """Return the names of the directories of cells."""
+        """Return the ids of the cells that were started, from their directories."""
         return {path.parent.name for path in self.path.glob("cells/*/config.json")}
 
     def begun_cells(self) -> list[Cell]:
-        """Return the cells that have been started, from their configs alone; left out: those of other versions."""
+        """Return the cells that were started, read from their configs; cells of other versions are skipped."""
         flats = {}
         for cell_id in sorted(self._started()):
             with contextlib.suppress(UserError):
@@ -138,16 +138,16 @@ class SweepDirectory:
         return [Cell(cell_id, {key: flat[key] for key in varied}, flat) for cell_id, flat in flats.items()]
 
     def saved_grid(self) -> tuple[str, Grid]:
-        """Return the name of the sweep and its grid. Raises UserError where there is no sweep."""
+        """Return the name of the sweep and its grid. Raises UserError if there is no sweep."""
         grid: Grid = tuple(cell.values for cell in self.read_grid())
         return str(json_files.read_object(self.grid_json, {}, "the grid of a sweep").get("name", self.path.name)), grid
 
     def check_config(self, config: configs.Config) -> None:
-        """Raise UserError, with the keys, if a config contradicts that of the sweep; `config` is of its first cell."""
+        """Raise UserError, with the keys, if `config` differs from the config of the first cell of the sweep."""
         if differing := configs.differences(self.read_grid()[0].config.to_dict(), config.to_dict()):
             raise UserError(
-                f"{self.path} holds a sweep of another config ({'; '.join(differing)}: there | here); resume it "
-                "with --workdir alone, or name a grid with --config and another --workdir"
+                f"{self.path} holds a sweep of another config ({'; '.join(differing)}: saved | given); resume it "
+                "with --workdir alone, or give --config and another --workdir for a new sweep"
             )
 
     def read_grid(self) -> list[Cell]:
@@ -167,7 +167,7 @@ class SweepDirectory:
             cells = enumerate_cells(_config(asked["config"]), tuple(cell["values"] for cell in asked["cells"]))
         except UserError as error:
             raise UserError(
-                f"{self.grid_json} is damaged, or of another version of smallbatch ({error}); {REWRITE_GRID}"
+                f"{self.grid_json} is damaged, or from another version of smallbatch ({error}); {REWRITE_GRID}"
             ) from error
         if [cell.id for cell in cells] != [cell["id"] for cell in asked["cells"]]:
             raise UserError(
@@ -222,8 +222,8 @@ class SweepDirectory:
 
 
 def _read_mark(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
-    """Return what a mark records about its cell; a key may be missing. Raises UserError for other values."""
-    fix = "delete it: the cell then counts as not run"
+    """Return the content of CELL/STATUS.json; keys may be missing. Raises UserError for values of another shape."""
+    fix = "delete it to run the cell again"
     about = json_files.read_object(path, {}, f"the record of a {path.stem} cell", fix)
     known = {name: value for name, value in about.items() if name in shape}
     if problem := json_files.mismatch(known, {name: shape[name] for name in known}):
@@ -232,7 +232,7 @@ def _read_mark(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config(sections: dict[str, Any]) -> configs.Config:
-    """Return a config with the values of saved sections. Raises UserError for what is not a key or its value."""
+    """Return a config with the values of saved sections. Raises UserError for an unknown key or an invalid value."""
     config = configs.base()
     for key, value in configs.flatten(sections).items():
         if key not in configs.key_types():

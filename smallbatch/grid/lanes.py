@@ -67,7 +67,7 @@ class Group:
 
     @staticmethod
     def read(path: Path) -> "Group":
-        fix = f"delete the directory {path}: its cells then start again in a new group"
+        fix = f"delete the directory {path}; its cells then restart in a new group"
         group = json_files.read_object(path / "group.json", {"cells": [str], "lanes": int}, "a group of lanes", fix)
         return Group(path, group["cells"], group["lanes"])
 
@@ -284,7 +284,7 @@ class LaneEngine:
 
 
 def _measured(path: Path) -> dict[str, int]:
-    """Return the numbers of lanes that were measured before; none where the file is missing or damaged."""
+    """Return the numbers of lanes that were measured before; empty if the file is missing or damaged."""
     try:
         return {key: lanes for key, lanes in json_files.read_object(path, {}, "lanes.json").items() if _is_count(lanes)}
     except UserError:

@@ -37,7 +37,7 @@ class Sweep:
     plans: dict[str, plans.Plan]
     stop_diverged: bool = False
     halving: int | None = None  # factor of successive halving
-    workers: int = 1  # by which running side by side divides the seconds of a result
+    workers: int = 1  # factor by which parallel workers divide the seconds of a result
 
     @property
     def reopened(self) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def plan_cells(cells: list[Cell], devices: Callable[[Config], DeviceSpec]) -> di
 
 
 def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
-    """Prepare every corpus once, before workers want it; return {DataSpec: training tokens}.
+    """Prepare every corpus once, before the workers start; return {DataSpec: training tokens}.
 
     Raises: UserError for a split that is smaller than a sequence, before any cell trains.
     """
@@ -77,7 +77,7 @@ def prepare_corpora(cell_plans: Iterable[plans.Plan]) -> dict:
 
 
 def check_prompts(cells: list[Cell], cell_plans: dict[str, plans.Plan]) -> None:
-    """Raise UserError, with the cell, for a prompt of a sample that its context does not hold. Corpora are prepared."""
+    """Raise UserError, with the cell, if a sample prompt does not fit the context. Corpora must be prepared."""
     from smallbatch.training.run import prompt_ids
 
     loaded: dict = {}
@@ -167,7 +167,7 @@ class _Watch:
         self._looked, self._written = time.monotonic(), -math.inf
         self._changed = True  # since results.csv was written
         self._tokens = dict.fromkeys((cell.id for cell in sweep.chosen), 0)  # that each has come to
-        self._secs = dict.fromkeys(self._tokens, 0.0)  # that its records have taken
+        self._secs = dict.fromkeys(self._tokens, 0.0)  # training time so far, from its records
         self._count(self._tokens.keys())
 
     def look(self, running: set[str]) -> None:
@@ -205,7 +205,7 @@ class _Watch:
             )
 
     def _time_left(self) -> TimeLeft | None:
-        """Return how long the chosen cells still take; None if none has trained."""
+        """Return the remaining time of the chosen cells; None if none has trained."""
         work = lambda cell_id, tokens, secs=0.0: Work(
             self._sweep.plans[cell_id], tokens * self._sweep.plans[cell_id].flops_per_token, secs
         )

@@ -1,4 +1,4 @@
-"""Estimate the time that a sweep still takes, from the speed of its own cells and from nothing else."""
+"""Estimate the remaining time of a sweep from the measured speed of its own cells."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from smallbatch.progress import format_secs
 
 @dataclass(frozen=True)
 class Work:
-    """A part of a cell: FLOPs that are done, with the seconds they took, or FLOPs that are left."""
+    """Part of a cell: completed FLOPs with their seconds, or remaining FLOPs."""
 
     plan: Plan
     flops: float
-    secs: float = 0.0  # of the whole sweep: of cells that run side by side, each has its share
+    secs: float = 0.0  # wall-clock time, divided by the number of cells that ran in parallel
 
 
 @dataclass(frozen=True)
 class TimeLeft:
-    """The least and the most seconds, and the batch sizes that none of the measured cells has."""
+    """A range of seconds, and the batch sizes without a measured cell."""
 
     low_secs: float
     high_secs: float
@@ -27,10 +27,10 @@ class TimeLeft:
 
 
 def time_left(done: Sequence[Work], left: Sequence[Work]) -> TimeLeft | None:
-    """Return how long the work left takes; None before anything is measured.
+    """Return the time of the remaining work; None before anything is measured.
 
-    A cell runs at the speed of cells with the same program. If none of those is measured, the range is that of the
-    slowest and the fastest measured cells of its batch size, or else of all batch sizes.
+    A cell is assumed to run at the speed of measured cells with the same program. If there are none, the range is from
+    the fastest to the slowest measured cells with its batch size, or else with any batch size.
     """
     low = high = 0.0
     unmeasured = set()
@@ -49,15 +49,15 @@ def time_left(done: Sequence[Work], left: Sequence[Work]) -> TimeLeft | None:
 def time_text(time: TimeLeft | None) -> str:
     """Return an estimate in words."""
     if time is None:
-        return "a time not known before a cell has trained"
+        return "unknown time (until a cell has trained)"
     low, high = format_secs(time.low_secs), format_secs(time.high_secs)
     sizes = ", ".join(f"{size:,}" for size in time.unmeasured)
-    unless = f" if batch size {sizes} runs as fast as those measured" if sizes else ""
+    unless = f" if batch size {sizes} is as fast as the measured ones" if sizes else ""
     return (f"about {low}" if low == high else f"{low} to {high}") + unless
 
 
 def _secs_per_flop(done: Sequence[Work]) -> tuple[dict, dict, list[float]]:
-    """Return the speeds by program, by batch size and of all; each is of all cells with one program together."""
+    """Return the speeds by program, by batch size, and overall; each speed is pooled over the cells of one program."""
     totals: dict = defaultdict(lambda: [0.0, 0.0])
     batch_sizes = {}
     for work in done:

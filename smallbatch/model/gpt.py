@@ -31,16 +31,16 @@ REMAT_POLICIES = {
 }
 
 
-FLOAT32_POSITIONS = 8192  # angles of later positions are not exact enough in float32: 2^-24 of them is 5e-4
+FLOAT32_POSITIONS = 8192  # beyond it float32 angles are too inaccurate: the relative error 2^-24 is 5e-4 radians
 POSITIONS_BLOCK = 1024
 
 
 def rope_cos_sin(position_T: jax.Array, half: int, base: float, context: int) -> tuple[jax.Array, jax.Array]:
     """Return cosines and sines of position * base^(-h/half), Txh, float32, for positions below `context`.
 
-    A float32 angle has an error of 2^-24 of itself: 0.008 at position 131,072. In long contexts a position is split
-    into a multiple of POSITIONS_BLOCK and the rest, and the two rotations, which are constants from float64, are
-    multiplied.
+    A float32 angle has a relative error of 2^-24, which is 0.008 radians at position 131,072. In long contexts a
+    position is therefore split into a multiple of POSITIONS_BLOCK and a remainder. Both rotations are computed in
+    float64 as constants, and their product is taken in float32.
     """
     if context <= FLOAT32_POSITIONS:
         frequency_h = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -58,7 +58,7 @@ def rope_cos_sin(position_T: jax.Array, half: int, base: float, context: int) ->
 def rope(x_BxNxTxH: jax.Array, position_T: jax.Array, base: float, context: int) -> jax.Array:
     """Rotate pairs (h, h + H/2) of every head by position * base^(-2h/H) (Su et al. 2021, arXiv 2104.09864).
 
-    context: positions are below it.
+    context: upper bound of the positions.
     """
     half = x_BxNxTxH.shape[-1] // 2
     cos_sin = rope_cos_sin(position_T, half, base, context)

@@ -18,13 +18,13 @@ def loss_sum(
     max_logits: int,
     per_sequence: bool = False,
 ) -> jax.Array:
-    """Return the cross-entropy in nats summed over the targets, each times its weight (0 leaves it out), float32.
+    """Return the weighted sum of the cross-entropy over the targets in nats, float32; a weight of 0 omits a target.
 
     With `per_sequence`, the sum is over the targets of each sequence: [B].
 
-    At most about `max_logits` logits exist on a device at a time: beyond that the context is cut into equal slices, and
-    each slice's logits are computed again in the backward pass instead of being kept. A slice takes each n-th position,
-    so that devices that share the positions of a sequence have their part of each (where that divides).
+    At most about `max_logits` logits exist on a device at a time. A longer context is split into equal slices, and the
+    logits of each slice are recomputed in the backward pass. A slice contains every n-th position, so that with
+    sequence sharding each device has part of every slice (if the sizes divide).
     """
     batch, context = targets_BxT.shape
     vocab_size = unembed_DxV.shape[1]

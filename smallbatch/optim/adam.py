@@ -43,11 +43,11 @@ def adam(
     `smallbatch.units.complement_from_half_life`. All hyperparameters may be traced.
 
     Args:
-        learning_rate: maps the number of finished updates to the learning rate.
+        learning_rate: function from the number of finished updates to the learning rate.
         b1_complement, b2_complement: 1 - b, in (0, 1].
         weight_decay: decoupled, times the learning rate.
         step_offset: see `smallbatch.optim.descent`.
-        b1_step_offset: the same for b1 alone; None: as step_offset.
+        b1_step_offset: the same for b1 only; None: equal to step_offset.
     """
 
     def direction(grads: optax.Updates, state: AdamState, params: optax.Params, age: jax.Array):

@@ -22,13 +22,13 @@ def zeros(params: Tree) -> Tree:
 
 
 def average(old: Tree, new: Tree, complement: Scalar) -> Tree:
-    """Return old + complement (new - old), computed from whichever of the two has the larger weight.
+    """Return old + complement (new - old), computed as an increment to the term with the larger weight.
 
-    With a complement near 1 the sum old + complement (new - old) would cancel: with one of 1 it would lose a `new` far
-    below `old`, and a second moment would become 0 beside a gradient that is not.
+    With a complement near 1 the plain formula cancels: with a complement of 1 a `new` far below `old` would be lost,
+    and a second moment would be 0 for a nonzero gradient.
     """
     mostly_new = jnp.asarray(complement, jnp.float32) > 0.5
-    weight = jnp.where(mostly_new, 1 - complement, complement)  # exact: 1 - c is, for c in [1/2, 1]
+    weight = jnp.where(mostly_new, 1 - complement, complement)  # 1 - c is exact for c in [1/2, 1]
 
     def blend(a, x):
         return jnp.where(mostly_new, x, a) + weight * jnp.where(mostly_new, a - x, x - a)
@@ -42,7 +42,7 @@ def bias_correction(age: Scalar, complement: Scalar) -> jax.Array:
 
 
 def b1_age(count: jax.Array, age: jax.Array, b1_step_offset: Scalar | None) -> jax.Array:
-    """Return the age of the average of the gradient: that of the others, unless b1 has an offset of its own."""
+    """Return the effective step of the average of the gradient, which differs only if b1 has its own offset."""
     return age if b1_step_offset is None else count.astype(jnp.float32) + b1_step_offset
 
 

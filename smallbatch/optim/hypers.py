@@ -27,7 +27,7 @@ class Hypers(NamedTuple):
     clip_norm: jax.Array  # largest norm of a gradient that is left as it is
     weight_average_complement: jax.Array
     step_offset: jax.Array  # see `smallbatch.optim.descent`; 0 unless the batch size changes during the run
-    b1_step_offset: jax.Array  # of b1: 0 too where b1 stays per step when the batch size changes
+    b1_step_offset: jax.Array  # of b1: 0 if b1 stays per step when the batch size changes
     seed: jax.Array  # uint32, of the weights and of stochastic rounding
 
     @classmethod

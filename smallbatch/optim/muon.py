@@ -36,9 +36,10 @@ class MuonState(NamedTuple):
 
 
 def gpt_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the axes of this project's parameters: q, k and v are three matrices, the heads of each one matrix.
+    """Return the matrix axes of the parameters of our GPT, with q, k and v as one matrix each, over all heads.
 
-    Muon's authors orthogonalize such whole matrices; Marek et al. 2025 do so for each head (`gpt_head_layout`).
+    The code of Muon's authors orthogonalizes these whole matrices; Marek et al. 2025 those of each head
+    (`gpt_head_layout`).
     """
     if "embed" in path or len(shape) < 2:
         return None
@@ -48,7 +49,7 @@ def gpt_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tupl
 
 
 def gpt_head_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the same where each head has its own q, k, v and output matrix, as in the code of Marek et al. 2025."""
+    """Return the matrix axes with q, k, v and output matrices per head, as in the code of Marek et al. 2025."""
     if "embed" not in path and len(shape) > 2:
         return ((0,), (3,)) if len(shape) == 4 else ((1,), (2,))  # qkv_Dx3xNxH; out_NxHxD
     return gpt_layout(path, shape)

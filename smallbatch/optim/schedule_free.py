@@ -17,8 +17,8 @@ class ScheduleFreeState(NamedTuple):
     """4 bytes a parameter for z, and with AdamW 4 for nu."""
 
     count: jax.Array  # shape=(), dtype=int32: finished updates
-    weight_sum: jax.Array  # shape=(): of the weights of z in the average ...
-    weight_rest: jax.Array  # shape=(): ... and what rounding has left out of it
+    weight_sum: jax.Array  # shape=(): sum of the weights of z in the average
+    weight_rest: jax.Array  # shape=(): rounding error of that sum
     max_lr: jax.Array  # shape=()
     z: Tree
     nu: Tree  # None with SGD
@@ -50,7 +50,7 @@ def evaluated(params: Tree, z: Tree, interpolation: Scalar) -> Tree:
 
 
 def compensated_sum(total: jax.Array, rest: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return total + x and what its rounding leaves out; `rest` is what the additions before have left out."""
+    """Return total + x and its rounding error; `rest` is the rounding error of the earlier additions."""
     y = x + rest
     found = total + y
     return found, y - (found - total)
@@ -66,15 +66,15 @@ def _schedule_free(
 ) -> optax.GradientTransformation:
     """Return z -= lr (u + wd y); x += w/W (z - x), w the largest lr so far squared, W their sum; y = a x + (1-a) z.
 
-    W is a compensated sum (Kahan 1965): a plain float32 sum is 1% low after 4 million equal weights and stays where it
-    is after 8 million. x follows from y and z, so y must be float32.
+    W is a compensated sum (Kahan 1965): a plain float32 sum is 1% low after 4 million equal weights and stops growing
+    after 8 million. x is computed from y and z, so y must be float32.
     Source: Defazio et al. 2024, arXiv 2405.15682, equations 3 to 5 and section 4.4 (weights).
     """
 
     def init(params: optax.Params) -> ScheduleFreeState:
         for p in jax.tree.leaves(params):
             if p.dtype != jnp.float32:
-                raise ValueError(f"schedule-free optimizers need float32 parameters, not {p.dtype}: cast them first")
+                raise ValueError(f"a parameter is {p.dtype}, and schedule-free optimizers need float32; cast it first")
         z = jax.tree.map(lambda p: p + 0, params)  # a copy: params may be donated
         zero = jnp.zeros((), jnp.float32)
         return ScheduleFreeState(no_updates(), zero, zero, zero, z, None if b2_complement is None else zeros(params))

@@ -36,13 +36,13 @@ MAX_VANISHED = 100
 class Checkpoints:
     """The checkpoints in a directory: one directory each, named by the number of finished updates.
 
-    The newest `keep` stay: an older one is deleted once a save has ended, so a save never leaves fewer whole ones.
+    The newest `keep` are kept. Older ones are deleted only after a save has finished, so a failed save deletes none.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self._directory = Path(directory).absolute()
         self._keep = keep
-        self._pending: Future[None] | None = None  # ends when the save in progress has, and older ones are deleted
+        self._pending: Future[None] | None = None  # done after a save and the deletion of older checkpoints
         self._background = ThreadPoolExecutor(1, "checkpoints")
         self._restored: int | None = None
         self._damaged: set[int] = set()
@@ -88,7 +88,7 @@ class Checkpoints:
             raise self._unwritten(error) from error
 
     def _finish(self, save: Any) -> None:
-        """Wait for a save, then delete the checkpoints that it supersedes."""
+        """Wait for a save, then delete the older checkpoints that it replaces."""
         save.result()
         if hosts.is_first():
             whole = [step for step in self._steps() if step not in self._damaged]
@@ -127,7 +127,7 @@ class Checkpoints:
                 raise
             except Exception as error:  # orbax and tensorstore raise whatever their parsers happen to raise
                 if not hosts.from_first(path.exists):
-                    continue  # the run that trains here has deleted it since they were listed
+                    continue  # the training process deleted it after it was listed
                 passed_over.add(steps[-1])
                 self._damaged.add(steps[-1])
                 problem = f"the checkpoint {path} is damaged ({_reason(error)})"
@@ -136,13 +136,13 @@ class Checkpoints:
             return state, about["progress"]
         else:
             raise UserError(
-                f"the checkpoints in {self._directory} are deleted faster than they can be read; try again, or set a "
-                "longer train.checkpoint_every_secs for the run that trains there"
+                f"the checkpoints in {self._directory} are deleted faster than they can be read; try again, or raise "
+                "train.checkpoint_every_secs of the run that trains there"
             )
         if passed_over:
             raise UserError(
-                f"{problem or 'all checkpoints are damaged'}, and there is no older one that is whole; restore it from "
-                f"a copy, or delete {self._directory} to train from the start"
+                f"{problem or 'all checkpoints are damaged'}, and no older one is intact; restore it from a copy, or "
+                f"delete {self._directory} to restart the run"
             )
         return None
 
@@ -200,18 +200,18 @@ def _orbax():
 
 
 def _without_late_writes(hook: Callable, unraisable: Any) -> None:
-    """Report what cannot be raised by `hook`, except for the writes under way when a save failed.
+    """Pass an unraisable exception to `hook`, unless it comes from writes in progress when a save failed.
 
-    tensorstore prints one traceback for each, beside the error that `wait` raises.
+    tensorstore prints one traceback for each of them, in addition to the error that `wait` raises.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
 
 
 def _synchronous_directories():
-    """Return a context in which a save creates its directories before it returns.
+    """Return a context in which a save creates its directories synchronously.
 
-    In the background orbax waits 5 minutes for a directory that could not be created, and the process with it.
+    If orbax fails to create a directory in the background, it blocks the process for 5 minutes.
     """
     ocp = _orbax()
     context = ocp.Context()
@@ -298,7 +298,7 @@ def _remove(path: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a directory, or a file that lies in the way of one."""
+    """Delete a directory, or a file at the path of one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

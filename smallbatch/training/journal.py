@@ -27,7 +27,7 @@ class Journal:
         self._sums = {name: tuple(pair) for name, pair in saved["sums"].items()}  # (sum, number of values)
         self._secs_before, self._started = saved["secs"], time.monotonic()
         self._train_secs_before, self._paused_secs = saved["train_secs"], 0.0
-        self._pauses, self._paused_at = 0, 0.0  # pauses under way, and when the outermost began
+        self._pauses, self._paused_at = 0, 0.0  # number of nested pauses, and the start time of the outermost
         self._last_record = (0, 0.0)  # (step, train_secs) of the last train record of this session
         self.last_loss_nats: float | None = saved["last_loss_nats"]  # of the last train record
 
@@ -44,7 +44,7 @@ class Journal:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Stop the clock of training; pauses may be nested."""
+        """Exclude the time inside the context from the training time; pauses may be nested."""
         if not self._pauses:
             self._paused_at = time.monotonic()
         self._pauses += 1

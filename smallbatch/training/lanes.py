@@ -101,9 +101,9 @@ class CompiledLanes:
 
     @property
     def memory_bytes(self) -> int:
-        """Return the bytes that one device needs for an update of its lanes, from the compiled chunk's own analysis."""
+        """Return the bytes that one device needs for an update of its lanes, from the program's memory analysis."""
         analysis = self.chunk.memory_analysis()
-        assert analysis is not None  # every backend of ours has one
+        assert analysis is not None  # supported by CPU, GPU and TPU backends
         return bytes_per_device(self.abstract_state) + analysis.temp_size_in_bytes
 
     def stacked(self, plans: list[Plan]) -> optim.Hypers:
@@ -233,7 +233,7 @@ class LaneTrainer:
             self._checkpoints.close()
 
     def _begun(self, saved: dict[str, Any] | None) -> Iterator[tuple[int, _Lane]]:
-        with contextlib.ExitStack() as pauses:  # a lane's clock stands still until the others are there
+        with contextlib.ExitStack() as pauses:  # do not count the time to restore the other lanes as training time
             for i, member in enumerate(self._members):
                 if member is None:
                     continue
@@ -241,8 +241,8 @@ class LaneTrainer:
                 progress = saved["lanes"][i] if saved else None
                 if saved and (progress is None or _sha256(workdir, progress["records"]) != progress["metrics_sha256"]):
                     say(
-                        f"{workdir.path} is not as its group left it; its lane idles, and it begins anew in another "
-                        "group"
+                        f"{workdir.path} has changed since its group saved it; its lane stays idle, and the cell "
+                        "restarts in another group"
                     )
                     continue
                 lane = _Lane(plan, workdir, progress)
@@ -280,7 +280,7 @@ class LaneTrainer:
         return True
 
     def _finish_all(self, step: int, state: steps.TrainState, look: Callable[[set[int]], bool]) -> None:
-        """Validate the lanes that have come to the end, and write their results."""
+        """Validate the lanes that have finished, and write their results."""
         for i in list(self._lanes):
             score = self._validate(i, state, step)
             if not np.isfinite(score.loss_nats):

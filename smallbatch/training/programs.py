@@ -52,19 +52,19 @@ def start_jax(cpu_devices: int, cache_dir: str | Path) -> DeviceSpec:
 
 
 def local_devices() -> list[Any]:
-    """Return the devices of this process. Raises UserError where JAX does not have the platform that is asked for."""
+    """Return the devices of this process. Raises UserError if JAX does not have the requested platform."""
     try:
         return jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # AssertionError, without a word: a GPU is asked for, none is here
+    except (RuntimeError, AssertionError) as error:  # AssertionError has no message: there is no GPU
         asked = jax.config.values["jax_platforms"]
         names = ("jax", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu")
         installed = [f"{name} {version}" for name in names if (version := _version(name))]
         reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
         wanted = f"no device of JAX_PLATFORMS={asked}" if asked else "no device that it can use"
         raise UserError(
-            f"JAX has {wanted}{reason}. Installed: {', '.join(installed)}. Unset "
-            "JAX_PLATFORMS to use what is here, or install the platform's plugin (pip install 'smallbatch[gpu]' or "
-            "'smallbatch[tpu]') on a machine that has such a device"
+            f"JAX has {wanted}{reason}. Installed: {', '.join(installed)}. Unset JAX_PLATFORMS to use the available "
+            "devices, or install the plugin of the platform (pip install 'smallbatch[gpu]' or 'smallbatch[tpu]') on a "
+            "machine with such a device"
         ) from error
 
 

@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
     """SIGTERM, Ctrl-C or the stop button of a notebook, granted: the run is saved, and has this result."""
 
     def __init__(self, result: records.Result, noticed: bool = False):
-        goes_on = "; the same call goes on" if result.status == "stopped" else ""
+        goes_on = "; call it again to resume" if result.status == "stopped" else ""
         super().__init__(f"{result.status} and saved after update {result.optimizer_steps:,}{goes_on}")
         self.result = result
         self.noticed = noticed  # by a notice of the cloud: nobody outside has asked for it
@@ -103,7 +103,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
 
 
 def _describe(workdir: workdirs.Workdir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
-    """Write config.json, plan.json and the tokenizer, once everything that can be refused has been checked."""
+    """Write config.json, plan.json and the tokenizer, after all checks."""
     workdirs.take(workdir, config)
     records.write_json(workdir.plan, plan.to_dict())
     if tokenizer is not None:
@@ -123,7 +123,7 @@ class DryRun:
     memory: Memory  # of the phase that needs most
     traffic: tuple[Traffic, ...]  # of an update of that phase
     dataset_tokens: int | None  # None: the dataset is not prepared yet
-    dataset_lines: tuple[str, ...] = ()  # on the size of its splits
+    dataset_lines: tuple[str, ...] = ()  # sizes of its splits
 
 
 def dry_run(config: configs.Config, topology: str | None = None) -> DryRun:
@@ -220,9 +220,9 @@ def result_of(
     devices: int,
     alone: bool,
 ) -> records.Result:
-    """Return what is written to result.json.
+    """Return the content of result.json.
 
-    devices: how many the outcome's seconds are of. alone: whether this process has trained no other run.
+    devices: number of devices behind the outcome's seconds. alone: whether this process trained no other run.
     """
     device, score = jax.local_devices()[0], outcome.score
     tokens = plan.phase_at(outcome.step).tokens_at(outcome.step)
@@ -241,7 +241,7 @@ def result_of(
         mfu=tokens_per_sec and peaks.mfu(tokens_per_sec * plan.flops_per_token, device.device_kind, devices),
         optimizer_steps=outcome.step,
         secs=outcome.secs,
-        peak_memory_bytes=_peak_memory_bytes(device) if alone else None,  # it may be that of another run
+        peak_memory_bytes=_peak_memory_bytes(device) if alone else None,  # the peak may come from another run
         program_memory_bytes=outcome.program_memory_bytes,
         fingerprint=plan.fingerprint,
         dataset_sha256=dataset.meta.sha256,

@@ -55,8 +55,8 @@ def interpolated_params(hypers: optim.Hypers, state: TrainState) -> gpt.Params:
 def averaged_params(hypers: optim.Hypers, state: TrainState) -> gpt.Params:
     """Return the bias-corrected average of the weights, in float32 whatever the dtype of the weights.
 
-    It is scored so, with products in the compute dtype as for the weights themselves: stored in bfloat16, an average
-    would lose what averaging has gained below the last bit.
+    It is evaluated with these float32 weights and with matrix products in the compute dtype. Rounding to bfloat16 would
+    lose the differences that averaging makes below the last bit.
     """
     age = state.opt_state.count.astype(jnp.float32) + hypers.step_offset
     return optim.averaged_weights(state.weight_average, age, hypers.weight_average_complement)
@@ -73,7 +73,7 @@ def summed_nats(
 
 
 def scored(model: ModelSpec, params: gpt.Params, tokens_AxMxT1: jax.Array, weights_AxMxT: jax.Array) -> jax.Array:
-    """Return the same sum for each sequence of A micro-batches, which run one after another: [A, M]."""
+    """Return the sum for each sequence of A micro-batches, computed one micro-batch after another: [A, M]."""
     score = lambda _, part: (None, summed_nats(model, params, *part, per_sequence=True))
     return jax.lax.scan(score, None, (tokens_AxMxT1, weights_AxMxT))[1]
 

@@ -43,7 +43,7 @@ class Outcome:
     train_secs: float
     stopped: bool = False  # by a signal or a notice
     noticed: bool = False  # by a notice: nobody outside has asked for it
-    program_memory_bytes: int | None = None  # on one device, of the largest program that the run has used
+    program_memory_bytes: int | None = None  # on one device, of the largest program of the run
 
 
 class Trainer:

@@ -17,7 +17,7 @@ class Score:
     """The result of a validation pass."""
 
     loss_nats: float  # mean per token
-    bits_per_byte: float | None  # None where the bytes behind the tokens are unknown, or the tokens lost some
+    bits_per_byte: float | None  # None if the bytes of the text are unknown, or the tokenizer loses some
     average_loss_nats: float | None = None  # of the average of the weights, if one is kept
     loss_se_nats: float | None = None  # standard error of loss_nats over the sequences; None for one sequence
 
@@ -40,11 +40,11 @@ def validate(programs: Programs, state: TrainState, dataset: Dataset) -> Score:
 def standard_error(nats_S: np.ndarray, targets_S: np.ndarray) -> float | None:
     """Return the standard error of the mean loss per token over S sequences, float64; None for one sequence.
 
-    With sums s_i over n_i targets and the mean L = sum s_i / sum n_i it is that of a ratio:
+    With sums s_i over n_i targets and the mean L = sum s_i / sum n_i, use the standard error of a ratio estimator:
 
         SE = sqrt(S / (S - 1) * sum (s_i - L n_i)^2) / sum n_i
 
-    Sequences count as independent. Those of one long document are not, so it is rather too small than too large.
+    Sequences are assumed to be independent. Those of one long document are not, so it is more likely too small.
     Source: Cochran 1977, Sampling Techniques, 3rd edition, equation 6.13.
     """
     sequences = len(nats_S)

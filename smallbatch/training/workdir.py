@@ -1,10 +1,10 @@
-"""The run directory: whose it is, whether it is finished, and that only one process writes in it.
+"""The run directory: check that it belongs to the config and whether the run has finished, and lock it.
 
-Everything that can be wrong is checked before `take` writes config.json: a mistake leaves no config behind.
+All checks run before `take` writes config.json, so a usage error writes no config.
 
-config.json    every key, as it was asked for      metrics.jsonl   one record a line
-plan.json      every derived number                result.json     there when the run has ended
-tokenizer/     what decodes its samples            checkpoints/    the last two
+config.json    every key, as given                 metrics.jsonl   one record per line
+plan.json      every derived number                result.json     exists once the run has ended
+tokenizer/     decodes its samples                 checkpoints/    the last two
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class Workdir:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a run has left a record, a checkpoint or a result here."""
+        """Whether the directory has a record, a checkpoint or a result of a run."""
         metrics = paths.status(self.metrics)
         return (
             (metrics is not None and metrics.st_size > 0)
@@ -72,7 +72,7 @@ def default_path(config: configs.Config, config_file: str | None) -> Path:
 
 
 def check_owner(workdir: Workdir, config: configs.Config) -> None:
-    """Raise UserError if the directory holds another config's run that has begun, with the keys that differ."""
+    """Raise UserError, with the keys that differ, if a run of another config has started in the directory."""
     if paths.exists(workdir.path / "grid.json"):
         raise UserError(
             f"{workdir.path} holds a sweep, not a run; resume it with smallbatch.sweep, or choose another --workdir"
@@ -82,12 +82,12 @@ def check_owner(workdir: Workdir, config: configs.Config) -> None:
     theirs = records.read_config(workdir.config)
     if unknown := configs.flatten(theirs).keys() - configs.key_types().keys():
         raise UserError(
-            f"{workdir.config} is damaged, or of another version of smallbatch: {configs.unknown_key(min(unknown))}; "
+            f"{workdir.config} is damaged, or from another version of smallbatch: {configs.unknown_key(min(unknown))}; "
             "restore it from a copy, use the version that wrote it, or choose another --workdir"
         )
     if differing := configs.differences(theirs, config.to_dict()):
         raise UserError(
-            f"{workdir.path} holds a run of another config ({'; '.join(differing)}: there | here); "
+            f"{workdir.path} holds a run of another config ({'; '.join(differing)}: saved | given); "
             "resume it with --workdir alone, choose another --workdir, or delete it"
         )
 
@@ -102,7 +102,7 @@ def finished(workdir: Workdir) -> records.Result | None:
 
 @contextlib.contextmanager
 def claimed(workdir: Workdir, config: configs.Config) -> Iterator[None]:
-    """Create the directory and hold it for this process. Raises Locked if another holds it."""
+    """Create the directory and lock it for this process. Raises Locked if another process has the lock."""
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
         lock = os.open(workdir.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -124,13 +124,13 @@ def claimed(workdir: Workdir, config: configs.Config) -> Iterator[None]:
 
 
 def take(workdir: Workdir, config: configs.Config) -> None:
-    """Write config.json, if the directory has none or that of another config whose run has not begun.
+    """Write config.json; an existing one is kept if its run has started, and otherwise replaced.
 
-    The caller holds the directory, and has checked everything that a user can get wrong.
+    The caller has locked the directory and has run all checks.
     """
     if paths.exists(workdir.config) and not workdir.has_begun:
         workdir.plan.unlink(missing_ok=True)
-        shutil.rmtree(workdir.tokenizer, ignore_errors=True)  # a run on token ids has none
+        shutil.rmtree(workdir.tokenizer, ignore_errors=True)  # a run without a tokenizer must not keep an earlier one
         workdir.config.unlink(missing_ok=True)
     if not paths.exists(workdir.config):
         records.write_json(workdir.config, configs.resolved(config))
