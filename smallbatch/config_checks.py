@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from smallbatch import config_data, config_numbers, paths
+from smallbatch.config_data import no_effect, unset
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.phases import LR_RULES, Phase, phases
 from smallbatch.specs import DEFAULT_PEAK_LR, OPTIMIZER_KEYS, SCHEDULES
@@ -181,7 +182,7 @@ def _peak_lr(flat: Flat, defaults: Flat) -> Iterator[str]:
 def _schedule(flat: Flat, defaults: Flat) -> Iterator[str]:
     key = "optimizer.final_lr_frac"
     if flat["optimizer.schedule"] == "constant" and flat[key] != defaults[key]:
-        yield config_data.no_effect(key, flat[key], "optimizer.schedule constant", f"leave it at {defaults[key]!r}")
+        yield no_effect(key, flat[key], "optimizer.schedule constant", f"leave it at {defaults[key]!r}")
 
 
 def _warmup(flat: Flat, defaults: Flat) -> Iterator[str]:
@@ -201,9 +202,7 @@ def _decay(flat: Flat, defaults: Flat) -> Iterator[str]:
             yield f"the warm-up, {warmup_frac:g} of the budget, and optimizer.decay_frac, {decay_frac:g}, exceed it"
     elif decay_frac is not None:
         where = f"optimizer.schedule {schedule}"
-        yield config_data.no_effect(
-            "optimizer.decay_frac", decay_frac, where, config_data.unset("optimizer.decay_frac")
-        )
+        yield no_effect("optimizer.decay_frac", decay_frac, where, unset("optimizer.decay_frac"))
 
 
 def _pairs(flat: Flat, defaults: Flat) -> Iterator[str]:
@@ -219,17 +218,15 @@ def _unused_by_optimizer(flat: Flat, defaults: Flat) -> Iterator[str]:
     for word, keys in KEYS_OF.items():
         for key in () if word in OPTIMIZER_KEYS[name] else keys:
             if key in flat and flat[key] != defaults[key]:
-                fix = config_data.unset(key) if defaults[key] is None else f"leave it at {defaults[key]!r}"
-                yield config_data.no_effect(key, flat[key], f"optimizer.name {name}", fix)
+                fix = unset(key) if defaults[key] is None else f"leave it at {defaults[key]!r}"
+                yield no_effect(key, flat[key], f"optimizer.name {name}", fix)
 
 
 def _b2_limits(flat: Flat, defaults: Flat) -> Iterator[str]:
     b2, low, high = (flat[f"optimizer.{key}"] for key in ("b2", "b2_min", "b2_max"))
     for key, limit in (("optimizer.b2_min", low), ("optimizer.b2_max", high)):
         if limit is not None and b2 is not None:
-            yield config_data.no_effect(
-                key, limit, f"optimizer.b2 {b2}: it limits the decay from t2_tokens", config_data.unset(key)
-            )
+            yield no_effect(key, limit, f"optimizer.b2 {b2}: it limits the decay from t2_tokens", unset(key))
     if low is not None and high is not None and low > high:
         yield f"optimizer.b2_min is {low}, above optimizer.b2_max, {high}"
 
@@ -242,10 +239,10 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
     if rule is None:
         for key, value in (("optimizer.tuned_at_batch_size", tuned_at), ("optimizer.lr_exponent", exponent)):
             if value is not None:
-                yield config_data.no_effect(key, value, "optimizer.transfer_rule None", config_data.unset(key))
+                yield no_effect(key, value, "optimizer.transfer_rule None", unset(key))
         if keeps_tau:
             key = "optimizer.transfer_keeps_tau"
-            yield config_data.no_effect(key, True, "optimizer.transfer_rule None", "leave it at False")
+            yield no_effect(key, True, "optimizer.transfer_rule None", "leave it at False")
         return
     if rule == "sqrt" and flat["optimizer.name"] not in SQRT_OPTIMIZERS:
         yield (
@@ -254,9 +251,7 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
             "half_life"
         )
     if keeps_tau and not flat["optimizer.weight_decay"]:
-        yield config_data.no_effect(
-            "optimizer.transfer_keeps_tau", True, "optimizer.weight_decay 0", "leave it at False"
-        )
+        yield no_effect("optimizer.transfer_keeps_tau", True, "optimizer.weight_decay 0", "leave it at False")
     if tuned_at is None:
         yield f"optimizer.tuned_at_batch_size is unset; optimizer.transfer_rule {rule} needs it"
     if rule in FREE_EXPONENT and exponent is None:
@@ -266,9 +261,7 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
         )
     if rule not in FREE_EXPONENT and exponent is not None:
         where = f"optimizer.transfer_rule {rule}"
-        yield config_data.no_effect(
-            "optimizer.lr_exponent", exponent, where, config_data.unset("optimizer.lr_exponent")
-        )
+        yield no_effect("optimizer.lr_exponent", exponent, where, unset("optimizer.lr_exponent"))
     if rule == "half_life" and t1_tokens is not None:
         yield "optimizer.transfer_rule half_life keeps b1 per step; set optimizer.b1 in the place of t1_tokens"
 
@@ -276,12 +269,10 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
 def _weights(flat: Flat, defaults: Flat) -> Iterator[str]:
     name, schedule, dtype = flat["optimizer.name"], flat["optimizer.schedule"], flat["model.param_dtype"]
     if flat["optimizer.rounding"] == "stochastic" and dtype == "float32":
-        yield config_data.no_effect(
-            "optimizer.rounding", "stochastic", "model.param_dtype float32", "leave it at 'nearest'"
-        )
+        yield no_effect("optimizer.rounding", "stochastic", "model.param_dtype float32", "leave it at 'nearest'")
     a, b = AVERAGE_OF_WEIGHTS
     if flat[a] is not None and flat[b] is not None:
-        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set one at most: {config_data.unset(a)} or {config_data.unset(b)}"
+        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set one at most: {unset(a)} or {unset(b)}"
     if "interpolation" in OPTIMIZER_KEYS[name]:
         if dtype != "float32":
             yield f"model.param_dtype is {dtype}; {name} works its average out from the parameters, in float32 only"
@@ -307,13 +298,13 @@ def _batch_growth(flat: Flat, defaults: Flat) -> Iterator[str]:
     if schedule is None:
         if rule is not None:
             key = "train.batch_size_lr_rule"
-            yield config_data.no_effect(key, rule, "train.batch_size_schedule unset", config_data.unset(key))
+            yield no_effect(key, rule, "train.batch_size_schedule unset", unset(key))
         return
     if rule is None:
         yield "train.batch_size_lr_rule is unset; train.batch_size_schedule needs it: none, sqrt or linear"
     for key in ("optimizer.b2_min", "optimizer.b2_max"):
         if flat[key] is not None:
-            yield f"{key} is {flat[key]!r}; train.batch_size_schedule keeps all half-lives as they are: {config_data.unset(key)}"
+            yield f"{key} is {flat[key]!r}; train.batch_size_schedule keeps all half-lives as they are: {unset(key)}"
 
 
 def _microbatch(flat: Flat, defaults: Flat) -> Iterator[str]:
@@ -345,4 +336,4 @@ def _exactly_one(flat: Flat, pair: tuple[str, str]) -> Iterator[str]:
     if flat[a] is None and flat[b] is None:
         yield f"neither {a} nor {b} is set; set exactly one"
     elif flat[a] is not None and flat[b] is not None:
-        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set exactly one: {config_data.unset(a)} or {config_data.unset(b)}"
+        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set exactly one: {unset(a)} or {unset(b)}"
