@@ -7,17 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from smallbatch import config_numbers, paths
+from smallbatch import config_data, config_numbers, paths
+from smallbatch.config_data import no_effect, unset
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.phases import LR_RULES, Phase, phases
-from smallbatch.specs import (
-    DEFAULT_PEAK_LR,
-    LARGEST_VOCAB,
-    OPTIMIZER_KEYS,
-    SCHEDULES,
-    SMALLEST_BPE_VOCAB,
-    is_bpe_vocab,
-)
+from smallbatch.specs import DEFAULT_PEAK_LR, OPTIMIZER_KEYS, SCHEDULES
 from smallbatch.transfer import FREE_EXPONENT, RULES, SQRT_OPTIMIZERS
 
 Flat = dict[str, Any]
@@ -82,17 +76,6 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "at least 0 and below 2^32": (lambda x: 0 <= x < 2**32, ("data.shuffle_seed", "train.seed")),
 }
 
-TEXT_SOURCES = ("pystdlib", "tfds:", "text:")
-SOURCES_OF = {  # keys that other sources do not read
-    "data.split": ("tfds:",),
-    "data.text_key": ("tfds:", "text:"),
-    "data.document_separator": ("text:",),
-    "data.tfds_data_dir": ("pystdlib", "tfds:"),
-    "data.tokenizer": TEXT_SOURCES,
-    "data.tokens_dtype": ("tokens:",),
-    "data.tokens_vocab_size": ("tokens:",),
-    "data.tokens_eod_id": ("tokens:",),
-}
 MAX_DISPATCH_TOKENS = 2**30  # 4 GiB of token ids
 AVERAGE_PAIRS = {
     "b1": ("optimizer.b1", "optimizer.t1_tokens"),
@@ -120,10 +103,10 @@ def problems(flat: Flat, defaults: Flat, types: dict[str, tuple[type, bool]]) ->
     found += wrong.values()
     sound = {key: value for key, value in flat.items() if key in types and key not in wrong}
     for rule in (
-        _sources,
-        _tokens,
-        _validation_source,
-        _tokenizer,
+        config_data.sources,
+        config_data.tokens,
+        config_data.validation_source,
+        config_data.tokenizer,
         _shape,
         _peak_lr,
         _schedule,
@@ -176,77 +159,6 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _sources(flat: Flat, defaults: Flat) -> Iterator[str]:
-    source = flat["data.source"]
-    kind, colon, rest = source.partition(":")
-    if source != "pystdlib" and not (kind in ("tfds", "text", "tokens") and rest):
-        allowed = "pystdlib | tfds:NAME | text:GLOB | tokens:PATH"
-        meant = did_you_mean(kind, ("pystdlib", "tfds", "text", "tokens"))
-        yield f"data.source is {source!r}; it takes {allowed}{meant}"
-        return
-    for key, readers in SOURCES_OF.items():
-        if key == "data.tokenizer" and flat.get(key, "").startswith("file:"):
-            continue  # a corpus of tokens is not encoded with it, but its samples are decoded
-        if "text:" in readers and (flat.get("data.validation_source") or "").startswith("text:"):
-            continue  # validation_source uses this key
-        if kind + colon not in readers and key in flat and flat[key] != defaults[key]:
-            yield _no_effect(key, flat[key], f"data.source {source!r}", f"leave it at {defaults[key]!r}")
-    for key in ("data.cache_dir", "data.tfds_data_dir"):
-        if flat[key] == "":
-            yield f"{key} is empty; it takes a directory"
-
-
-def _tokens(flat: Flat, defaults: Flat) -> Iterator[str]:
-    if not flat["data.source"].startswith("tokens:"):
-        return
-    vocab_size, eod_id = flat["data.tokens_vocab_size"], flat["data.tokens_eod_id"]
-    if vocab_size is None:
-        yield "data.tokens_vocab_size is unset; data.source tokens:PATH needs it, e.g. 50257 for GPT-2 tokens"
-        return
-    largest = 2**16 if flat["data.tokens_dtype"] == "uint16" else LARGEST_VOCAB
-    if not 2 <= vocab_size <= largest:
-        dtype = flat["data.tokens_dtype"]
-        yield f"data.tokens_vocab_size is {vocab_size}; {dtype} tokens allow 2 to {largest}"
-    if eod_id is not None and eod_id >= vocab_size:
-        yield f"data.tokens_eod_id is {eod_id}; it must be below data.tokens_vocab_size, {vocab_size}"
-
-
-def _validation_source(flat: Flat, defaults: Flat) -> Iterator[str]:
-    key = "data.validation_source"
-    source, given = flat["data.source"], flat[key]
-    if given is None:
-        return
-    kind, _, rest = given.partition(":")
-    if kind not in ("text", "tokens", "split") or not rest:
-        meant = did_you_mean(kind, ("text", "tokens", "split"))
-        yield f"{key} is {given!r}; it takes text:GLOB | tokens:GLOB | split:TFDS_SPLIT{meant}"
-    elif kind == "split" and not source.startswith("tfds:"):
-        yield f"{key} is {given!r}, which needs data.source tfds:NAME, not {source!r}; use text:GLOB or tokens:GLOB"
-    elif kind == "split" and rest == flat["data.split"]:
-        yield f"{key} is {given!r}, which is data.split, the training set; choose another split"
-    elif kind != "split" and (kind == "tokens") is not source.startswith("tokens:"):
-        yield (
-            f"{key} is {given!r} and data.source is {source!r}; use tokens:GLOB for both, or text:GLOB with a text "
-            "source"
-        )
-    fraction = "data.validation_frac"
-    if flat[fraction] != defaults[fraction]:
-        yield _no_effect(fraction, flat[fraction], f"{key} set", f"leave it at {defaults[fraction]!r}")
-
-
-def _tokenizer(flat: Flat, defaults: Flat) -> Iterator[str]:
-    tokenizer, eod_token = flat["data.tokenizer"], flat["data.eod_token"]
-    kind, _, rest = tokenizer.partition(":")
-    if tokenizer != "bytes" and not (kind in ("bpe", "file") and rest):
-        meant = did_you_mean(kind, ("bytes", "bpe", "file"))
-        yield f"data.tokenizer is {tokenizer!r}; it takes bytes | bpe:VOCABULARY | file:PATH{meant}"
-    elif kind == "bpe" and not is_bpe_vocab(rest):
-        allowed = f"a whole number from {SMALLEST_BPE_VOCAB} to {LARGEST_VOCAB:,}"
-        yield f"data.tokenizer is {tokenizer!r}; the vocabulary must be {allowed}"
-    if eod_token is not None and kind != "file":
-        yield _no_effect("data.eod_token", eod_token, f"data.tokenizer {tokenizer!r}", _unset("data.eod_token"))
-
-
 def _shape(flat: Flat, defaults: Flat) -> Iterator[str]:
     head_width, width, context = flat["model.head_width"], flat["model.width"], flat["model.context_tokens"]
     if head_width % 2:
@@ -270,7 +182,7 @@ def _peak_lr(flat: Flat, defaults: Flat) -> Iterator[str]:
 def _schedule(flat: Flat, defaults: Flat) -> Iterator[str]:
     key = "optimizer.final_lr_frac"
     if flat["optimizer.schedule"] == "constant" and flat[key] != defaults[key]:
-        yield _no_effect(key, flat[key], "optimizer.schedule constant", f"leave it at {defaults[key]!r}")
+        yield no_effect(key, flat[key], "optimizer.schedule constant", f"leave it at {defaults[key]!r}")
 
 
 def _warmup(flat: Flat, defaults: Flat) -> Iterator[str]:
@@ -290,7 +202,7 @@ def _decay(flat: Flat, defaults: Flat) -> Iterator[str]:
             yield f"the warm-up, {warmup_frac:g} of the budget, and optimizer.decay_frac, {decay_frac:g}, exceed it"
     elif decay_frac is not None:
         where = f"optimizer.schedule {schedule}"
-        yield _no_effect("optimizer.decay_frac", decay_frac, where, _unset("optimizer.decay_frac"))
+        yield no_effect("optimizer.decay_frac", decay_frac, where, unset("optimizer.decay_frac"))
 
 
 def _pairs(flat: Flat, defaults: Flat) -> Iterator[str]:
@@ -306,15 +218,15 @@ def _unused_by_optimizer(flat: Flat, defaults: Flat) -> Iterator[str]:
     for word, keys in KEYS_OF.items():
         for key in () if word in OPTIMIZER_KEYS[name] else keys:
             if key in flat and flat[key] != defaults[key]:
-                fix = _unset(key) if defaults[key] is None else f"leave it at {defaults[key]!r}"
-                yield _no_effect(key, flat[key], f"optimizer.name {name}", fix)
+                fix = unset(key) if defaults[key] is None else f"leave it at {defaults[key]!r}"
+                yield no_effect(key, flat[key], f"optimizer.name {name}", fix)
 
 
 def _b2_limits(flat: Flat, defaults: Flat) -> Iterator[str]:
     b2, low, high = (flat[f"optimizer.{key}"] for key in ("b2", "b2_min", "b2_max"))
     for key, limit in (("optimizer.b2_min", low), ("optimizer.b2_max", high)):
         if limit is not None and b2 is not None:
-            yield _no_effect(key, limit, f"optimizer.b2 {b2}: it limits the decay from t2_tokens", _unset(key))
+            yield no_effect(key, limit, f"optimizer.b2 {b2}: it limits the decay from t2_tokens", unset(key))
     if low is not None and high is not None and low > high:
         yield f"optimizer.b2_min is {low}, above optimizer.b2_max, {high}"
 
@@ -327,10 +239,10 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
     if rule is None:
         for key, value in (("optimizer.tuned_at_batch_size", tuned_at), ("optimizer.lr_exponent", exponent)):
             if value is not None:
-                yield _no_effect(key, value, "optimizer.transfer_rule None", _unset(key))
+                yield no_effect(key, value, "optimizer.transfer_rule None", unset(key))
         if keeps_tau:
             key = "optimizer.transfer_keeps_tau"
-            yield _no_effect(key, True, "optimizer.transfer_rule None", "leave it at False")
+            yield no_effect(key, True, "optimizer.transfer_rule None", "leave it at False")
         return
     if rule == "sqrt" and flat["optimizer.name"] not in SQRT_OPTIMIZERS:
         yield (
@@ -339,7 +251,7 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
             "half_life"
         )
     if keeps_tau and not flat["optimizer.weight_decay"]:
-        yield _no_effect("optimizer.transfer_keeps_tau", True, "optimizer.weight_decay 0", "leave it at False")
+        yield no_effect("optimizer.transfer_keeps_tau", True, "optimizer.weight_decay 0", "leave it at False")
     if tuned_at is None:
         yield f"optimizer.tuned_at_batch_size is unset; optimizer.transfer_rule {rule} needs it"
     if rule in FREE_EXPONENT and exponent is None:
@@ -349,7 +261,7 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
         )
     if rule not in FREE_EXPONENT and exponent is not None:
         where = f"optimizer.transfer_rule {rule}"
-        yield _no_effect("optimizer.lr_exponent", exponent, where, _unset("optimizer.lr_exponent"))
+        yield no_effect("optimizer.lr_exponent", exponent, where, unset("optimizer.lr_exponent"))
     if rule == "half_life" and t1_tokens is not None:
         yield "optimizer.transfer_rule half_life keeps b1 per step; set optimizer.b1 in the place of t1_tokens"
 
@@ -357,10 +269,10 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
 def _weights(flat: Flat, defaults: Flat) -> Iterator[str]:
     name, schedule, dtype = flat["optimizer.name"], flat["optimizer.schedule"], flat["model.param_dtype"]
     if flat["optimizer.rounding"] == "stochastic" and dtype == "float32":
-        yield _no_effect("optimizer.rounding", "stochastic", "model.param_dtype float32", "leave it at 'nearest'")
+        yield no_effect("optimizer.rounding", "stochastic", "model.param_dtype float32", "leave it at 'nearest'")
     a, b = AVERAGE_OF_WEIGHTS
     if flat[a] is not None and flat[b] is not None:
-        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set one at most: {_unset(a)} or {_unset(b)}"
+        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set one at most: {unset(a)} or {unset(b)}"
     if "interpolation" in OPTIMIZER_KEYS[name]:
         if dtype != "float32":
             yield f"model.param_dtype is {dtype}; {name} works its average out from the parameters, in float32 only"
@@ -386,13 +298,13 @@ def _batch_growth(flat: Flat, defaults: Flat) -> Iterator[str]:
     if schedule is None:
         if rule is not None:
             key = "train.batch_size_lr_rule"
-            yield _no_effect(key, rule, "train.batch_size_schedule unset", _unset(key))
+            yield no_effect(key, rule, "train.batch_size_schedule unset", unset(key))
         return
     if rule is None:
         yield "train.batch_size_lr_rule is unset; train.batch_size_schedule needs it: none, sqrt or linear"
     for key in ("optimizer.b2_min", "optimizer.b2_max"):
         if flat[key] is not None:
-            yield f"{key} is {flat[key]!r}; train.batch_size_schedule keeps all half-lives as they are: {_unset(key)}"
+            yield f"{key} is {flat[key]!r}; train.batch_size_schedule keeps all half-lives as they are: {unset(key)}"
 
 
 def _microbatch(flat: Flat, defaults: Flat) -> Iterator[str]:
@@ -424,12 +336,4 @@ def _exactly_one(flat: Flat, pair: tuple[str, str]) -> Iterator[str]:
     if flat[a] is None and flat[b] is None:
         yield f"neither {a} nor {b} is set; set exactly one"
     elif flat[a] is not None and flat[b] is not None:
-        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set exactly one: {_unset(a)} or {_unset(b)}"
-
-
-def _no_effect(key: str, value: Any, where: str, fix: str) -> str:
-    return f"{key} is {value!r}, which has no effect with {where}; {fix}"
-
-
-def _unset(key: str) -> str:
-    return f"--config.{key}=None"
+        yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set exactly one: {unset(a)} or {unset(b)}"

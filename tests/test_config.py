@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from smallbatch import config, config_checks, config_files
+from smallbatch import config, config_checks, config_data, config_files
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
 from smallbatch.specs import OPTIMIZER_KEYS
@@ -272,7 +272,7 @@ def test_unknown_and_missing_keys_are_problems():
 
 
 def test_every_rule_names_keys_that_exist():
-    named = [*config_checks.CHOICES, *config_checks.SOURCES_OF, *config.WITHOUT_EFFECT_ON_NUMBERS]
+    named = [*config_checks.CHOICES, *config_data.SOURCES_OF, *config.WITHOUT_EFFECT_ON_NUMBERS]
     named += [key for _, keys in config_checks.RANGES.values() for key in keys]
     named += [key for pair in (*config_checks.AVERAGE_PAIRS.values(), config_checks.WARMUP_PAIR) for key in pair]
     assert set(named) <= config.key_types().keys()
