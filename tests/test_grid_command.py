@@ -116,11 +116,11 @@ def test_the_time_left_is_that_of_each_batch_sizes_own_cells(home, tmp_path):
     directory.write_grid("grid", cells[0].config, cells)
     flops = plans_of(cells)[cells[0].id].flops
     end(directory, cells[0], flops=flops, secs=1000.0)
-    assert "about 1h56m if batch size 4 runs as fast as those measured (from" in dry_run(tmp_path, cells, workers=1)
+    assert "about 1h56m if batch size 4 is as fast as the measured ones" in dry_run(tmp_path, cells, workers=1)
     end(directory, cells[4], flops=flops, secs=100.0)
     assert "about 55m00s" in dry_run(tmp_path, cells, workers=1)  # and not 7 cells x 550 seconds = 1h04m
     three = cells_of(home, product(axis("train.batch_size", [1, 4, 2]), RATES))
-    assert "1h01m to 2h01m if batch size 2 runs as fast" in dry_run(tmp_path, three, workers=1)
+    assert "1h01m to 2h01m if batch size 2 is as fast" in dry_run(tmp_path, three, workers=1)
 
 
 def test_the_time_left_of_a_running_sweep_is_that_of_its_own_cells_by_batch_size(home, tmp_path):

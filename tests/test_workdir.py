@@ -60,7 +60,7 @@ def test_a_directory_may_be_taken_over_until_a_run_has_left_something(tmp_path, 
     assert not directory.tokenizer.exists() and not directory.plan.exists()  # they were of the other run
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_text("{}\n")
-    with pytest.raises(UserError, match=r"train\.seed: 4 \| 3: there \| here\); resume it with --workdir alone"):
+    with pytest.raises(UserError, match=r"train\.seed: 4 \| 3: saved \| given\); resume it with --workdir alone"):
         workdir.check_owner(directory, config(seed=3))
     workdir.take(directory, config(seed=3))
     assert records.read_json(directory.config) == configs.resolved(config(seed=4))
