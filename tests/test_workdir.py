@@ -97,3 +97,14 @@ def test_stopped_run_is_not_finished(tmp_path, status, is_finished):
     result = dataclasses.replace(RESULT, status=status)
     records.write_result(directory.result, result)
     assert workdir.finished(directory) == (result if is_finished else None)
+
+
+def test_a_result_without_config_json_is_not_returned_for_another_config(tmp_path):
+    directory = workdir.Workdir(tmp_path)
+    fingerprint = configs.fingerprint(configs.base())
+    records.write_result(directory.result, dataclasses.replace(RESULT, fingerprint=fingerprint))
+    workdir.check_owner(directory, configs.base())
+    other = configs.base()
+    other.train.seed = 77
+    with pytest.raises(UserError, match=r"another config .*config\.json is missing"):
+        workdir.check_owner(directory, other)

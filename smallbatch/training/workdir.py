@@ -77,7 +77,15 @@ def check_owner(workdir: Workdir, config: configs.Config) -> None:
         raise UserError(
             f"{workdir.path} holds a sweep, not a run; resume it with smallbatch.sweep, or choose another --workdir"
         )
-    if not paths.exists(workdir.config) or not workdir.has_begun:
+    if not workdir.has_begun:
+        return
+    if not paths.exists(workdir.config):
+        result = records.read_result(workdir.result) if paths.exists(workdir.result) else None
+        if result is not None and result.fingerprint != configs.fingerprint(config):
+            raise UserError(
+                f"{workdir.path} holds the result of a run of another config (fingerprint {result.fingerprint[:12]}), "
+                "and its config.json is missing; restore config.json, or choose another --workdir"
+            )
         return
     theirs = records.read_config(workdir.config)
     if unknown := configs.flatten(theirs).keys() - configs.key_types().keys():
