@@ -66,6 +66,11 @@ def hypers(config: Config, phase: Phase) -> dict[str, Any]:
 
 
 # {hyperparameter: config keys that determine it}, if not the key of the same name; for errors.
+COMPLEMENTS = {
+    "b1_complement": "1 - b1",
+    "b2_complement": "1 - b2",
+    "weight_average_complement": "1 - b of the weights",
+}
 FROM_KEYS = {
     "warmup_steps": "optimizer.warmup_frac or warmup_tokens",
     "decay_steps": "optimizer.decay_frac",
@@ -87,13 +92,13 @@ def check_float32(name: str, found: dict[str, Any]) -> None:
         products["the squared learning rate, the weight in the average,"] = (peak_lr**2, "optimizer.peak_lr")
     for field, value in found.items():
         if field != "seed":
-            products[field] = (value, FROM_KEYS.get(field, f"optimizer.{field}"))
+            products[COMPLEMENTS.get(field, field)] = (value, FROM_KEYS.get(field, f"optimizer.{field}"))
     for what, (value, keys) in products.items():
         if problem := units.float32_problem(value):
             raise UserError(f"{what} is {value:.3g}, which is {problem}; change {keys}")
-        if what.endswith("_complement") and value < LEAST_COMPLEMENT:
+        if what in COMPLEMENTS.values() and value < LEAST_COMPLEMENT:
             raise UserError(
-                f"{what}, 1 - b, is {value:.3g} per step and must be at least {LEAST_COMPLEMENT:g}, since smaller "
+                f"{what} is {value:.3g} per step and must be at least {LEAST_COMPLEMENT:g}, since smaller "
                 f"values underflow in float32; use a shorter half-life ({keys})"
             )
 

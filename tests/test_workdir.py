@@ -108,3 +108,12 @@ def test_a_result_without_config_json_is_not_returned_for_another_config(tmp_pat
     other.train.seed = 77
     with pytest.raises(UserError, match=r"another config .*config\.json is missing"):
         workdir.check_owner(directory, other)
+
+
+def test_records_without_config_json_belong_to_no_run_and_stay(tmp_path):
+    directory = workdir.Workdir(tmp_path)
+    directory.metrics.write_text('{"mine": 1}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl without the config\.json"):
+        workdir.check_owner(directory, configs.base())
+    (directory.checkpoints / "12").mkdir(parents=True)  # which names its config, and is checked when it is restored
+    workdir.check_owner(directory, configs.base())

@@ -72,8 +72,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         programs.check_memory()
         trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs, stop)
         state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
-        if hosts.is_first():
-            _describe(workdir, config, plan, tokenizer)
+        hosts.from_first(lambda: _describe(workdir, config, plan, tokenizer))
         for line in describe_splits(dataset, plan.model.context_tokens):
             say(line)
         say(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))

@@ -58,11 +58,12 @@ class Workdir:
     def has_begun(self) -> bool:
         """Whether the directory has a record, a checkpoint or a result of a run."""
         metrics = paths.status(self.metrics)
-        return (
-            (metrics is not None and metrics.st_size > 0)
-            or paths.exists(self.result)
-            or any(path.name.isdecimal() for path in paths.entries(self.checkpoints))
-        )
+        return (metrics is not None and metrics.st_size > 0) or paths.exists(self.result) or self.has_checkpoints
+
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether the directory has a checkpoint."""
+        return any(path.name.isdecimal() for path in paths.entries(self.checkpoints))
 
 
 def default_path(config: configs.Config, config_file: str | None) -> Path:
@@ -85,6 +86,12 @@ def check_owner(workdir: Workdir, config: configs.Config) -> None:
             raise UserError(
                 f"{workdir.path} holds the result of a run of another config (fingerprint {result.fingerprint[:12]}), "
                 "and its config.json is missing; restore config.json, or choose another --workdir"
+            )
+        # A checkpoint names its config. Records alone do not, and the run would replace them.
+        if result is None and not workdir.has_checkpoints:
+            raise UserError(
+                f"{workdir.path} holds metrics.jsonl without the config.json of its run; restore config.json, or choose "
+                "another --workdir"
             )
         return
     theirs = records.read_config(workdir.config)
