@@ -65,12 +65,8 @@ def hypers(config: Config, phase: Phase) -> dict[str, Any]:
     return found
 
 
+COMPLEMENTS = {"b1_complement": "1 - b1", "b2_complement": "1 - b2", "weight_average_complement": "1 - b (weights)"}
 # {hyperparameter: config keys that determine it}, if not the key of the same name; for errors.
-COMPLEMENTS = {
-    "b1_complement": "1 - b1",
-    "b2_complement": "1 - b2",
-    "weight_average_complement": "1 - b of the weights",
-}
 FROM_KEYS = {
     "warmup_steps": "optimizer.warmup_frac or warmup_tokens",
     "decay_steps": "optimizer.decay_frac",

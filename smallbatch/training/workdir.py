@@ -90,8 +90,8 @@ def check_owner(workdir: Workdir, config: configs.Config) -> None:
         # A checkpoint names its config. Records alone do not, and the run would replace them.
         if result is None and not workdir.has_checkpoints:
             raise UserError(
-                f"{workdir.path} holds metrics.jsonl without the config.json of its run; restore config.json, or choose "
-                "another --workdir"
+                f"{workdir.path} holds metrics.jsonl without the config.json of its run; restore config.json, or "
+                "choose another --workdir"
             )
         return
     theirs = records.read_config(workdir.config)
