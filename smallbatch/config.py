@@ -151,6 +151,20 @@ def base() -> Config:
     return c.lock()
 
 
+def from_sections(sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Return the config of saved sections, with defaults for missing keys.
+
+    Raises UserError for an unknown key or a value of another type.
+    """
+    c = base()
+    for key, value in flatten(dict(sections)).items():
+        if key not in key_types():
+            raise UserError(unknown_key(key))
+        section, _, name = key.partition(".")
+        c[section][name] = value
+    return c
+
+
 def quickstart() -> Config:
     """Return what a command runs when no config file is named; `configs/quickstart.py` returns the same."""
     c = base()

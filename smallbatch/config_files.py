@@ -66,22 +66,12 @@ def load_saved(path: Path) -> Config:
     """Return the config in a run's config.json, with defaults for missing keys. Raises UserError."""
     if not paths.is_file(path):
         raise UserError(f"there is no config file {str(path)!r}; check the path of --config")
-    saved = records.read_json(path)
-    if not isinstance(saved, dict) or not all(isinstance(values, dict) for values in saved.values()):
-        raise UserError(
-            f"{path} is not the config.json of a run, an object of sections of keys; give that of a run, or a .py file"
-        )
-    loaded = configs.base()
-    for key, value in flatten(saved).items():
-        section, _, name = key.partition(".")
-        if key not in key_types():
-            fix = "use the version of smallbatch that wrote it, or write a config file for this version"
-            raise UserError(f"{path}: {configs.unknown_key(key)} (from another version, or not a config; {fix})")
-        try:
-            loaded[section][name] = value
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
-    return loaded
+    sections = records.read_config(path)
+    try:
+        return configs.from_sections(sections)
+    except UserError as error:
+        fix = "use the version of smallbatch that wrote it, or write a config file for this version"
+        raise UserError(f"{path}: {error} (from another version, or not a config; {fix})") from error
 
 
 def load_grid(path_and_argument: str) -> Any:

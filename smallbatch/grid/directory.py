@@ -131,7 +131,7 @@ class SweepDirectory:
         flats = {}
         for cell_id in sorted(self._started()):
             with contextlib.suppress(UserError):
-                flat = configs.flatten(_config(records.read_config(self.cell(cell_id).config)).to_dict())
+                flat = configs.flatten(configs.from_sections(records.read_config(self.cell(cell_id).config)).to_dict())
                 if configs.fingerprint_flat(flat)[:ID_LENGTH] == cell_id:
                     flats[cell_id] = flat
         varied = [key for key in configs.key_types() if len({repr(flat[key]) for flat in flats.values()}) > 1]
@@ -164,7 +164,9 @@ class SweepDirectory:
         if problem := json_files.mismatch(asked, GRID):
             raise UserError(f"{self.grid_json} is damaged ({problem}); {REWRITE_GRID}")
         try:
-            cells = enumerate_cells(_config(asked["config"]), tuple(cell["values"] for cell in asked["cells"]))
+            cells = enumerate_cells(
+                configs.from_sections(asked["config"]), tuple(cell["values"] for cell in asked["cells"])
+            )
         except UserError as error:
             raise UserError(
                 f"{self.grid_json} is damaged, or from another version of smallbatch ({error}); {REWRITE_GRID}"
@@ -229,17 +231,6 @@ def _read_mark(path: Path, shape: dict[str, Any]) -> dict[str, Any]:
     if problem := json_files.mismatch(known, {name: shape[name] for name in known}):
         raise UserError(f"{path} is damaged ({problem}); {fix}")
     return known
-
-
-def _config(sections: dict[str, Any]) -> configs.Config:
-    """Return a config with the values of saved sections. Raises UserError for an unknown key or an invalid value."""
-    config = configs.base()
-    for key, value in configs.flatten(sections).items():
-        if key not in configs.key_types():
-            raise UserError(configs.unknown_key(key))
-        section, _, name = key.partition(".")
-        config[section][name] = value
-    return config
 
 
 def _unless_missing(read: Callable[[Path], Any], path: Path) -> Any:
