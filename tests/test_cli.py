@@ -281,8 +281,8 @@ BAD_SAVED = {
     '{"train": {"sede": 1}}': "there is no key train.sede; did you mean train.seed? (from another version",
     '{"optimiser": {"name": "adam"}}': "there is no key optimiser.name; did you mean",
     '{"train": {"seed": "x"}}': "train.seed is 'x', but must be a whole number",
-    '{"train": 3}': "is not the config.json of a run, an object of sections of keys",
-    "[1]": "is not the config.json of a run",
+    '{"train": 3}': "is not the config of a run (train is 3, not an object)",
+    "[1]": "is not the config of a run (it is [1], not an object)",
     "{": "is damaged",
 }
 
