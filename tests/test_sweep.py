@@ -208,7 +208,10 @@ def test_a_cell_that_cannot_run_is_reported_with_its_log_and_the_rest_goes_on(ho
 
 
 def test_an_impossible_cell_is_refused_before_anything_starts(home, tmp_path):
-    for sizes, words in (([1, -3], "cell 2 (train.batch_size=-3)"), ([1, 3], "use 1,248 or 1,344, a multiple of the tokens per update")):
+    for sizes, words in (
+        ([1, -3], "cell 2 (train.batch_size=-3)"),
+        ([1, 3], "use 1,248 or 1,344, a multiple of the tokens per update"),
+    ):
         grid = f'axis("train.batch_size", {sizes})'
         done = sweep(grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep")
         assert done.returncode == 2 and words in done.stderr

@@ -76,8 +76,8 @@ class SweepDirectory:
 
         Raises UserError if the directory cannot be written or holds something else.
         """
-        left = self.check_grid(cells)
-        if problem := self._earlier_cells()[1]:
+        left, problem = self._compare(cells)
+        if problem:
             say(f"{problem}; rewriting it now (the {len(self._started())} cells that were started are kept)")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -99,12 +99,17 @@ class SweepDirectory:
         Raises UserError if the directory is not writable, contains something other than a sweep, or may have been
         written by another version of smallbatch.
         """
+        return self._compare(cells)[0]
+
+    def _compare(self, cells: list[Cell]) -> tuple[int, str]:
+        """Return what `check_grid` does, and what is wrong with grid.json ("" if nothing is)."""
         paths.check_writable(self.path, "choose another --workdir")
         if not paths.exists(self.grid_json) and not self.begun_cells():
             if any(not path.name.startswith(".") for path in paths.entries(self.path)):  # remnants of a crash
                 raise UserError(f"{self.path} is not empty and holds no sweep; choose another --workdir")
-            return 0
-        return len(self._earlier_cells()[0] - {cell.id for cell in cells})
+            return 0, ""
+        earlier, problem = self._earlier_cells()
+        return len(earlier - {cell.id for cell in cells}), problem
 
     def _earlier_cells(self) -> tuple[set[str], str]:
         """Return the ids in grid.json and its problem, "" if it is valid or missing.
