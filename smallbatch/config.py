@@ -73,7 +73,7 @@ def base() -> Config:
     data.validation_source = placeholder(str)  # text:GLOB | tokens:GLOB | split:TFDS_SPLIT; unset: part of source
     data.validation_frac = 0.05  # share of the documents held out, chosen by a hash of their text
     data.validation_max_bytes = 524_288  # largest validation set, also with validation_source
-    data.tfds_data_dir = placeholder(str)  # local directory of TFDS datasets; unset: the default of TFDS
+    data.tfds_data_dir = placeholder(str)  # local directory of TFDS datasets; unset: the TFDS default
     data.cache_dir = "~/.cache/smallbatch"  # token shards are written here and reused
     data.shuffle_seed = 0  # order of the training sequences
 

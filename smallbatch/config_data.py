@@ -38,7 +38,7 @@ def sources(flat: Flat, defaults: Flat) -> Iterator[str]:
             yield no_effect(key, flat[key], f"data.source {source!r}", f"leave it at {defaults[key]!r}")
     for key in ("data.cache_dir", "data.tfds_data_dir"):
         if flat[key] == "":
-            yield f"{key} is empty; it takes a directory"
+            yield f"{key} is empty; set it to a directory"
 
 
 def tokens(flat: Flat, defaults: Flat) -> Iterator[str]:

@@ -269,7 +269,7 @@ def read_result(path: str | Path) -> Result:
     del types["directory"]
     if not isinstance(values, dict):
         raise UserError(f"{path} is not the result of a run: it holds no JSON object")
-    for name in ("validation_loss_se_nats", "program_memory_bytes"):  # missing in files of earlier versions
+    for name in ("validation_loss_se_nats", "program_memory_bytes"):  # missing from files of earlier versions
         values.setdefault(name, None)
     if strange := sorted(values.keys() ^ types.keys()):
         state = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)

@@ -83,7 +83,7 @@ class OptimizerSpec:
     name: str  # a key of OPTIMIZER_KEYS
     schedule: str  # one of SCHEDULES
     nesterov: bool = False
-    muon_heads: bool = False  # Muon on the q, k, v and output matrices of each head; False: over all heads
+    muon_heads: bool = False  # Muon on the q, k, v and output matrices of each head; False: one for all
     clip: bool = False  # gradients to a largest norm
     stochastic_rounding: bool = False  # of bfloat16 parameters
     weight_average: bool = False

@@ -67,7 +67,7 @@ def _kept(plan: Plan) -> str:
 
 
 def start_text(plan: Plan, dataset_tokens: int, processes: int, device_kind: str) -> str:
-    """Return the first line that a run prints, and its warnings; `device_kind` is JAX's name of the devices."""
+    """Return the first line that a run prints, and its warnings; `device_kind` is JAX's name for the devices."""
     steps, devices = plan.optimizer_steps, plan.mesh.devices
     line = (
         f"{format_count(plan.params)} parameters, {plan.optimizer.name}, batch {plan.batch_size} x "

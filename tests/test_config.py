@@ -160,7 +160,7 @@ INVALID = [
      "data.tokens_vocab_size is 16777217; uint32 tokens allow 2 to 16777216"),
     ({"data__source": "tokens:t.bin", "data__tokens_vocab_size": 9, "data__tokenizer": "bpe:300"},
      "data.tokenizer is 'bpe:300', which has no effect with data.source 'tokens:t.bin'; leave it at 'bytes'"),
-    ({"data__cache_dir": ""}, "data.cache_dir is empty; it takes a directory"),
+    ({"data__cache_dir": ""}, "data.cache_dir is empty; set it to a directory"),
     ({"model__head_width": 48}, "model.head_width is 48, which does not divide model.width, 128"),
     ({"model__head_width": 1}, "model.head_width is 1; rotary positions need an even number"),
     ({"optimizer__b2": 0.99}, "optimizer.b2 is 0.99 and optimizer.t2_tokens is 1000000.0; set exactly one: "

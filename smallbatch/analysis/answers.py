@@ -156,7 +156,7 @@ def _rates(study: Study, setting: str) -> list[str]:
 
 
 def _critical(study: Study, setting: str) -> dict[str, list[str]]:
-    """Return {topic: sentences}, one topic per target loss, since values for different losses do not compare."""
+    """Return {topic: sentences}, one topic per target loss, since values at different losses are not comparable."""
     said: dict[str, list[str]] = {}
     rows = [row for row in study.rows("critical_batch") if row["setting"] == setting]
     several = len({row["target_loss_nats"] for row in rows}) > 1

@@ -55,7 +55,7 @@ class Columns:
     """What the columns of a file are."""
 
     named: dict[str, str]  # our name: column
-    hyperparameters: dict[str, str]  # {name in a point: column}
+    hyperparameters: dict[str, str]  # {hyperparameter: column}
     left_out: tuple[str, ...]  # given as -COLUMN
 
     @property
@@ -305,7 +305,7 @@ def _or_column(name: str, named: dict[str, str]) -> str:
 
 
 def _outcome(place: str, status: Any, loss: float | None) -> tuple[str, float]:
-    """Return (status, loss). Without a status column, a non-finite loss is diverged and an empty one missing."""
+    """Return (status, loss). Without a status column, a non-finite loss means diverged, an empty one missing."""
     loss_nats = _or_nan(loss)
     unfinished = "missing" if loss is None else "diverged"
     if status is None:

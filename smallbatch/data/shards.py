@@ -226,7 +226,7 @@ def _shard_paths(directory: Path, split: str, meta: DatasetMeta) -> list[Path]:
 
 
 def _verify_split(split: str, paths: list[Path], sha256: str, changed: list[str]) -> None:
-    """Raise ValueError unless the shards have this digest; the error lists the shards in `changed`, or else all."""
+    """Raise ValueError if the digest differs. The error names the shards in `changed`, or all shards if none is."""
     digest = hashlib.sha256()
     size_bytes = sum(path.stat().st_size for path in paths)
     if size_bytes >= SLOW_BYTES:

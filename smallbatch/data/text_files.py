@@ -45,7 +45,7 @@ LFS_POINTERS = "Git LFS pointers, whose content `git lfs pull` fetches"
 
 
 def matched_files(pattern: str, skipped: Skipped | None = None) -> list[Path]:
-    """Return the files that match a glob, sorted by path; links without a target are added to `skipped`.
+    """Return the files that match a glob, sorted by path; broken links are added to `skipped`.
 
     Raises: UserError if nothing matches, or a file does not have one of the `FORMATS`.
     """

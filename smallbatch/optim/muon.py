@@ -36,7 +36,7 @@ class MuonState(NamedTuple):
 
 
 def gpt_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the matrix axes of the parameters of our GPT, with q, k and v as one matrix each, over all heads.
+    """Return the matrix axes of a parameter of our GPT. q, k and v are one matrix each, spanning all heads.
 
     The code of Muon's authors orthogonalizes these whole matrices; Marek et al. 2025 those of each head
     (`gpt_head_layout`).

@@ -298,7 +298,7 @@ def _remove(path: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a directory, or a file at the path of one."""
+    """Delete a directory or a file."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -233,7 +233,7 @@ class LaneTrainer:
             self._checkpoints.close()
 
     def _begun(self, saved: dict[str, Any] | None) -> Iterator[tuple[int, _Lane]]:
-        with contextlib.ExitStack() as pauses:  # do not count the time to restore the other lanes as training time
+        with contextlib.ExitStack() as pauses:  # restoring other runs is no training time
             for i, member in enumerate(self._members):
                 if member is None:
                     continue

@@ -55,7 +55,7 @@ def standard_error(nats_S: np.ndarray, targets_S: np.ndarray) -> float | None:
 
 
 def _nats(programs: Programs, params: gpt.Params, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return the summed loss and the targets of each sequence. Sums within a sequence are float32, the rest float64."""
+    """Return the loss sum and target count of each sequence. Each sum is float32; the returned arrays are float64."""
     plan = programs.plan
     batches = validation_batches(dataset, plan.model.context_tokens, plan.validation_batch_seqs)
     scored = [(programs.score(params, tokens, weights), weights.sum(1)) for tokens, weights in batches]
