@@ -78,9 +78,9 @@ def test_a_claim_that_was_taken_over_and_given_back_is_taken_again(tmp_path, mon
     with Claims(tmp_path).held("a"):
         (tmp_path / "a").unlink()
         deadline = time.monotonic() + 30
-        while not Claims(tmp_path).holders() and time.monotonic() < deadline:
+        while not (holders := Claims(tmp_path).holders()) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert Claims(tmp_path).holders() == {"a"}
+        assert holders == {"a"}
 
 
 def test_a_look_by_this_machines_clock_writes_nothing(tmp_path):
