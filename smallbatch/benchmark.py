@@ -9,7 +9,7 @@ import time
 
 from absl import flags as absl_flags
 
-from smallbatch import cli
+from smallbatch.config import cli
 from smallbatch.errors import UserError
 from smallbatch.specs import ProgramSpec
 
@@ -23,12 +23,12 @@ def main(config, flags) -> None:
     batch_sizes = cli.whole_numbers("batch_sizes", flags.batch_sizes, "1,4,16")
     import jax
 
-    from smallbatch import peaks
-    from smallbatch.training import hosts, run
-    from smallbatch.training.programs import Programs
+    from smallbatch.plan import device_flops as peaks
+    from smallbatch.training import distributed, run
+    from smallbatch.training.program import Programs
 
     # Several processes, each with its own clock, would stop at different dispatches and wait for each other for ever.
-    if hosts.place(None, None, None):
+    if distributed.place(None, None, None):
         raise UserError("the benchmark measures a single process, and this is one of several; start it as one task")
     peak = None
     for batch_size in batch_sizes:
@@ -60,7 +60,7 @@ def measure(programs, secs: float) -> float:
 
     def dispatch():
         nonlocal state
-        state, metrics = programs.update(state, programs.stage(sequences, 0, updates), updates)
+        state, metrics = programs.update(state, programs.put_tokens(sequences, 0, updates), updates)
         return metrics["loss"]
 
     for _ in range(2):
@@ -83,7 +83,7 @@ def matmul_peak_flops(program: ProgramSpec, size: int | None = None, secs: float
     import jax
     import jax.numpy as jnp
 
-    from smallbatch.training.programs import jit_of
+    from smallbatch.training.program import jit_of
 
     size = size or (2048 if jax.default_backend() == "cpu" else 8192)
     a = jnp.ones((size, size), program.model.compute_dtype)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from absl import flags as absl_flags
 
-from smallbatch import cli
+from smallbatch.config import cli
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.specs import OPTIMIZER_KEYS
 
@@ -29,13 +29,14 @@ def main(config, flags) -> None:
         if name not in OPTIMIZER_KEYS:
             raise UserError(f"--optimizers={name}: there is no such optimizer{did_you_mean(name, OPTIMIZER_KEYS)}")
     sizes = cli.whole_numbers("batch_sizes", flags.batch_sizes, "1,16")
-    from smallbatch import flops, layout
-    from smallbatch.progress import format_bytes, say
+    from smallbatch.plan import flops
+    from smallbatch.plan import mesh_plan as layout
+    from smallbatch.runs.progress import format_bytes, log
     from smallbatch.training import run
-    from smallbatch.training.programs import Memory, compiled
+    from smallbatch.training.program import Memory, compiled
 
     def memory(optimizer: str, batch_size: int, microbatch_size: int) -> Memory:
-        say(f"compiling {optimizer}, batch {batch_size} ...")
+        log(f"compiling {optimizer}, batch {batch_size} ...")
         config.train.batch_size, config.train.microbatch_size = batch_size, microbatch_size
         config.train.budget_tokens = batch_size * config.model.context_tokens
         plan = run.make_plan(config, flags.topology)

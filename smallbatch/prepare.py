@@ -5,7 +5,7 @@ A dataset that is there already is reused. `python -m smallbatch.train` does the
 
 from dataclasses import fields
 
-from smallbatch import cli
+from smallbatch.config import cli
 from smallbatch.data.prepare import prepare
 from smallbatch.data.shards import Counts
 from smallbatch.specs import DataSpec

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from smallbatch import cli, paths
+from smallbatch.config import cli
 from smallbatch.errors import UserError
+from smallbatch.files import paths
 
 
 def define_flags(flags) -> None:
@@ -36,9 +37,10 @@ def main(words: list[str], flags) -> None:
     directories = [paths.local(word) for word in words]
     out = paths.local(flags.out, "--out") if flags.out else None
     csv = paths.local(flags.csv, "--csv") if flags.csv else None
-    from smallbatch.analysis import columns, output, study, sweeps
-    from smallbatch.analysis.directory import ReportDirectory
-    from smallbatch.analysis.table import joined
+    from smallbatch.analysis.read import columns, sweeps
+    from smallbatch.analysis.read.run_table import joined
+    from smallbatch.analysis.report import output, study
+    from smallbatch.analysis.report.report_dir import ReportDirectory
 
     default = directories[0] / "report" if len(directories) == 1 and csv is None else Path("report")
     out = out or default

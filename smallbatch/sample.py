@@ -3,14 +3,16 @@
 import sys
 import typing
 
-from smallbatch import cli, json_files, layout, paths, records
 from smallbatch import config as configs
-from smallbatch import plan as plans
+from smallbatch.config import cli
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
-from smallbatch.progress import say
+from smallbatch.files import json_files, paths
+from smallbatch.plan import mesh_plan as layout
+from smallbatch.plan import plan as plans
+from smallbatch.runs.progress import log
+from smallbatch.runs.run_dir import RunDir
 from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec, ModelSpec
-from smallbatch.training.workdir import Workdir
 
 PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # the keys that are read from plan.json
 
@@ -29,7 +31,7 @@ def define_flags(flags) -> None:
 def main(flags) -> None:
     if flags.run is None:
         raise UserError("which run? write --run=DIR, a run directory of smallbatch.train")
-    workdir = Workdir(paths.local(flags.run, "--run"))
+    workdir = RunDir(paths.local(flags.run, "--run"))
     if not paths.exists(workdir.plan) and not paths.exists(workdir.config):
         raise UserError(f"{workdir.path} is not a run directory (no plan.json or config.json); give one with --run=DIR")
     tokenizer = tokenizers.load(workdir.tokenizer)
@@ -44,7 +46,7 @@ def main(flags) -> None:
         print(f"(the context of {spec.context_tokens} tokens is full)", file=sys.stderr)
 
 
-def read_plan(workdir: Workdir, vocab_size: int) -> dict:
+def read_plan(workdir: RunDir, vocab_size: int) -> dict:
     """Return the specs in a run's plan.json; recompute them from its config.json if it is missing or damaged.
 
     Raises UserError if neither can be read.
@@ -56,20 +58,20 @@ def read_plan(workdir: Workdir, vocab_size: int) -> dict:
         if unknown or plan["optimizer"]["name"] not in OPTIMIZER_KEYS:
             what = f"model.{min(unknown)} is unknown" if unknown else f"optimizer.name is {plan['optimizer']['name']!r}"
             raise UserError(f"{workdir.plan} is damaged ({what}); {fix}")
-        if _averages(plan) and (problem := json_files.mismatch(plan, {"hypers": {"interpolation": float}})):
+        if _averages(plan) and (problem := json_files.mismatch(plan, {"hyperparams": {"interpolation": float}})):
             raise UserError(f"{workdir.plan} is damaged ({problem}); {fix}")
         return plan
     except UserError as error:
         if not workdir.config.exists():
             raise
         plan = _plan_of_config(workdir, vocab_size)
-        say(f"{error}. The plan is recomputed from {workdir.config}.")
+        log(f"{error}. The plan is recomputed from {workdir.config}.")
         return plan
 
 
-def _plan_of_config(workdir: Workdir, vocab_size: int) -> dict:
+def _plan_of_config(workdir: RunDir, vocab_size: int) -> dict:
     config = configs.base()
-    for key, value in configs.flatten(records.read_config(workdir.config)).items():
+    for key, value in configs.flatten(json_files.read_config(workdir.config)).items():
         if key not in configs.key_types():
             raise UserError(
                 f"{workdir.config} is damaged, or from another version: {configs.unknown_key(key)}; restore it from a "
@@ -88,23 +90,23 @@ def _averages(plan: dict) -> bool:
     return "interpolation" in OPTIMIZER_KEYS[plan["optimizer"]["name"]]
 
 
-def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[int], end_id: int, flags) -> list[int]:
+def _continue(workdir: RunDir, plan: dict, spec: ModelSpec, prompt_ids: list[int], end_id: int, flags) -> list[int]:
     import jax
 
     from smallbatch import optim
-    from smallbatch.model import gpt
-    from smallbatch.model.decode import generate
+    from smallbatch.model import decoder
+    from smallbatch.model.sampling import generate
     from smallbatch.training.checkpoint import Checkpoints
-    from smallbatch.training.programs import local_devices, skip_absent_tpu
+    from smallbatch.training.program import local_devices, skip_absent_tpu
 
     skip_absent_tpu()
     here = jax.sharding.SingleDeviceSharding(local_devices()[0])
     place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-    wanted = {"params": jax.tree.map(place, gpt.abstract_params(spec))}
+    wanted = {"params": jax.tree.map(place, decoder.abstract_params(spec))}
     averages = _averages(plan)
     if averages:
         wanted |= {"opt_state": {"z": wanted["params"]}}
-    restored = Checkpoints(workdir.checkpoints).restore(wanted, say=lambda line: print(line, file=sys.stderr))
+    restored = Checkpoints(workdir.checkpoints).restore(wanted, log=lambda line: print(line, file=sys.stderr))
     if restored is None:
         fix = "train first, or wait for its first one"
         if paths.exists(workdir.result):
@@ -112,7 +114,7 @@ def _continue(workdir: Workdir, plan: dict, spec: ModelSpec, prompt_ids: list[in
         raise UserError(f"{workdir.path} has no checkpoint; {fix}")
     params = restored[0]["params"]
     if averages:
-        params = optim.evaluated(params, restored[0]["opt_state"]["z"], plan["hypers"]["interpolation"])
+        params = optim.evaluated(params, restored[0]["opt_state"]["z"], plan["hyperparams"]["interpolation"])
     return generate(
         spec,
         params,

@@ -78,7 +78,7 @@ SCHEDULES = ("cosine", "linear", "constant", "wsd_linear", "wsd_sqrt")
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """The static half of an update: what is compiled in. Its numbers travel in `Hypers`."""
+    """The static half of an update: what is compiled in. Its numbers travel in `HyperParams`."""
 
     name: str  # a key of OPTIMIZER_KEYS
     schedule: str  # one of SCHEDULES

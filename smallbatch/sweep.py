@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
-from smallbatch import cli
+from smallbatch.config import cli
 from smallbatch.errors import UserError
 from smallbatch.grid.options import Options
 
@@ -44,18 +44,19 @@ def define_flags(flags) -> None:
 
 def saved_config(flags):
     """Return the config of the first cell of the sweep in --workdir; None if there is no sweep."""
-    from smallbatch import paths
-    from smallbatch.grid.directory import SweepDirectory
+    from smallbatch.files import paths
+    from smallbatch.grid.sweep_dir import SweepDirectory
 
     directory = SweepDirectory(paths.local(flags.workdir, "--workdir")) if flags.workdir else None
     return directory.read_grid()[0].config if directory and paths.exists(directory.grid_json) else None
 
 
 def main(config, flags) -> int:
-    from smallbatch import config_files, paths
+    from smallbatch.config import files as config_files
+    from smallbatch.files import paths
     from smallbatch.grid import cells as grid_cells
     from smallbatch.grid import command
-    from smallbatch.grid.directory import SweepDirectory
+    from smallbatch.grid.sweep_dir import SweepDirectory
 
     file = flags.config or ""
     if not file and not flags.workdir:

@@ -8,7 +8,7 @@ import json
 
 from absl import flags as absl_flags
 
-from smallbatch import cli
+from smallbatch.config import cli
 from smallbatch.errors import UserError
 
 
@@ -30,21 +30,23 @@ def define_flags(flags) -> None:
 
 def saved_config(flags):
     """Return the config of the run in --workdir; None if there is no run."""
-    from smallbatch import config_files, paths
-    from smallbatch.training.workdir import Workdir
+    from smallbatch.config import files as config_files
+    from smallbatch.files import paths
+    from smallbatch.runs.run_dir import RunDir
 
-    saved = Workdir(paths.local(flags.workdir, "--workdir")).config if flags.workdir else None
+    saved = RunDir(paths.local(flags.workdir, "--workdir")).config if flags.workdir else None
     return config_files.load_saved(saved) if saved and paths.exists(saved) else None
 
 
 def main(config, flags) -> int:
-    from smallbatch import paths, summary
-    from smallbatch.training import workdir as workdirs
+    from smallbatch.files import paths
+    from smallbatch.runs import run_dir as workdirs
+    from smallbatch.runs import summary
 
     if flags.topology and not flags.dry_run:
         raise UserError("--topology is for --dry_run: there is nothing to train on")
     path = paths.local(flags.workdir, "--workdir") if flags.workdir else workdirs.default_path(config, flags.config)
-    workdir = workdirs.Workdir(path)
+    workdir = workdirs.RunDir(path)
     workdirs.check_owner(workdir, config)
     if flags.dry_run:
         paths.check_writable(path, "choose another --workdir")
@@ -55,18 +57,18 @@ def main(config, flags) -> int:
         print(summary.result_text(result, path))
         return 0
 
-    from smallbatch.config import fingerprint
-    from smallbatch.progress import say
-    from smallbatch.stopping import AGAIN
-    from smallbatch.training import hosts, run
+    from smallbatch.config.keys import fingerprint
+    from smallbatch.runs.progress import log
+    from smallbatch.training import distributed, run
+    from smallbatch.training.signals import AGAIN
 
-    where = hosts.place(flags.coordinator_address, flags.process_count, flags.process_id)
+    where = distributed.place(flags.coordinator_address, flags.process_count, flags.process_id)
 
     def train() -> int:
         # Not in the fingerprint, and yet all must do the same: where devices lie, what is sampled, where it is written.
         common = (fingerprint(config), config.mesh.to_dict(), config.train.sample_tokens, str(path))
-        hosts.join(where, json.dumps(common), flags.join_secs, say)
-        with hosts.only_first_speaks(where):
+        distributed.join(where, json.dumps(common), flags.join_secs, log)
+        with distributed.only_first_speaks(where):
             if flags.dry_run:
                 print(summary.dry_run_text(run.dry_run(config, flags.topology)))
                 return 0
@@ -78,7 +80,7 @@ def main(config, flags) -> int:
             print(summary.result_text(result, path))
         return AGAIN if again else 0
 
-    return hosts.ending_together(train)
+    return distributed.ending_together(train)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ A running average `avg += (1 - b) * (x - avg)` forgets: after `half_life_steps` 
 halved. Measured in tokens, that half-life is what stays fixed across batch sizes (Marek et al. 2025, arXiv 2507.07101,
 section 2): b = 2^(-tokens_per_step / half_life_tokens).
 
-Decays travel as complements, 1 - b, because b itself is close to 1: with a half-life of 10M tokens and 16 tokens a
+Decays travel as one_minus_bs, 1 - b, because b itself is close to 1: with a half-life of 10M tokens and 16 tokens a
 step, the float32 number nearest to b gives a 1 - b that is wrong by 2%.
 """
 
@@ -15,7 +15,7 @@ from smallbatch.errors import UserError
 LN2 = math.log(2.0)
 
 
-def complement_from_half_life(half_life_tokens: float, tokens_per_step: float) -> float:
+def one_minus_b_from_half_life(half_life_tokens: float, tokens_per_step: float) -> float:
     """Return 1 - b in (0, 1) for a half-life in tokens: -expm1(-ln2 * tokens_per_step / half_life_tokens)."""
     if not (half_life_tokens > 0 and math.isfinite(half_life_tokens)):
         raise UserError(f"a half-life is a positive number of tokens, not {half_life_tokens!r}")
@@ -24,13 +24,13 @@ def complement_from_half_life(half_life_tokens: float, tokens_per_step: float) -
     return -math.expm1(-LN2 * tokens_per_step / half_life_tokens)
 
 
-def half_life_from_complement(complement: float, tokens_per_step: float) -> float:
-    """Return the half-life in tokens of a per-step decay b = 1 - complement; 0 for b = 0, which keeps no memory."""
-    if not 0 < complement <= 1:
-        raise UserError(f"1 - b lies in (0, 1], not {complement!r}: a decay b lies in [0, 1)")
-    if complement == 1:
+def half_life_from_one_minus_b(one_minus_b: float, tokens_per_step: float) -> float:
+    """Return the half-life in tokens of a per-step decay b = 1 - one_minus_b; 0 for b = 0, which keeps no memory."""
+    if not 0 < one_minus_b <= 1:
+        raise UserError(f"1 - b lies in (0, 1], not {one_minus_b!r}: a decay b lies in [0, 1)")
+    if one_minus_b == 1:
         return 0.0
-    return -LN2 * tokens_per_step / math.log1p(-complement)
+    return -LN2 * tokens_per_step / math.log1p(-one_minus_b)
 
 
 def steps_from_tokens(budget_tokens: int, tokens_per_step: int) -> int:

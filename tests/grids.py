@@ -11,9 +11,9 @@ import numpy as np
 from scipy.stats import binom
 
 from smallbatch import config as configs
-from smallbatch.analysis.intervals import LEVEL
-from smallbatch.analysis.table import Run, RunTable
-from smallbatch.records import MetricsWriter, Result, write_json, write_result
+from smallbatch.analysis.read.run_table import Run, RunTable
+from smallbatch.analysis.stats.intervals import LEVEL
+from smallbatch.runs.records import MetricsWriter, Result, write_json, write_result
 
 CONTEXT_TOKENS = 256
 FLOPS_PER_TOKEN = 6e6
@@ -76,7 +76,7 @@ def write_run(directory: Path, cell: Cell) -> None:
         write_json(directory / "cut.json", {"tokens": BUDGET_TOKENS // 4, "validation_loss_nats": cell.loss_nats})
         cell = dataclasses.replace(cell, status="stopped")
     peak_lr = config["optimizer"]["peak_lr"]
-    write_json(directory / "plan.json", {"hypers": {"peak_lr": peak_lr}})
+    write_json(directory / "plan.json", {"hyperparams": {"peak_lr": peak_lr}})
     _write_metrics(directory / "metrics.jsonl", cell, config)
     write_result(directory / "result.json", _result(cell, config))
 

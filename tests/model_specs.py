@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smallbatch import optim
-from smallbatch.model import gpt
+from smallbatch.model import decoder
 from smallbatch.specs import ModelSpec
 
 TINY = ModelSpec(
@@ -31,11 +31,11 @@ def tiny(**changes) -> ModelSpec:
     return dataclasses.replace(TINY, **changes)
 
 
-def params_of(spec: ModelSpec, seed: int = 0) -> gpt.Params:
+def params_of(spec: ModelSpec, seed: int = 0) -> decoder.Params:
     """Return parameters of the right size, drawn by numpy: compiling the initializer takes seconds."""
     return {
         name: jnp.asarray(normal(*x.shape, seed=100 * seed + i) * np.float32(spec.width**-0.5), x.dtype)
-        for i, (name, x) in enumerate(gpt.abstract_params(spec).items())
+        for i, (name, x) in enumerate(decoder.abstract_params(spec).items())
     }
 
 
@@ -58,23 +58,23 @@ def output_and_gradients(f, dy, *inputs):
     return both(dy, *inputs)
 
 
-def hypers(seed: int = 0, **changes: float) -> optim.Hypers:
+def hyperparams(seed: int = 0, **changes: float) -> optim.HyperParams:
     values = {
         "peak_lr": 0.1,
         "final_lr_frac": 0.0,
         "warmup_steps": 0.0,
         "total_steps": 100.0,
         "decay_steps": 20.0,
-        "b1_complement": 0.1,
-        "b2_complement": 0.05,
+        "one_minus_b1": 0.1,
+        "one_minus_b2": 0.05,
         "eps": 1e-8,
         "weight_decay": 0.0,
         "decay_exponent": 0.8,
         "embed_lr_ratio": 0.3,
         "interpolation": 0.9,
         "clip_norm": 1.0,
-        "weight_average_complement": 0.1,
+        "one_minus_weight_average_b": 0.1,
         "step_offset": 0.0,
         "b1_step_offset": 0.0,
     }
-    return optim.Hypers.from_floats(seed=seed, **(values | changes))
+    return optim.HyperParams.from_floats(seed=seed, **(values | changes))

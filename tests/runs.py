@@ -21,8 +21,8 @@ import pytest
 from data_specs import sentences
 
 from smallbatch import config as configs
-from smallbatch import records
-from smallbatch.data.locks import locked
+from smallbatch.files.locks import locked
+from smallbatch.runs import records
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {
@@ -167,7 +167,7 @@ def final_state(home: Path, changes: dict, workdir: Path) -> dict[str, np.ndarra
 
     from smallbatch.training import run
     from smallbatch.training.checkpoint import Checkpoints
-    from smallbatch.training.programs import Programs
+    from smallbatch.training.program import Programs
 
     abstract = Programs(run.make_plan(tiny_config(home, changes))).abstract_state
     restored = Checkpoints(workdir / "checkpoints").restore(abstract)

@@ -10,10 +10,10 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from model_specs import normal, output_and_gradients, tiny
 
-from smallbatch.model import placement
+from smallbatch.model import sharding_rules as placement
 from smallbatch.model.attention import MAX_BLOCKS, QUERY_BLOCK, causal_attention
 from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
-from smallbatch.training.programs import Compiled
+from smallbatch.training.program import Compiled
 from smallbatch.training.sharding import Places, make_mesh
 
 ONE_BLOCK, MANY, GROWN = 40, 150, MAX_BLOCKS * QUERY_BLOCK + 18  # the last one has blocks larger than QUERY_BLOCK

@@ -13,7 +13,7 @@ from model_specs import tiny
 from smallbatch import benchmark, config
 from smallbatch.errors import UserError
 from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
-from smallbatch.training import programs
+from smallbatch.training import program as programs
 
 
 def test_a_line_for_each_batch_size_with_its_speed():
@@ -43,7 +43,7 @@ class Dispatches:
     def init(self):
         return 0
 
-    def stage(self, sequences, first, updates):
+    def put_tokens(self, sequences, first, updates):
         return sequences(first, updates * self.plan.batch_size)
 
     def update(self, state, tokens, updates):

@@ -65,8 +65,8 @@ def saved(directory: Path, *steps: int) -> Checkpoints:
     return checkpoints
 
 
-def restored(directory: Path, say=pytest.fail):
-    return Checkpoints(directory).restore(abstract(state_of(0)), say)
+def restored(directory: Path, log=pytest.fail):
+    return Checkpoints(directory).restore(abstract(state_of(0)), log)
 
 
 def test_every_bit_of_a_state_and_its_progress_comes_back(tmp_path):

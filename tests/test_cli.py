@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from absl import flags as absl_flags
 
-from smallbatch import cli, config, config_files
+from smallbatch import config
+from smallbatch.config import cli
+from smallbatch.config import files as config_files
 from smallbatch.errors import UserError
 from smallbatch.grid.axes import axis
 from smallbatch.grid.cells import enumerate_cells
-from smallbatch.records import write_json
+from smallbatch.runs.records import write_json
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -344,7 +346,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 COMMAND = '''"""Say the width: a command for a test."""
 import sys, time
-from smallbatch import cli
+from smallbatch.config import cli
 
 def main(config, flags):
     print(config.model.width, "jax" in sys.modules, flush=True)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import runs
 
-from smallbatch import records
+from smallbatch.runs import records
 from smallbatch.training import cloud
 
 home = runs.home

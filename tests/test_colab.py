@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import runs
 
-from smallbatch import records
+from smallbatch.runs import records
 
 home = runs.home
 

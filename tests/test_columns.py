@@ -7,8 +7,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from smallbatch.analysis import columns, output, study
 from smallbatch.analysis.learning_rates import optimum
+from smallbatch.analysis.read import columns
+from smallbatch.analysis.report import output, study
 from smallbatch.errors import UserError
 
 CASES = Path(__file__).parent / "cases"

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from smallbatch import config, config_checks, config_data, config_files
+from smallbatch import config
+from smallbatch.config import checks as config_checks
+from smallbatch.config import data_checks as config_data
+from smallbatch.config import files as config_files
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
 from smallbatch.specs import OPTIMIZER_KEYS

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch.console import tolerant_output
+from smallbatch.config.console import tolerant_output
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = '''"""Print what a run ends with: a command for a test."""
 import sys
-from smallbatch import cli
+from smallbatch.config import cli
 
 def main(flags):
     for line in range(int(flags.lines)):

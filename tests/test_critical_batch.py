@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from grids import CONTEXT_TOKENS, Cell, table_of, write_sweep
 
-from smallbatch.analysis import budgets, critical_batch, gradients, sweeps
-from smallbatch.analysis.table import RunTable
-from smallbatch.records import read_json, write_json
+from smallbatch.analysis import budgets, critical_batch, gradients
+from smallbatch.analysis.read import sweeps
+from smallbatch.analysis.read.run_table import RunTable
+from smallbatch.runs.records import read_json, write_json
 
 SIZES = (1, 2, 4, 8, 16, 32)
 BUDGET_TOKENS = 2**24  # whole steps between records at every batch size

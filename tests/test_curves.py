@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from smallbatch.analysis import curves
-from smallbatch.analysis.curves import Curve
+from smallbatch.analysis.stats import curves
+from smallbatch.analysis.stats.curves import Curve
 
 
 def line(loss, end=10.0, x=None):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from data_specs import data_spec, sentences, write_corpus
 
-from smallbatch.data import text_loss
+from smallbatch.data import round_trip as text_loss
 from smallbatch.data.prepare import prepare
-from smallbatch.data.text_loss import lost_bytes
+from smallbatch.data.round_trip import lost_bytes
 from smallbatch.data.tokenizers import train_bpe
 from smallbatch.errors import UserError
 

@@ -6,9 +6,9 @@ import pytest
 from data_specs import data_spec, sentences, write_corpus
 
 from smallbatch.data import tokenizers
-from smallbatch.data.held_out import is_held_out
 from smallbatch.data.prepare import prepare, vocab_size
 from smallbatch.data.tokenizers import BPE_EOD_TOKEN, BytesTokenizer, from_file, split_tokenizer, train_bpe
+from smallbatch.data.validation_split import is_held_out
 from smallbatch.errors import UserError
 
 TEXTS = ["def f(x):\n\treturn x\r\n", "naïve café 学习 🙂 \x00", "", "   spaces  ", "a<|endoftext|>b"]

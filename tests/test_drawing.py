@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from smallbatch.analysis import drawing
+from smallbatch.analysis.report import drawing
 
 
 def test_a_batch_size_has_its_own_colour_whatever_the_grid():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from grids import Basin, Cell, basin_cells, replaced, table_of
 
-from smallbatch.analysis.equal_flops import choose, equal_flops
+from smallbatch.analysis.stats.equal_flops import choose, equal_flops
 
 
 def cell(lr, seed, loss, status="done"):

@@ -7,9 +7,10 @@ from xml.etree import ElementTree
 import pytest
 from grids import Cell, run, write_run, write_sweep
 
-from smallbatch.analysis import columns, output, study, sweeps
-from smallbatch.analysis.table import RunTable
-from smallbatch.records import read_json, write_json
+from smallbatch.analysis.read import columns, sweeps
+from smallbatch.analysis.read.run_table import RunTable
+from smallbatch.analysis.report import output, study
+from smallbatch.runs.records import read_json, write_json
 
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None}
 HOSTILE = [

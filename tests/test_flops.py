@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from smallbatch import config_files, flops, plan
-from smallbatch.model import gpt
+from smallbatch.config import files as config_files
+from smallbatch.model import decoder
+from smallbatch.plan import flops, plan
 from smallbatch.specs import DeviceSpec, ModelSpec
-from smallbatch.training import steps
+from smallbatch.training import train_step as steps
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -25,7 +26,7 @@ def spec(**changes) -> ModelSpec:
 def test_parameter_count_is_that_of_the_real_model(file):
     c = config_files.load(str(file))
     model = plan.make(c, vocab_size=50257, devices=DeviceSpec("gpu", 1)).model
-    real = jax.eval_shape(lambda key: gpt.init_params(model, key), jax.random.key(0))
+    real = jax.eval_shape(lambda key: decoder.init_params(model, key), jax.random.key(0))
     sizes = {name: math.prod(array.shape) for name, array in real.items()}
     assert flops.total_params(model) == sum(sizes.values())
     assert flops.non_embedding_params(model) == sum(n for name, n in sizes.items() if name.startswith("blocks."))
@@ -63,7 +64,7 @@ def test_xla_counts_the_same_but_for_the_causal_half_of_attention():
     # scores remain with blocks of 64 queries at T = 128), and element-wise work comes on top.
     def counted(model: ModelSpec) -> float:
         tokens = jnp.zeros((1, 1, model.context_tokens + 1), jnp.int32)
-        params = gpt.abstract_params(model)
+        params = decoder.abstract_params(model)
         lowered = jax.jit(lambda p: steps.mean_loss_and_grads(model, False, p, tokens)).lower(params)
         analysis = lowered.compile().cost_analysis()
         assert analysis is not None

@@ -113,8 +113,9 @@ def lane_numbers(home: Path, path: Path) -> dict[str, list[float]]:
 
 def report_numbers() -> dict[str, list]:
     """Return every number in the tables of the report on a synthetic sweep and on the published files."""
-    from smallbatch.analysis import columns, study
-    from smallbatch.analysis.table import joined
+    from smallbatch.analysis.read import columns
+    from smallbatch.analysis.read.run_table import joined
+    from smallbatch.analysis.report import study
 
     rng = np.random.default_rng(0)
     methods = []

@@ -3,7 +3,7 @@
 import pytest
 
 from smallbatch import config as configs
-from smallbatch import config_files
+from smallbatch.config import files as config_files
 from smallbatch.errors import UserError
 from smallbatch.grid import axis, point, product
 from smallbatch.grid.cells import enumerate_cells, selected

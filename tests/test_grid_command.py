@@ -12,17 +12,18 @@ import pytest
 import runs
 from test_records import RESULT, train
 
-from smallbatch import records
 from smallbatch.errors import UserError
-from smallbatch.grid import command, cost, halving
+from smallbatch.grid import command, cost
 from smallbatch.grid import run as grid_run
+from smallbatch.grid import rungs as halving
 from smallbatch.grid.axes import axis, point, product
 from smallbatch.grid.cells import Cell, enumerate_cells
-from smallbatch.grid.directory import State, SweepDirectory
-from smallbatch.grid.local import core_groups
+from smallbatch.grid.local_engine import core_groups
 from smallbatch.grid.options import Options
 from smallbatch.grid.run import Sweep, plan_cells
+from smallbatch.grid.sweep_dir import State, SweepDirectory
 from smallbatch.grid.time_left import TimeLeft
+from smallbatch.runs import records
 from smallbatch.specs import DeviceSpec
 
 home = runs.home

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from smallbatch import config as configs
-from smallbatch import json_files, records
 from smallbatch.errors import UserError
+from smallbatch.files import json_files
 from smallbatch.grid import command
 from smallbatch.grid.axes import axis
 from smallbatch.grid.cells import Cell, enumerate_cells
-from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.sweep_dir import SweepDirectory
+from smallbatch.runs import records
 
 BASE = configs.quickstart()
 CELLS = enumerate_cells(BASE, axis("train.seed", [1, 2]))

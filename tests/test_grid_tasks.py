@@ -5,8 +5,8 @@ import pytest
 from smallbatch import config as configs
 from smallbatch.grid import tasks
 from smallbatch.grid.cells import enumerate_cells
-from smallbatch.grid.directory import SweepDirectory
-from smallbatch.grid.local import LocalEngine
+from smallbatch.grid.local_engine import LocalEngine
+from smallbatch.grid.sweep_dir import SweepDirectory
 from smallbatch.grid.tasks import Task, Waiting
 
 LOST = {"status": "failed", "error": "the node is gone", "again": True}

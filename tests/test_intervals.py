@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from grids import Basin, basin_cells, coverage, table_of
 
-from smallbatch.analysis import batch_law, gaps, intervals, learning_rates, robustness
-from smallbatch.analysis.equal_flops import choose
-from smallbatch.analysis.intervals import Noise
-from smallbatch.analysis.study import analyze
-from smallbatch.analysis.table import RunTable, joined
+from smallbatch.analysis import batch_law, gaps, learning_rates, robustness
+from smallbatch.analysis.read.run_table import RunTable, joined
+from smallbatch.analysis.report.study import analyze
+from smallbatch.analysis.stats import intervals
+from smallbatch.analysis.stats.equal_flops import choose
+from smallbatch.analysis.stats.intervals import Noise
 
 REPEATS = 200
 LOG2_LRS = range(-12, -4)

@@ -12,16 +12,20 @@ from grids import Cell, write_sweep
 from test_records import RESULT, train, validation
 
 from smallbatch import config as configs
-from smallbatch import json_files, plan, records, sample
-from smallbatch.analysis import sweeps
+from smallbatch import sample
+from smallbatch.analysis.read import sweeps
 from smallbatch.data import prepare, shards, text_files, tokenizers
 from smallbatch.errors import UserError
-from smallbatch.grid import claims, lanes
+from smallbatch.files import json_files
+from smallbatch.grid import cell_locks as claims
+from smallbatch.grid import lane_engine as lanes
 from smallbatch.grid.axes import axis
 from smallbatch.grid.cells import enumerate_cells
-from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.sweep_dir import SweepDirectory
+from smallbatch.plan import plan
+from smallbatch.runs import records
+from smallbatch.runs import run_dir as workdir
 from smallbatch.specs import DeviceSpec
-from smallbatch.training import workdir
 
 # What no file of ours holds, whatever it is.
 MALFORMED = [
@@ -98,13 +102,13 @@ CELLS = enumerate_cells(CONFIG, axis("train.seed", [1, 2]))
 
 
 def test_config_json(tmp_path):
-    directory = workdir.Workdir(tmp_path)
+    directory = workdir.RunDir(tmp_path)
     directory.metrics.write_text("{}\n")  # a run that has begun; the config of another may be replaced
     attack(directory.config, CONFIG.to_dict(), lambda: workdir.check_owner(directory, CONFIG))
 
 
 def test_plan_json(tmp_path):
-    directory = workdir.Workdir(tmp_path)
+    directory = workdir.RunDir(tmp_path)
     attack(directory.plan, PLAN, lambda: sample.ModelSpec(**sample.read_plan(directory, 256)["model"]))
 
 
@@ -131,7 +135,7 @@ def test_results_and_records(tmp_path):
 
 
 def test_claims_and_groups_of_lanes(tmp_path):
-    holders = claims.Claims(tmp_path / "claims")
+    holders = claims.CellLocks(tmp_path / "claims")
     claim = json.loads(claims._claim())
     attack(tmp_path / "claims" / "a", claim, lambda: holders.holders(0.0), needed=False)
     group = {"cells": ["a", "b"], "lanes": 2}

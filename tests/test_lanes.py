@@ -14,18 +14,21 @@ import runs
 import test_sweep
 from test_sweep import grid_file, sweep
 
-from smallbatch import peaks, records
 from smallbatch.errors import UserError
 from smallbatch.grid import axis, command, product
-from smallbatch.grid import lanes as engines
+from smallbatch.grid import lane_engine as engines
 from smallbatch.grid import run as grid_run
 from smallbatch.grid.cells import Cell, enumerate_cells
-from smallbatch.grid.directory import SweepDirectory
-from smallbatch.grid.lanes import LaneEngine
+from smallbatch.grid.lane_engine import LaneEngine
+from smallbatch.grid.sweep_dir import SweepDirectory
 from smallbatch.grid.tasks import Task
-from smallbatch.stopping import Stop
-from smallbatch.training import lanes, programs, run, workdir
+from smallbatch.plan import device_flops as peaks
+from smallbatch.runs import records
+from smallbatch.runs import run_dir as workdir
+from smallbatch.training import lanes, run
+from smallbatch.training import program as programs
 from smallbatch.training.lanes import LaneTrainer, OutOfMemory, choose_lanes, compiled_lanes, shape_of
+from smallbatch.training.signals import Stop
 
 home = runs.home
 
@@ -53,7 +56,7 @@ def train(plans, dataset, path: Path, lane_count: int = 4, devices: int = 1, loo
     paths = [path / str(i) for i in range(len(plans))]
     for one in paths:
         one.mkdir(parents=True, exist_ok=True)
-    left = lambda one: not workdir.finished(workdir.Workdir(one))
+    left = lambda one: not workdir.finished(workdir.RunDir(one))
     members = [(plan, one) if left(one) else None for plan, one in zip(plans, paths, strict=True)]
     LaneTrainer(members, path / "group", dataset, lane_count, devices, 0.0).run(look)
     return paths

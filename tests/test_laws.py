@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import runs
 
-from smallbatch import plan as plans
 from smallbatch.data import prepare
-from smallbatch.data.held_out import is_held_out
+from smallbatch.data.validation_split import is_held_out
 from smallbatch.errors import UserError
+from smallbatch.plan import plan as plans
+from smallbatch.runs import run_dir as workdir
 from smallbatch.specs import DeviceSpec
-from smallbatch.stopping import Stop
-from smallbatch.training import run, trainer, workdir
-from smallbatch.training.programs import Compiled, Programs
+from smallbatch.training import run, trainer
+from smallbatch.training.program import Compiled, Programs
+from smallbatch.training.signals import Stop
 from smallbatch.training.validation import validate
 
 home = runs.home
@@ -91,7 +92,7 @@ def test_run_goes_on_on_another_number_of_devices(home, tmp_path):
     config = runs.tiny_config(home, shape)
     _, whole = runs.trained(home, tmp_path / "whole", shape)
     few = plans.make(config, vocab_size=256, devices=DeviceSpec("cpu", 2))
-    directory = workdir.Workdir(tmp_path / "moved")
+    directory = workdir.RunDir(tmp_path / "moved")
     directory.path.mkdir()
     first = trainer.Trainer(Programs(few), prepare.prepare(few.data), directory, 3600.0, runs.StopAtLook(5))
     outcome = first.run(*first.restore(), lambda tokens: [])
@@ -141,7 +142,7 @@ def test_second_set_of_numbers_compiles_nothing(home):
         compiled = Compiled(plan.program)  # not the shared one, which is lowered only once
         return compiled._chunk.lower(
             compiled.abstract_state,
-            Programs(plan).hypers,
+            Programs(plan).hyperparams,
             jax.ShapeDtypeStruct(compiled.tokens_shape, np.int32, sharding=compiled.tokens_sharding),
             jax.ShapeDtypeStruct((), np.int32, sharding=compiled.replicated),
         ).as_text()
@@ -161,7 +162,7 @@ def test_no_program_is_compiled_twice_in_a_run(home, tmp_path):
     plan = run.make_plan(config)
     programs = Programs(plan)
     programs.compiled = Compiled(plan.program)  # whose programs no other test has run
-    directory = workdir.Workdir(tmp_path / "run")
+    directory = workdir.RunDir(tmp_path / "run")
     directory.path.mkdir()
     one = trainer.Trainer(programs, prepare.prepare(plan.data), directory, 0.0, Stop())
     one.run(*one.restore(), lambda tokens: [])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from model_specs import TINY, normal, output_and_gradients, params_of, tiny, tokens
 
-from smallbatch.model import gpt
-from smallbatch.model.linear import ONE_HOT_VOCABULARY, embed, gelu, linear
+from smallbatch.model import decoder
+from smallbatch.model.cpu_ops import ONE_HOT_VOCABULARY, embed, gelu, linear
 from smallbatch.model.loss import loss_sum
 from smallbatch.model.norm import NORM_EPS, rms_norm
 from smallbatch.specs import MeshSpec
@@ -39,7 +39,7 @@ def numpy_hidden(spec, params, tokens_BxT) -> np.ndarray:
 
 
 def nats(spec, params, tokens_BxT1) -> jax.Array:
-    module = gpt.with_params(spec, params)
+    module = decoder.with_params(spec, params)
     targets = tokens_BxT1[:, 1:]
     weights = jnp.ones(targets.shape, jnp.float32)
     return loss_sum(module(tokens_BxT1[:, :-1]), module.unembed_DxV[...], targets, weights, spec.max_logits)
@@ -48,7 +48,7 @@ def nats(spec, params, tokens_BxT1) -> jax.Array:
 def test_hidden_states_equal_a_float64_decoder_in_numpy():
     params = params_of(TINY)
     batch = tokens((2, 16))
-    hidden = jax.jit(lambda p, x: gpt.with_params(TINY, p)(x))(params, batch)
+    hidden = jax.jit(lambda p, x: decoder.with_params(TINY, p)(x))(params, batch)
     np.testing.assert_allclose(hidden, numpy_hidden(TINY, params, batch), atol=2e-5)
 
 
@@ -56,7 +56,7 @@ def test_changing_a_token_changes_no_earlier_hidden_state():
     params, batch = params_of(TINY), tokens((1, 16))
     changed = batch.copy()
     changed[0, 9] += 1
-    run = jax.jit(lambda x: gpt.with_params(TINY, params)(x))
+    run = jax.jit(lambda x: decoder.with_params(TINY, params)(x))
     before, after = np.asarray(run(batch)), np.asarray(run(changed))
     np.testing.assert_array_equal(before[0, :9], after[0, :9])
     assert (before[0, 9:] != after[0, 9:]).any(axis=1).all()
@@ -90,13 +90,13 @@ def test_rope_is_exact_in_long_contexts(base):
     positions = np.r_[0:64, 8191:8193, context - 2048 : context]
     angles = positions[:, None] * base ** (-np.arange(half) / half)
     x = jnp.concatenate([jnp.ones((1, 1, len(positions), half)), jnp.zeros((1, 1, len(positions), half))], axis=-1)
-    rotated = np.asarray(jax.jit(lambda x, at: gpt.rope(x, at, base, context))(x, positions.astype(np.int32)))[0, 0]
+    rotated = np.asarray(jax.jit(lambda x, at: decoder.rope(x, at, base, context))(x, positions.astype(np.int32)))[0, 0]
     np.testing.assert_allclose(rotated, np.concatenate([np.cos(angles), np.sin(angles)], -1), atol=3e-7)
 
 
 def test_rope_makes_scores_depend_on_the_distance_alone():
     q, k = normal(2, 1, 1, 1, 8)
-    rotate = jax.jit(lambda x, at: gpt.rope(x, at[None], 10_000.0, 16))
+    rotate = jax.jit(lambda x, at: decoder.rope(x, at[None], 10_000.0, 16))
     score = lambda at_q, at_k: np.sum(rotate(q, np.int32(at_q)) * rotate(k, np.int32(at_k)))
 
     assert abs(score(7, 3) - score(7, 4)) > 0.01
@@ -106,7 +106,7 @@ def test_rope_makes_scores_depend_on_the_distance_alone():
 
 def initial_params(spec, mesh: MeshSpec | None = None) -> dict[str, np.ndarray]:
     shardings = param_shardings(make_mesh(mesh), spec) if mesh else None
-    return jax.jit(gpt.init_params, static_argnums=0, out_shardings=shardings)(spec, jax.random.key(0))
+    return jax.jit(decoder.init_params, static_argnums=0, out_shardings=shardings)(spec, jax.random.key(0))
 
 
 def test_initial_matrices_have_the_spread_of_their_fans_and_embeddings_that_of_the_width():
@@ -138,8 +138,10 @@ def test_initial_parameters_depend_on_no_mesh():
 
 
 def test_parameter_count_is_two_embeddings_and_four_matrices_a_block():
-    drawn = jax.eval_shape(lambda: gpt.init_params(TINY, jax.random.key(0)))
-    assert {name: x.shape for name, x in drawn.items()} == {n: x.shape for n, x in gpt.abstract_params(TINY).items()}
+    drawn = jax.eval_shape(lambda: decoder.init_params(TINY, jax.random.key(0)))
+    assert {name: x.shape for name, x in drawn.items()} == {
+        n: x.shape for n, x in decoder.abstract_params(TINY).items()
+    }
     d, f = TINY.width, TINY.ffn_width
     expected = 2 * TINY.vocab_size * d + TINY.layers * (4 * d * d + 2 * d * f)
     assert sum(x.size for x in drawn.values()) == expected
@@ -148,8 +150,8 @@ def test_parameter_count_is_two_embeddings_and_four_matrices_a_block():
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
 def test_parameters_gradients_and_hidden_states_have_the_dtypes_of_the_spec(param_dtype):
     spec = tiny(param_dtype=param_dtype, compute_dtype="bfloat16")
-    params, batch = gpt.abstract_params(spec), tokens((1, 9))
-    hidden = jax.eval_shape(lambda p, batch: gpt.with_params(spec, p)(batch), params, batch)
+    params, batch = decoder.abstract_params(spec), tokens((1, 9))
+    hidden = jax.eval_shape(lambda p, batch: decoder.with_params(spec, p)(batch), params, batch)
     loss, grads = jax.eval_shape(jax.value_and_grad(lambda p: nats(spec, p, batch)), params)
     assert hidden.dtype == jnp.bfloat16 and loss.dtype == jnp.float32
     assert {x.dtype.name for x in jax.tree.leaves((params, grads))} == {param_dtype}
@@ -158,7 +160,7 @@ def test_parameters_gradients_and_hidden_states_have_the_dtypes_of_the_spec(para
 def test_bfloat16_compute_is_as_near_to_float32_as_bfloat16_rounds():
     params, batch = params_of(TINY), tokens((2, 16))
     spec = tiny(compute_dtype="bfloat16")
-    hidden = jax.jit(lambda p: gpt.with_params(spec, p)(batch))(params).astype(np.float32)
+    hidden = jax.jit(lambda p: decoder.with_params(spec, p)(batch))(params).astype(np.float32)
     error = np.abs(hidden - numpy_hidden(TINY, params, batch))
     assert 1e-4 < error.mean() < 0.02
 

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from model_specs import hypers, normal, tiny
+from model_specs import hyperparams, normal, tiny
 
 from smallbatch import optim
-from smallbatch.model import gpt
+from smallbatch.model import decoder
 from smallbatch.optim.adafactor import matrix_shape
 from smallbatch.specs import OPTIMIZER_KEYS, OptimizerSpec
-from smallbatch.units import complement_from_half_life
+from smallbatch.units import one_minus_b_from_half_life
 
 STEPS, SHAPE = 200, (12, 8)
 GRADS = normal(STEPS, *SHAPE) * np.geomspace(1e-4, 1e3, SHAPE[1], dtype=np.float32)
@@ -21,8 +21,8 @@ START = normal(*SHAPE, seed=1)
 LR, EPS, WD, C, A = 0.01, 1e-8, 0.1, 0.8, 0.9
 
 
-def average(old, new, complement):
-    return old + complement * (new - old)
+def average(old, new, one_minus_b):
+    return old + one_minus_b * (new - old)
 
 
 def reference(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
@@ -93,7 +93,7 @@ def scan(transformation: optax.GradientTransformation) -> jax.Array:
 
 
 def ours(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
-    numbers = hypers(peak_lr=LR, b1_complement=c1, b2_complement=c2, eps=EPS, weight_decay=WD, decay_exponent=C,
+    numbers = hyperparams(peak_lr=LR, one_minus_b1=c1, one_minus_b2=c2, eps=EPS, weight_decay=WD, decay_exponent=C,
                      interpolation=A)  # fmt: skip
     spec = OptimizerSpec(name, "constant", nesterov)
     return np.asarray(jax.jit(lambda h: scan(optim.build(spec, h)))(numbers))
@@ -109,27 +109,27 @@ VARIANTS = [(name, False) for name in OPTIMIZER_KEYS]
 VARIANTS += [(name, True) for name, keys in OPTIMIZER_KEYS.items() if "nesterov" in keys]
 
 
-def complements(tokens_per_step: int | None, t2_tokens: float | None) -> tuple[float, float]:
+def one_minus_bs(tokens_per_step: int | None, t2_tokens: float | None) -> tuple[float, float]:
     if tokens_per_step is None or t2_tokens is None:
         return 0.1, 0.01
-    return complement_from_half_life(100_000, tokens_per_step), complement_from_half_life(t2_tokens, tokens_per_step)
+    return one_minus_b_from_half_life(100_000, tokens_per_step), one_minus_b_from_half_life(t2_tokens, tokens_per_step)
 
 
 @pytest.mark.parametrize("decays", DECAYS, ids=str)
 @pytest.mark.parametrize(("name", "nesterov"), VARIANTS)
 def test_200_updates_equal_float64_to_1e_6(name, nesterov, decays):
-    c1, c2 = complements(*decays)
+    c1, c2 = one_minus_bs(*decays)
     assert error(reference(name, c1, c2, nesterov), START) > 0.01
     assert error(ours(name, c1, c2, nesterov), reference(name, c1, c2, nesterov)) < 1e-6
 
 
 @pytest.mark.parametrize(("tokens_per_step", "off_by"), [(16, 0.01), (512, 5e-4)])
 def test_the_second_moment_is_exact_where_a_float32_b2_would_be_off(tokens_per_step, off_by):
-    _, c2 = complements(tokens_per_step, 1e7)
+    _, c2 = one_minus_bs(tokens_per_step, 1e7)
 
     @jax.jit
     def second_moments(c2, b2):
-        adam = optim.adam(lambda _: LR, b1_complement=0.1, b2_complement=c2)
+        adam = optim.adam(lambda _: LR, one_minus_b1=0.1, one_minus_b2=c2)
 
         def body(carry, g):
             state, naive = carry
@@ -183,8 +183,8 @@ def test_optax_agrees_where_it_defines_the_same_rule(name):
                                              ("heavy_ball", "mu"), ("lion", "mu"), ("adafactor", "row")])  # fmt: skip
 def test_the_weight_of_a_gradient_halves_after_one_half_life(name, field, tokens_per_step):
     half_life_tokens = 10 * 4096
-    complement = complement_from_half_life(half_life_tokens, tokens_per_step)
-    numbers = hypers(b1_complement=complement, b2_complement=complement)
+    one_minus_b = one_minus_b_from_half_life(half_life_tokens, tokens_per_step)
+    numbers = hyperparams(one_minus_b1=one_minus_b, one_minus_b2=one_minus_b)
     transformation = optim.build(OptimizerSpec(name, "constant"), numbers)
 
     @jax.jit
@@ -214,8 +214,8 @@ def test_the_published_adafactor_forgets_more_slowly_the_longer_it_runs():
 
 
 def abstract_state(name: str, param_dtype: str = "float32"):
-    params = gpt.abstract_params(tiny(param_dtype=param_dtype))
-    state = jax.eval_shape(optim.build(OptimizerSpec(name, "cosine"), hypers()).init, params)
+    params = decoder.abstract_params(tiny(param_dtype=param_dtype))
+    state = jax.eval_shape(optim.build(OptimizerSpec(name, "cosine"), hyperparams()).init, params)
     return state, params
 
 
@@ -246,8 +246,8 @@ def test_state_in_bytes(name, param_dtype):
 
 
 def test_averages_of_bfloat16_gradients_do_not_stand_still():
-    c2 = np.float32(complement_from_half_life(1e7, 512))  # far below bfloat16's 2^-8
-    adam = optim.adam(lambda _: 0.0, b1_complement=0.1, b2_complement=c2)
+    c2 = np.float32(one_minus_b_from_half_life(1e7, 512))  # far below bfloat16's 2^-8
+    adam = optim.adam(lambda _: 0.0, one_minus_b1=0.1, one_minus_b2=c2)
     p = {"w": jnp.ones(1, jnp.bfloat16)}
 
     @jax.jit
@@ -261,30 +261,30 @@ def test_averages_of_bfloat16_gradients_do_not_stand_still():
 @pytest.mark.parametrize("name", OPTIMIZER_KEYS)
 def test_a_second_update_and_other_hyperparameters_compile_nothing(name):
     @jax.jit
-    def update(state, params, hypers):
-        return optim.build(OptimizerSpec(name, "cosine"), hypers).update(params, state, params)
+    def update(state, params, hyperparams):
+        return optim.build(OptimizerSpec(name, "cosine"), hyperparams).update(params, state, params)
 
     params = {"w": jnp.asarray(START)}
-    state = jax.jit(lambda p: optim.build(OptimizerSpec(name, "cosine"), hypers()).init(p))(params)
-    first, state = update(state, params, hypers(peak_lr=0.1))
-    update(state, params, hypers(peak_lr=0.1))
-    changed = {"b1_complement": 0.01, "b2_complement": 1e-6, "eps": 1e-3, "warmup_steps": 5.0, "decay_exponent": 0.5}
-    second, _ = update(state, params, hypers(peak_lr=0.3, **changed))
+    state = jax.jit(lambda p: optim.build(OptimizerSpec(name, "cosine"), hyperparams()).init(p))(params)
+    first, state = update(state, params, hyperparams(peak_lr=0.1))
+    update(state, params, hyperparams(peak_lr=0.1))
+    changed = {"one_minus_b1": 0.01, "one_minus_b2": 1e-6, "eps": 1e-3, "warmup_steps": 5.0, "decay_exponent": 0.5}
+    second, _ = update(state, params, hyperparams(peak_lr=0.3, **changed))
     assert (np.asarray(first["w"]) != np.asarray(second["w"])).any()
     assert update._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZER_KEYS)
 def test_a_lane_of_vmapped_runs_equals_the_run_alone(name):
-    rates, complement = np.float32([0.001, 0.01]), np.float32([0.1, 0.001])
+    rates, one_minus_b = np.float32([0.001, 0.01]), np.float32([0.1, 0.001])
 
     def run(lr, c):
-        numbers = hypers()._replace(peak_lr=lr, b1_complement=c, b2_complement=c)
+        numbers = hyperparams()._replace(peak_lr=lr, one_minus_b1=c, one_minus_b2=c)
         return scan(optim.build(OptimizerSpec(name, "constant"), numbers))
 
-    lanes = jax.jit(jax.vmap(run))(rates, complement)
+    lanes = jax.jit(jax.vmap(run))(rates, one_minus_b)
     assert error(lanes[0], lanes[1]) > 1e-3
-    for lane, lr, c in zip(lanes, rates, complement, strict=True):
+    for lane, lr, c in zip(lanes, rates, one_minus_b, strict=True):
         assert error(lane, np.asarray(jax.jit(run)(lr, c))) < 1e-6
 
 
@@ -314,9 +314,9 @@ def test_schedule_free_is_scored_at_the_average_of_its_iterates_weighted_by_the_
 def test_an_average_that_goes_on_at_another_batch_size_stays_unbiased(name):
     """A constant gradient: 8 updates of one sequence, then 2 of four, equal 4 of four sequences from the start."""
     c1, c2 = 0.02, 0.005
-    stretched = {f"b{i}_complement": -np.expm1(4 * np.log1p(-c)) for i, c in ((1, c1), (2, c2))}
+    stretched = {f"one_minus_b{i}": -np.expm1(4 * np.log1p(-c)) for i, c in ((1, c1), (2, c2))}
     g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
-    numbers = hypers(peak_lr=0.0, b1_complement=c1, b2_complement=c2)
+    numbers = hyperparams(peak_lr=0.0, one_minus_b1=c1, one_minus_b2=c2)
 
     def go_on(state, count, h):
         update = jax.jit(lambda s: optim.build(OptimizerSpec(name, "constant"), h).update(g, s, p)[1])
@@ -326,15 +326,15 @@ def test_an_average_that_goes_on_at_another_batch_size_stays_unbiased(name):
 
     start = optim.build(OptimizerSpec(name, "constant"), numbers).init(p)
     offsets = {"step_offset": 8 / 4 - 8, "b1_step_offset": 8 / 4 - 8}
-    changed = go_on(go_on(start, 8, numbers), 2, hypers(peak_lr=0.0, **offsets, **stretched))
-    alone = go_on(start, 4, hypers(peak_lr=0.0, **stretched))
+    changed = go_on(go_on(start, 8, numbers), 2, hyperparams(peak_lr=0.0, **offsets, **stretched))
+    alone = go_on(start, 4, hyperparams(peak_lr=0.0, **stretched))
     assert changed.count == 10
     if name == "heavy_ball" or name.endswith("power"):
         return  # a sum of gradients grows with their number; t^-c is no half-life
     corrected = lambda state, h: optim.build(OptimizerSpec(name, "constant"), h).update(g, state, p)[0]
-    last = hypers(peak_lr=1.0, **offsets, **stretched)
+    last = hyperparams(peak_lr=1.0, **offsets, **stretched)
     found = corrected(changed, last)
-    expected = corrected(alone, hypers(peak_lr=1.0, **stretched))
+    expected = corrected(alone, hyperparams(peak_lr=1.0, **stretched))
     assert error(np.asarray(found), np.asarray(expected)) < 1e-5
 
 
@@ -343,8 +343,8 @@ def test_a_b1_that_stays_per_step_stays_unbiased_where_the_batch_grows(name):
     """A constant gradient: its average is that gradient, whatever the batch sizes were."""
     c1, c2 = 0.02, 0.005
     g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
-    before = hypers(peak_lr=1.0, b1_complement=c1, b2_complement=c2)
-    after = before._replace(b2_complement=jnp.float32(-np.expm1(4 * np.log1p(-c2))), step_offset=jnp.float32(2.0 - 8))
+    before = hyperparams(peak_lr=1.0, one_minus_b1=c1, one_minus_b2=c2)
+    after = before._replace(one_minus_b2=jnp.float32(-np.expm1(4 * np.log1p(-c2))), step_offset=jnp.float32(2.0 - 8))
 
     @functools.partial(jax.jit, static_argnums=2)
     def go_on(state, h, count):
@@ -361,11 +361,11 @@ def test_a_b1_that_stays_per_step_stays_unbiased_where_the_batch_grows(name):
 BIG_THEN_SMALL = np.concatenate([np.full((3, *SHAPE), 1e4), np.full((3, *SHAPE), 1e-9), np.zeros((2, *SHAPE))])
 
 
-@pytest.mark.parametrize("complement", [1.0, float(np.float32(1) - np.float32(2) ** -24), 0.75, 1e-3, 1e-12])
+@pytest.mark.parametrize("one_minus_b", [1.0, float(np.float32(1) - np.float32(2) ** -24), 0.75, 1e-3, 1e-12])
 @pytest.mark.parametrize("name", OPTIMIZER_KEYS)
-def test_every_optimizer_is_finite_and_right_where_averages_forget_at_once_or_never(name, complement):
+def test_every_optimizer_is_finite_and_right_where_averages_forget_at_once_or_never(name, one_minus_b):
     """Gradients that fall by 13 orders of magnitude, and then to 0, against the exact averages in float64."""
-    numbers = hypers(peak_lr=0.01, b1_complement=complement, b2_complement=complement)
+    numbers = hyperparams(peak_lr=0.01, one_minus_b1=one_minus_b, one_minus_b2=one_minus_b)
     transformation = optim.build(OptimizerSpec(name, "constant"), numbers)
     p = {"w": jnp.asarray(START)}
     state, update = transformation.init(p), jax.jit(lambda g, s, p: transformation.update(g, s, p))
@@ -377,11 +377,11 @@ def test_every_optimizer_is_finite_and_right_where_averages_forget_at_once_or_ne
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((p, state)))
 
 
-@pytest.mark.parametrize("complement", [1.0, 0.9, 0.5, 0.1, 1e-3])
-def test_an_average_keeps_small_values_beside_large_ones(complement):
+@pytest.mark.parametrize("one_minus_b", [1.0, 0.9, 0.5, 0.1, 1e-3])
+def test_an_average_keeps_small_values_beside_large_ones(one_minus_b):
     old, new = np.float32([1e8, 1.0, 1e-8]), np.float32([1e-8, 1e-30, 1e8])
-    exact = (1 - complement) * old.astype(np.float64) + complement * new.astype(np.float64)
-    np.testing.assert_allclose(optim.average(old, new, complement), exact, rtol=3e-7)
+    exact = (1 - one_minus_b) * old.astype(np.float64) + one_minus_b * new.astype(np.float64)
+    np.testing.assert_allclose(optim.average(old, new, one_minus_b), exact, rtol=3e-7)
 
 
 @pytest.mark.parametrize("warmup", [1, 1_000_000])
@@ -408,7 +408,7 @@ def test_muon_moves_q_k_v_and_the_output_as_matrices_and_embeddings_by_adam():
     shapes = {"embed_VxD": (64, d), "b.qkv_Dx3xNxH": (d, 3, n, h), "b.out_NxHxD": (n, h, d), "b.up_DxF": (d, 128)}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     grads = {name: jnp.asarray(normal(*shape, seed=i)) for i, (name, shape) in enumerate(shapes.items())}
-    muon = optim.muon(lambda _: 1.0, b1_complement=0.1, b2_complement=0.01, embed_lr_ratio=0.25)
+    muon = optim.muon(lambda _: 1.0, one_minus_b1=0.1, one_minus_b2=0.01, embed_lr_ratio=0.25)
     deltas, _ = jax.jit(muon.update)(grads, muon.init(params), params)
     moved = {name: -np.asarray(delta) for name, delta in deltas.items()}
     np.testing.assert_allclose(moved["embed_VxD"], 0.25 * np.sign(grads["embed_VxD"]), rtol=1e-3)  # Adam's first step
@@ -425,14 +425,14 @@ def test_muon_can_move_the_matrices_of_each_head():
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     grads = {name: jnp.asarray(normal(*shape, seed=i)) for i, (name, shape) in enumerate(shapes.items())}
     spec = OptimizerSpec("muon", "constant", muon_heads=True)
-    muon = optim.build(spec, hypers(peak_lr=1.0))
+    muon = optim.build(spec, hyperparams(peak_lr=1.0))
     deltas, _ = jax.jit(muon.update)(grads, muon.init(params), params)
     moved = {name: -np.asarray(delta) for name, delta in deltas.items()}
     heads = [moved["b.qkv_Dx3xNxH"][:, i, head] for i in range(3) for head in range(n)]
     heads += [moved["b.out_NxHxD"][head] / 2 for head in range(n)]  # 8 inputs, 32 outputs: sqrt(32 / 8) = 2
     for matrix in heads:  # far from square, so that five steps flatten all of the spectrum
         assert singular_values(matrix).min() > 0.6 and singular_values(matrix).max() < 1.3
-    whole, _ = jax.jit(optim.build(OptimizerSpec("muon", "constant"), hypers(peak_lr=1.0)).update)(
+    whole, _ = jax.jit(optim.build(OptimizerSpec("muon", "constant"), hyperparams(peak_lr=1.0)).update)(
         grads, muon.init(params), params
     )
     np.testing.assert_array_equal(whole["b.up_DxF"], deltas["b.up_DxF"])
@@ -441,6 +441,6 @@ def test_muon_can_move_the_matrices_of_each_head():
 
 def test_an_unknown_optimizer_and_missing_parameters_raise():
     with pytest.raises(ValueError, match="adamax"):
-        optim.build(OptimizerSpec("adamax", "cosine"), hypers())
+        optim.build(OptimizerSpec("adamax", "cosine"), hyperparams())
     with pytest.raises(ValueError, match="needs the parameters"):
         optim.sgd(lambda _: LR).update({}, optim.SgdState(jnp.int32(0)))

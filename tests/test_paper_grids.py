@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch import config_files, flops
-from smallbatch import plan as plans
+from smallbatch.config import files as config_files
 from smallbatch.grid.cells import enumerate_cells
-from smallbatch.progress import format_count
+from smallbatch.plan import flops
+from smallbatch.plan import plan as plans
+from smallbatch.runs.progress import format_count
 from smallbatch.specs import DeviceSpec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -209,8 +210,8 @@ def test_figure_1a_searches_the_published_decays_and_half_lives():
 def test_the_published_adafactor_takes_decays_for_exponents():
     exponents = {size: values("lm30m.py:adafactor_power", "decay_exponent", size) for size in SIZES_30M}
     assert exponents[4096] == pytest.approx([0.234, 0.631, 0.8647, 0.955, 0.9856], abs=1e-3)
-    for size, (*_, complement) in TUNED_30M.items():
-        assert 1 - exponents[size][2] == pytest.approx(complement, rel=0.02, abs=5e-5)
+    for size, (*_, one_minus_b) in TUNED_30M.items():
+        assert 1 - exponents[size][2] == pytest.approx(one_minus_b, rel=0.02, abs=5e-5)
     for file in ("gpt2s", "gpt3xl"):
         assert values(f"{file}.py:adafactor_power", "decay_exponent", 1) == [0.9999]
         assert {cell.flat["optimizer.name"] for cell in cells(f"{file}.py:adafactor_power")} == {"adafactor_power"}
@@ -228,7 +229,7 @@ def test_muon_and_sgd_search_the_same_learning_rates_at_every_batch_size():
 
 def test_the_sensitivity_is_measured_around_the_tuned_point():
     factors = equal_ratios(1 / 8, 8, 13)
-    for size, (rate, t1, b1, complement) in TUNED_30M.items():
+    for size, (rate, t1, b1, one_minus_b) in TUNED_30M.items():
         tuned = {"peak_lr": rate, "t1_tokens": t1, "t2_tokens": 10_000_000}
         for grid, key in (("learning_rate", "peak_lr"), ("t1", "t1_tokens"), ("t2", "t2_tokens")):
             others = {other: value for other, value in tuned.items() if other != key}
@@ -236,13 +237,13 @@ def test_the_sensitivity_is_measured_around_the_tuned_point():
             assert values(f"lm30m.py:{grid}", key, size, **others) == found
             assert values("lm30m.py:sensitivity", key, size, **others) == found
         assert 2 ** (-size * 512 / t1) == pytest.approx(b1, abs=6e-4)
-        assert 1 - 2 ** (-size * 512 / 10e6) == pytest.approx(complement, rel=0.02, abs=5e-5)
+        assert 1 - 2 ** (-size * 512 / 10e6) == pytest.approx(one_minus_b, rel=0.02, abs=5e-5)
     assert {cell.flat["train.seed"] for cell in cells("lm30m.py:sensitivity")} == set(range(7))
 
 
 def test_figure_4_holds_one_value_at_all_batch_sizes_and_the_others_tuned():
     decays = [0, 0.5, 0.68911, 0.8187, 0.89811, 0.94391, 0.96946, 0.98348, 0.99109, 0.9952, 0.99742, 0.99861, 0.99925]
-    for size, (rate, t1, _, complement) in TUNED_30M.items():
+    for size, (rate, t1, _, one_minus_b) in TUNED_30M.items():
         tuned = {"peak_lr": rate, "t1_tokens": t1, "t2_tokens": 10_000_000}
 
         def found(grid, key, size=size, tuned=tuned, **changed):
@@ -252,7 +253,7 @@ def test_figure_4_holds_one_value_at_all_batch_sizes_and_the_others_tuned():
         assert found("fixed_t2", "t2_tokens") == pytest.approx(equal_ratios(1e5, 1e8, 13))
         assert found("fixed_b1", "b1", t1_tokens=None) == decays
         assert found("fixed_b2", "b2", t2_tokens=None) == sorted([*decays, 0.95])
-        assert size < 64 or decays[1] < 1 - complement < decays[-1]  # the tuned b2, which fixed_t2 has at every size
+        assert size < 64 or decays[1] < 1 - one_minus_b < decays[-1]  # the tuned b2, which fixed_t2 has at every size
     assert {cell.flat["train.seed"] for cell in cells("lm30m.py:fixed_b2")} == set(range(5))
 
 

@@ -13,11 +13,12 @@ from data_specs import data_spec
 from test_records import RESULT
 
 from smallbatch import config as configs
-from smallbatch import paths, records
 from smallbatch.data import prepare, sources, text_files, tfds_source
 from smallbatch.errors import UserError
+from smallbatch.files import paths
 from smallbatch.grid import command as grid_command
 from smallbatch.grid.axes import axis
+from smallbatch.runs import records
 from smallbatch.training import run as training_run
 
 LONG = "a" * 300

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from smallbatch import config as configs
-from smallbatch import config_files, layout, optim, plan
+from smallbatch import optim
+from smallbatch.config import files as config_files
 from smallbatch.errors import UserError
+from smallbatch.plan import mesh_plan as layout
+from smallbatch.plan import plan
 from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -40,10 +43,10 @@ def test_half_life_of_ten_million_tokens_gives_the_published_decays(batch_size, 
     changes = {"optimizer__t2_tokens": 1e7, "model__context_tokens": 512, "train__batch_size": batch_size}
     p = make(**changes, train__budget_tokens=2**26)
     digits = len(str(b2)) - 2
-    assert round(1 - p.hypers["b2_complement"], digits) == b2
+    assert round(1 - p.hyperparams["one_minus_b2"], digits) == b2
     # To float64 precision: b2^(half-life in steps) is one half.
     half_life_steps = 1e7 / (batch_size * 512)
-    assert math.exp(half_life_steps * math.log1p(-p.hypers["b2_complement"])) == pytest.approx(0.5, rel=1e-12)
+    assert math.exp(half_life_steps * math.log1p(-p.hyperparams["one_minus_b2"])) == pytest.approx(0.5, rel=1e-12)
 
 
 def test_decay_given_per_step_is_reported_as_half_life_in_tokens_steps_and_share():
@@ -58,10 +61,10 @@ def test_decay_given_per_step_is_reported_as_half_life_in_tokens_steps_and_share
     assert b2.half_life_tokens == pytest.approx(7.085e6, rel=1e-3)  # 7.1M: GPT-2's 0.95 at batch size 512
     assert b2.half_life_steps == pytest.approx(math.log(0.5) / math.log(0.95))
     assert b2.half_life_frac == pytest.approx(b2.half_life_tokens / 2**26)
-    assert (b1.name, b1.complement) == ("b1", pytest.approx(0.1, rel=1e-15))
+    assert (b1.name, b1.one_minus_b) == ("b1", pytest.approx(0.1, rel=1e-15))
     # The same half-life at batch size 1 is the paper's 0.9999.
     one = make(optimizer__t2_tokens=b2.half_life_tokens, model__context_tokens=1024, train__batch_size=1)
-    assert round(1 - one.hypers["b2_complement"], 4) == 0.9999
+    assert round(1 - one.hyperparams["one_minus_b2"], 4) == 0.9999
 
 
 def test_budget_warmup_and_intervals_are_the_same_tokens_at_every_batch_size():
@@ -70,17 +73,17 @@ def test_budget_warmup_and_intervals_are_the_same_tokens_at_every_batch_size():
         assert p.tokens_per_step == batch_size * 256
         assert p.optimizer_steps == 2**21 // (batch_size * 256)
         assert p.warmup_tokens == 0.05 * 2**21
-        assert p.hypers["warmup_steps"] * p.tokens_per_step == pytest.approx(0.05 * 2**21)
+        assert p.hyperparams["warmup_steps"] * p.tokens_per_step == pytest.approx(0.05 * 2**21)
         assert p.log_every_steps * p.tokens_per_step == 2**15
         assert p.validate_every_steps is not None and p.validate_every_steps * p.tokens_per_step == 2**16
-        assert p.hypers["total_steps"] == p.optimizer_steps
+        assert p.hyperparams["total_steps"] == p.optimizer_steps
     assert len({p.flops for p in plans}) == len({p.flops_per_token for p in plans}) == 1
     assert len({p.validation_batch_seqs for p in plans}) == 1
 
 
 def test_warmup_given_in_tokens_is_not_rounded_to_steps():
     p = make(optimizer__warmup_frac=None, optimizer__warmup_tokens=10_000)
-    assert p.warmup_tokens == 10_000 and p.hypers["warmup_steps"] == 10_000 / 4096
+    assert p.warmup_tokens == 10_000 and p.hyperparams["warmup_steps"] == 10_000 / 4096
 
 
 def test_interval_shorter_than_a_step_means_every_step():
@@ -90,7 +93,7 @@ def test_interval_shorter_than_a_step_means_every_step():
 
 def test_sgd_keeps_no_averages():
     p = make(optimizer__name="sgd", optimizer__peak_lr=0.3, optimizer__b1=None, optimizer__t2_tokens=None)
-    assert p.averages == () and p.hypers["b1_complement"] == p.hypers["b2_complement"] == 1.0
+    assert p.averages == () and p.hyperparams["one_minus_b1"] == p.hyperparams["one_minus_b2"] == 1.0
 
 
 def test_accumulation_splits_the_batch_and_changes_no_budget():
@@ -242,7 +245,7 @@ def test_plan_survives_json_and_says_whose_it_is():
     assert type(p.model)(**read["model"]) == p.model
     assert type(p.mesh)(**read["mesh"]) == p.mesh
     assert read["averages"] == [dataclasses.asdict(a) for a in p.averages]
-    assert read["hypers"] == p.hypers
+    assert read["hyperparams"] == p.hyperparams
     assert read["weight_decay_timescale_frac"] is None
     decayed = make(optimizer__weight_decay=0.1)
     assert decayed.to_dict()["weight_decay_timescale_frac"] == decayed.weight_decay_timescale_frac > 0
@@ -268,9 +271,9 @@ def test_a_floor_and_a_ceiling_limit_the_decay_that_follows_from_a_half_life():
     free = b2()
     assert free.half_life_tokens == pytest.approx(1e6)
     floored = b2(optimizer__b2_min=0.9999)
-    assert floored.complement == pytest.approx(1e-4, rel=1e-12) and floored.half_life_tokens > free.half_life_tokens
+    assert floored.one_minus_b == pytest.approx(1e-4, rel=1e-12) and floored.half_life_tokens > free.half_life_tokens
     capped = b2(optimizer__b2_max=0.99)
-    assert capped.complement == pytest.approx(0.01, rel=1e-12)
+    assert capped.one_minus_b == pytest.approx(0.01, rel=1e-12)
     assert capped.half_life_tokens == pytest.approx(1024 * math.log(0.5) / math.log(0.99))
     assert b2(optimizer__b2_min=0.9, optimizer__b2_max=0.9999999) == free
 
@@ -292,20 +295,22 @@ def test_a_plan_has_the_averages_that_its_optimizer_keeps():
 def test_hyperparameters_are_carried_over_from_the_batch_size_they_were_tuned_at():
     tuned = {"optimizer__t2_tokens": 1e6, "optimizer__peak_lr": 0.004, "optimizer__tuned_at_batch_size": 256}
     there = make(train__batch_size=256, **tuned, optimizer__transfer_rule="sqrt")
-    assert there.hypers == make(train__batch_size=256, optimizer__t2_tokens=1e6, optimizer__peak_lr=0.004).hypers
+    assert (
+        there.hyperparams == make(train__batch_size=256, optimizer__t2_tokens=1e6, optimizer__peak_lr=0.004).hyperparams
+    )
 
     rule = {"optimizer__transfer_rule": "half_life", "optimizer__lr_exponent": 0.25}
     here = make(train__batch_size=1, **tuned, **rule)
     b1, b2 = here.averages
-    assert here.hypers["peak_lr"] == pytest.approx(0.001)
-    assert b1.complement == pytest.approx(0.1) and b2.half_life_tokens == pytest.approx(1e6)
+    assert here.hyperparams["peak_lr"] == pytest.approx(0.001)
+    assert b1.one_minus_b == pytest.approx(0.1) and b2.half_life_tokens == pytest.approx(1e6)
 
     control = make(train__batch_size=1, **tuned, **(rule | {"optimizer__transfer_rule": "fixed"}))
-    assert control.averages[1].complement == pytest.approx(there.averages[1].complement, rel=1e-12)
+    assert control.averages[1].one_minus_b == pytest.approx(there.averages[1].one_minus_b, rel=1e-12)
     assert control.averages[1].half_life_tokens == pytest.approx(1e6 / 256)
 
     sqrt = make(train__batch_size=1, **tuned, optimizer__transfer_rule="sqrt")
-    assert sqrt.hypers["peak_lr"] == pytest.approx(0.00025) and sqrt.hypers["eps"] == pytest.approx(16e-8)
+    assert sqrt.hyperparams["peak_lr"] == pytest.approx(0.00025) and sqrt.hyperparams["eps"] == pytest.approx(16e-8)
     assert "sqrt rule from batch size 256" in sqrt.transfer
 
 
@@ -321,7 +326,7 @@ def test_the_default_budget_is_rounded_up_at_every_batch_size(batch_size, used):
     p = make(train__batch_size=batch_size)
     assert (p.asked_budget_tokens, p.budget_tokens) == (2**21, used)
     assert p.optimizer_steps * p.tokens_per_step == used
-    assert p.hypers["total_steps"] == p.optimizer_steps and p.flops == p.flops_per_token * used
+    assert p.hyperparams["total_steps"] == p.optimizer_steps and p.flops == p.flops_per_token * used
     assert p.warmup_tokens == pytest.approx(0.05 * used)
     assert p.averages[1].half_life_frac == pytest.approx(1e6 / used)
     assert p.tokens_at(p.optimizer_steps) == used and p.step_at(used) == p.optimizer_steps
@@ -340,9 +345,9 @@ def test_a_half_life_longer_than_the_run_is_warned_of():
 
 def test_the_first_rates_are_those_of_the_compiled_schedule():
     for p in (make(), make(optimizer__schedule="wsd_sqrt", optimizer__decay_frac=0.2), make(train__budget_tokens=4096)):
-        hypers = optim.Hypers.from_floats(**p.hypers)
+        hyperparams = optim.HyperParams.from_floats(**p.hyperparams)
         counts = np.arange(len(p.first_learning_rates), dtype=np.int32)
-        compiled = [optim.learning_rate(p.optimizer.schedule, hypers, count) for count in counts]
+        compiled = [optim.learning_rate(p.optimizer.schedule, hyperparams, count) for count in counts]
         np.testing.assert_allclose(p.first_learning_rates, compiled, rtol=1e-5)
     assert len(make().first_learning_rates) == 3 and len(p.first_learning_rates) == 1
 
@@ -353,15 +358,15 @@ GROWTH = {"train__batch_size_schedule": "1048576:64", "train__batch_size_lr_rule
 def test_a_growing_batch_keeps_b1_per_step_and_b2_in_tokens_as_the_half_life_rule_does():
     start, later = (lambda p: (p, p.later[0]))(make(**GROWTH))
     (b1, b2), (later_b1, later_b2) = start.averages, later.averages
-    assert later_b1.complement == b1.complement and later_b2.half_life_tokens == pytest.approx(b2.half_life_tokens)
-    assert later.hypers["b1_step_offset"] == 0 and later.hypers["step_offset"] != 0
+    assert later_b1.one_minus_b == b1.one_minus_b and later_b2.half_life_tokens == pytest.approx(b2.half_life_tokens)
+    assert later.hyperparams["b1_step_offset"] == 0 and later.hyperparams["step_offset"] != 0
     rule = {"transfer_rule": "half_life", "tuned_at_batch_size": 16, "lr_exponent": 0.5}
     moved = make(train__batch_size=64, **{f"optimizer__{key}": value for key, value in rule.items()})
-    for name in ("peak_lr", "b1_complement", "b2_complement"):
-        assert moved.hypers[name] == pytest.approx(later.hypers[name], rel=1e-12)
+    for name in ("peak_lr", "one_minus_b1", "one_minus_b2"):
+        assert moved.hyperparams[name] == pytest.approx(later.hyperparams[name], rel=1e-12)
     in_tokens = make(**GROWTH, optimizer__b1=None, optimizer__t1_tokens=1e5).later[0]
     assert in_tokens.averages[0].half_life_tokens == pytest.approx(1e5)
-    assert in_tokens.hypers["b1_step_offset"] == in_tokens.hypers["step_offset"]
+    assert in_tokens.hyperparams["b1_step_offset"] == in_tokens.hyperparams["step_offset"]
 
 
 @pytest.mark.parametrize(
@@ -395,4 +400,4 @@ def test_the_square_of_a_schedule_free_rate_has_to_fit_too():
 
 def test_a_long_half_life_and_a_short_one_are_allowed():
     for tokens in (1e-300, 1.0, 1e14):
-        assert np.float32(make(optimizer__t2_tokens=tokens).hypers["b2_complement"]) > 0
+        assert np.float32(make(optimizer__t2_tokens=tokens).hyperparams["one_minus_b2"]) > 0

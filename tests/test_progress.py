@@ -8,15 +8,15 @@ import types
 
 import pytest
 
-from smallbatch.progress import Progress, format_bytes, format_count, format_secs
+from smallbatch.runs.progress import Progress, format_bytes, format_count, format_secs
 
 
 def test_a_quick_loop_prints_nothing_to_a_log():
-    log = io.StringIO()
-    with Progress("train", 100, stream=log) as progress:
+    stream = io.StringIO()
+    with Progress("train", 100, stream=stream) as progress:
         for done in range(101):
             progress.update(done)
-    assert log.getvalue() == ""
+    assert stream.getvalue() == ""
 
 
 @pytest.fixture
@@ -30,48 +30,48 @@ def clock(monkeypatch):
             self.now += secs
 
     found = Clock()
-    monkeypatch.setattr("smallbatch.progress.time", types.SimpleNamespace(monotonic=lambda: found.now))
+    monkeypatch.setattr("smallbatch.runs.progress.time", types.SimpleNamespace(monotonic=lambda: found.now))
     return found
 
 
 def test_a_log_gets_plain_lines_with_share_fields_rate_and_time_left(clock):
-    log = io.StringIO()
-    with Progress("train", 2_000_000, stream=log, every_secs=0) as progress:
+    stream = io.StringIO()
+    with Progress("train", 2_000_000, stream=stream, every_secs=0) as progress:
         progress.update(500_000, loss="3.21")
         clock.sleep(0.05)
         progress.update(1_000_000, loss="2.91", mfu="41%")
         progress.update(2_000_000, loss="2.50")
-    lines = log.getvalue().splitlines()
+    lines = stream.getvalue().splitlines()
     assert lines[0] == "train   25%  500k/2.00M tokens  loss 3.21"
     assert lines[1] == "train   50%  1.00M/2.00M tokens  loss 2.91  mfu 41%  10.0M tokens/s  0.1s left"
     assert lines[-1] == "train  100%  2.00M/2.00M tokens  loss 2.50  30.0M tokens/s"
 
 
 def test_the_rate_leaves_out_what_was_done_before_the_first_update(clock):
-    log = io.StringIO()
-    with Progress("train", None, stream=log, every_secs=0) as progress:
+    stream = io.StringIO()
+    with Progress("train", None, stream=stream, every_secs=0) as progress:
         progress.update(1e12)  # resumed far into a run
         clock.sleep(0.25)
         progress.update(1e12 + 100)
-    assert log.getvalue().endswith("  400 tokens/s\n")
+    assert stream.getvalue().endswith("  400 tokens/s\n")
 
 
 def test_lines_are_no_closer_than_every_secs_and_the_last_state_is_printed(clock):
-    log = io.StringIO()
-    with Progress("prepare", None, unit="bytes", stream=log, every_secs=8) as progress:
+    stream = io.StringIO()
+    with Progress("prepare", None, unit="bytes", stream=stream, every_secs=8) as progress:
         for done in range(20):
             progress.update(done)
             clock.sleep(1)
-    assert [line.split()[1] for line in log.getvalue().splitlines()] == ["8", "16", "19"]
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["8", "16", "19"]
 
 
 def test_a_closed_stream_is_ignored():
-    log = io.StringIO()
-    with Progress("train", 10, stream=log, every_secs=0) as progress:
+    stream = io.StringIO()
+    with Progress("train", 10, stream=stream, every_secs=0) as progress:
         progress.update(1)
-        log.close()
+        stream.close()
         progress.update(2)
-    with Progress("train", 10, stream=log, every_secs=0) as progress:
+    with Progress("train", 10, stream=stream, every_secs=0) as progress:
         progress.update(1)
 
 
@@ -81,7 +81,7 @@ def test_a_notebook_gets_a_line_that_changes():
 
     stream = OutStream()
     with Progress("train", 200, stream=stream) as progress:
-        progress.say("validating ...")
+        progress.log("validating ...")
         progress.update(200, loss="3.2")
     longer, shorter = "train    0%  0/200 tokens  validating ...", "train  100%  200/200 tokens  loss 3.2"
     assert stream.getvalue() == f"\r{longer}\r{shorter.ljust(len(longer))}\n"

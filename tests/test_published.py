@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch.records import read_json
+from smallbatch.runs.records import read_json
 
 DATA = Path(__file__).parent / "data"
 

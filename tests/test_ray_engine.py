@@ -13,8 +13,8 @@ import ray_cluster
 import runs
 import test_sweep
 
-from smallbatch import records
-from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.sweep_dir import SweepDirectory
+from smallbatch.runs import records
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers of a node in /proc")

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import runs
 
-from smallbatch import cli, config_files
-from smallbatch import plan as plans
+from smallbatch.config import cli
+from smallbatch.config import files as config_files
 from smallbatch.data import prepare
 from smallbatch.grid import cells as grid_cells
+from smallbatch.plan import plan as plans
 from smallbatch.specs import DeviceSpec
 
 GPT2_VOCABULARY = 50257

@@ -13,9 +13,9 @@ from importlib import metadata
 
 import pytest
 
-from smallbatch import records
 from smallbatch.errors import UserError
-from smallbatch.records import MetricsWriter, Result, read_json, read_metrics, rewind, write_json
+from smallbatch.runs import records
+from smallbatch.runs.records import MetricsWriter, Result, read_json, read_metrics, rewind, write_json
 
 ROOT = os.path.dirname(os.path.dirname(records.__file__))
 
@@ -168,7 +168,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "plan.json"
     write_json(path, {"a": 1})
     said = run_with_files_of_at_most_1000_bytes(
-        "from smallbatch.records import write_json\n"
+        "from smallbatch.runs.records import write_json\n"
         "try: write_json(sys.argv[1], 'x' * 2000)\n"
         "except ValueError as error: print(type(error).__name__, error)",
         path,
@@ -180,7 +180,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_disk_that_fills_up_costs_half_a_record_and_one_line(path):
     said = run_with_files_of_at_most_1000_bytes(
-        "from smallbatch.records import MetricsWriter\n"
+        "from smallbatch.runs.records import MetricsWriter\n"
         f"writer, record = MetricsWriter(sys.argv[1]), {train(1)!r}\n"
         "try:\n    while True: writer.write(record)\n"
         "except ValueError as error: print(writer.count, type(error).__name__, error)",
@@ -226,7 +226,7 @@ def test_a_replaced_file_has_the_permissions_of_a_new_one_and_a_failure_the_fix_
 def test_json_is_replaced_as_a_whole_when_the_writer_is_killed(tmp_path):
     path = tmp_path / "big.json"
     code = (
-        "import sys; from smallbatch.records import write_json\n"
+        "import sys; from smallbatch.runs.records import write_json\n"
         "n = 0\n"
         "while True:\n    n += 1; write_json(sys.argv[1], [n] * 200_000)\n"
         "    n == 1 and print('go', flush=True)"

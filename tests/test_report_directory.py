@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 from grids import Cell, run, write_sweep
 
-from smallbatch.analysis import columns, directory, output, study
-from smallbatch.analysis.directory import LIST, ReportDirectory
-from smallbatch.analysis.table import RunTable
+from smallbatch.analysis.read import columns
+from smallbatch.analysis.read.run_table import RunTable
+from smallbatch.analysis.report import output, study
+from smallbatch.analysis.report import report_dir as directory
+from smallbatch.analysis.report.report_dir import LIST, ReportDirectory
 from smallbatch.errors import UserError
-from smallbatch.records import read_json, write_json
+from smallbatch.runs.records import read_json, write_json
 
 RUNS = "batch_size,loss_nats\n1,3.1\n4,3.2\n"
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import runs
 
-from smallbatch import records
 from smallbatch.errors import UserError
-from smallbatch.training import run, trainer, workdir
+from smallbatch.runs import records
+from smallbatch.runs import run_dir as workdir
+from smallbatch.training import run, trainer
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.programs import Programs
+from smallbatch.training.program import Programs
 
 home, reference = runs.home, runs.reference
 
@@ -122,7 +123,7 @@ def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path)
     programs = Programs(plan)
     stopped_after = set()
     for number in range(1, 8):
-        directory = workdir.Workdir(tmp_path / str(number))
+        directory = workdir.RunDir(tmp_path / str(number))
         directory.path.mkdir()
         one = trainer.Trainer(programs, dataset, directory, 3600.0, runs.StopAtLook(number))
         outcome = one.run(*one.restore(), lambda tokens: [])
@@ -176,7 +177,7 @@ def test_a_batch_grows_on_the_way_and_is_counted_in_tokens(home, grown):
 def test_a_run_whose_batch_grows_is_resumed_exactly(home, grown, tmp_path, step):
     config = runs.tiny_config(home, GROWING | {"train.steps_per_dispatch": 1})
     plan = run.make_plan(config)
-    directory = workdir.Workdir(tmp_path)
+    directory = workdir.RunDir(tmp_path)
     one = trainer.Trainer(Programs(plan), run.prepare.prepare(plan.data), directory, 3600.0, runs.StopAtLook(step))
     assert one.run(*one.restore(), lambda tokens: []).step == step
     run.train(config, tmp_path)
@@ -263,7 +264,7 @@ def test_finished_run_is_shown_and_not_run_again_without_starting_jax(home, refe
     assert done.returncode == 0
     assert "this run is finished" in done.stdout and "nats/token" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert "smallbatch.records" in imported and not {"jax", "grain", "tensorflow_datasets"} & imported
+    assert "smallbatch.runs.records" in imported and not {"jax", "grain", "tensorflow_datasets"} & imported
     assert secs < 3
     assert {p: p.stat().st_mtime_ns for p in reference.rglob("*")} == before
 
@@ -272,7 +273,7 @@ def test_second_process_in_one_directory_is_refused(home, reference, tmp_path):
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     config = runs.tiny_config(home, runs.LONG)
-    with workdir.claimed(workdir.Workdir(path), config):
+    with workdir.claimed(workdir.RunDir(path), config):
         done = runs.command(home, runs.LONG, path)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"another process is training in {path}" in done.stderr

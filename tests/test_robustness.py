@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from grids import Basin, Cell, basin_cells, replaced, table_of
 
-from smallbatch.analysis import robustness, surfaces
+from smallbatch.analysis import robustness
 from smallbatch.analysis.robustness import width_log2
+from smallbatch.analysis.stats import surfaces
 
 X = np.arange(-3.0, 4.0)
 

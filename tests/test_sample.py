@@ -8,13 +8,15 @@ import jax
 import pytest
 from model_specs import params_of, tiny
 
-from smallbatch import cli, records, sample
 from smallbatch import config as configs
+from smallbatch import sample
+from smallbatch.config import cli
 from smallbatch.data.tokenizers import BytesTokenizer
 from smallbatch.errors import UserError
+from smallbatch.runs import records
+from smallbatch.runs.run_dir import RunDir
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.programs import start_jax
-from smallbatch.training.workdir import Workdir
+from smallbatch.training.program import start_jax
 
 SPEC = tiny(layers=1, vocab_size=256)
 
@@ -63,7 +65,7 @@ def test_a_lost_or_damaged_plan_is_made_again_from_the_config(run_dir):
     config.model.update({key: getattr(SPEC, key) for key in keys})
     config.train.budget_tokens, config.mesh.tensor = 2**16, 2
     records.write_json(run_dir / "config.json", config.to_dict())
-    workdir = Workdir(run_dir)
+    workdir = RunDir(run_dir)
     for content in (None, "", "[]", '{"model": {}, "optimizer": {"name": "adam"}}'):
         workdir.plan.unlink(missing_ok=True)
         if content is not None:
@@ -101,7 +103,7 @@ def test_a_schedule_free_run_is_sampled_at_its_average(run_dir, monkeypatch, cap
     words = (f"--run={run_dir}", "--prompt=a", "--tokens=12", "--temperature=1.5")
     sampled = []
     for step, (name, state) in enumerate([("schedule_free_sgd", y), ("adam", average), ("adam", y)], 1):
-        plan = {"model": dataclasses.asdict(SPEC), "optimizer": {"name": name}, "hypers": {"interpolation": 0.75}}
+        plan = {"model": dataclasses.asdict(SPEC), "optimizer": {"name": name}, "hyperparams": {"interpolation": 0.75}}
         (run_dir / "plan.json").write_text(json.dumps(plan))
         checkpoints = Checkpoints(run_dir / "checkpoints")
         checkpoints.save(step, {"params": state, "opt_state": {"z": z}}, {})

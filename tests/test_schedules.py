@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from model_specs import hypers
+from model_specs import hyperparams
 
 from smallbatch.optim import learning_rate
 
@@ -27,7 +27,7 @@ THEIRS = {
 
 def ours(schedule: str, counts=COUNTS, **changes) -> np.ndarray:
     numbers = {"peak_lr": PEAK, "final_lr_frac": FINAL, "warmup_steps": WARMUP, "total_steps": TOTAL}
-    return np.asarray(rate(schedule, hypers(**(numbers | changes)), counts))
+    return np.asarray(rate(schedule, hyperparams(**(numbers | changes)), counts))
 
 
 @pytest.mark.parametrize("schedule", THEIRS)
@@ -97,4 +97,4 @@ def test_wsd_is_stable_until_the_last_part_and_falls_in_it(schedule, shape):
 
 def test_an_unknown_schedule_raises():
     with pytest.raises(ValueError, match="wds"):
-        learning_rate("wds", hypers(), np.int32(0))
+        learning_rate("wds", hyperparams(), np.int32(0))

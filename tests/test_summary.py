@@ -6,7 +6,8 @@ from pathlib import Path
 from test_records import RESULT
 
 from smallbatch import config as configs
-from smallbatch import plan, summary
+from smallbatch.plan import plan
+from smallbatch.runs import summary
 from smallbatch.specs import DeviceSpec
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import runs
 
-from smallbatch import config_files, records
+from smallbatch.config import files as config_files
 from smallbatch.grid import command
 from smallbatch.grid.cells import enumerate_cells
-from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.sweep_dir import SweepDirectory
+from smallbatch.runs import records
 
 home = runs.home
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from grids import BUDGET_TOKENS, CONTEXT_TOKENS, Basin, Cell, basin_cells, replaced, write_run, write_sweep
 
-from smallbatch.analysis import gradients, hardware, sweeps
+from smallbatch.analysis import gradients, hardware
+from smallbatch.analysis.read import sweeps
 from smallbatch.errors import UserError
-from smallbatch.records import write_json
+from smallbatch.runs.records import write_json
 
 
 def lrs(*statuses, **values):
@@ -102,7 +103,7 @@ def test_the_same_point_and_seed_twice_is_one_run_and_is_stated(tmp_path):
 
 def test_a_transferred_learning_rate_is_that_of_the_plan(tmp_path):
     path = write_sweep(tmp_path, lrs("done"))
-    (path / "cells" / "000000" / "plan.json").write_text('{"hypers": {"peak_lr": 0.25}}')
+    (path / "cells" / "000000" / "plan.json").write_text('{"hyperparams": {"peak_lr": 0.25}}')
     assert sweeps.read([path]).runs[0].learning_rate == 0.25
 
 
@@ -195,7 +196,7 @@ def test_a_plan_says_that_the_noise_scale_comes_from_successive_gradients(tmp_pa
     cell = Cell({"train.batch_size": 4}, 2.5, extra={"grad_signal_sq": lambda share: 2.0})
     for seed, name in enumerate(("parts", "successive")):
         write_run(directory := tmp_path / "runs" / name, replaced(cell, values=cell.values | {"train.seed": seed}))
-        write_json(directory / "plan.json", {"hypers": {"peak_lr": 0.003}, "optimizer": {"diagnostics": name}})
+        write_json(directory / "plan.json", {"hyperparams": {"peak_lr": 0.003}, "optimizer": {"diagnostics": name}})
     found = sweeps.read([tmp_path / "runs"]).runs
     marked = {Path(run.source).name: gradients.SUCCESSIVE in run.gradients for run in found}
     assert marked == {"parts": False, "successive": True}

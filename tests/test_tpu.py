@@ -12,7 +12,7 @@ from model_specs import tiny
 from smallbatch.errors import UserError
 from smallbatch.specs import DeviceSpec, MeshSpec, ModelSpec, OptimizerSpec, ProgramSpec
 from smallbatch.training import sharding
-from smallbatch.training.programs import Compiled
+from smallbatch.training.program import Compiled
 
 pytest.importorskip("libtpu", reason="there is no TPU compiler for this machine")
 
@@ -94,7 +94,7 @@ def other():
     print("looked for")
     raise RuntimeError("there is none")
 register_backend_factory("other", other, priority=400, fail_quietly=True)
-from smallbatch.training.programs import start_jax
+from smallbatch.training.program import start_jax
 print(start_jax(2, {str(tmp_path)!r}))
 """
     free = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}

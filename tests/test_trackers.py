@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from smallbatch.errors import UserError
-from smallbatch.trackers import open_trackers
+from smallbatch.runs.trackers import open_trackers
 
 OFF = {"tensorboard": False, "wandb": "off", "wandb_project": "p", "run_id": "r", "config": {}}
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import runs
 
-from smallbatch import records
-from smallbatch.analysis import hardware, sweeps
+from smallbatch.analysis import hardware
+from smallbatch.analysis.read import sweeps
 from smallbatch.errors import UserError
+from smallbatch.runs import records
 from smallbatch.training import run
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.programs import Programs
+from smallbatch.training.program import Programs
 
 home, reference = runs.home, runs.reference
 REQUIRED = {"status", "validation_loss_nats", "bits_per_byte", "tokens", "flops", "tokens_per_sec"}

@@ -5,44 +5,44 @@ import math
 
 import pytest
 
+from smallbatch.config.transfer import RULES, Tuned, transfer
 from smallbatch.errors import UserError
-from smallbatch.transfer import RULES, Tuned, transfer
-from smallbatch.units import half_life_from_complement
+from smallbatch.units import half_life_from_one_minus_b
 
-TUNED = Tuned(peak_lr=0.004, b1_complement=0.1, b2_complement=0.05, eps=1e-8)
+TUNED = Tuned(peak_lr=0.004, one_minus_b1=0.1, one_minus_b2=0.05, eps=1e-8)
 
 
 @pytest.mark.parametrize("ratio", [1 / 512, 1 / 16, 1, 4])
 def test_half_life_keeps_t2_in_tokens_and_b1_per_step(ratio):
     found = transfer("half_life", TUNED, ratio, lr_exponent=0.25)
-    assert half_life_from_complement(found.b2_complement, 512 * ratio) == pytest.approx(
-        half_life_from_complement(0.05, 512), rel=1e-12
+    assert half_life_from_one_minus_b(found.one_minus_b2, 512 * ratio) == pytest.approx(
+        half_life_from_one_minus_b(0.05, 512), rel=1e-12
     )
-    assert found.b1_complement == 0.1 and found.eps == 1e-8
+    assert found.one_minus_b1 == 0.1 and found.eps == 1e-8
     assert found.peak_lr == pytest.approx(0.004 * ratio**0.25)
 
 
 def test_half_life_gives_the_papers_betas():
     # GPT-2 and Gemma of Marek et al. 2025: 0.95 at 512 is 0.9999 at 1; 0.95 at 16 is 0.997 at 1.
-    b2 = lambda ratio: 1 - transfer("half_life", TUNED, ratio, 0.0).b2_complement
+    b2 = lambda ratio: 1 - transfer("half_life", TUNED, ratio, 0.0).one_minus_b2
     assert b2(1 / 512) == pytest.approx(0.9999, abs=5e-7)
     assert b2(1 / 16) == pytest.approx(0.997, abs=3e-4)
 
 
 def test_fixed_keeps_the_decays_per_step():
     found = transfer("fixed", TUNED, 1 / 16, lr_exponent=0.5)
-    assert (found.b1_complement, found.b2_complement, found.eps) == (0.1, 0.05, 1e-8)
+    assert (found.one_minus_b1, found.one_minus_b2, found.eps) == (0.1, 0.05, 1e-8)
     assert found.peak_lr == pytest.approx(0.001)
 
 
 def test_sqrt_and_half_life_agree_on_b2_where_the_batch_is_small():
     sqrt = transfer("sqrt", TUNED, 1 / 256)
     assert sqrt.peak_lr == pytest.approx(0.004 / 16) and sqrt.eps == pytest.approx(16e-8)
-    assert sqrt.b1_complement == pytest.approx(0.1 / 256)
-    assert sqrt.b2_complement == pytest.approx(0.05 / 256)
+    assert sqrt.one_minus_b1 == pytest.approx(0.1 / 256)
+    assert sqrt.one_minus_b2 == pytest.approx(0.05 / 256)
     # b^k and 1 - k(1-b) differ by -ln(b)/(1-b), here 2.6%.
     half_life = transfer("half_life", TUNED, 1 / 256, 0.0)
-    assert half_life.b2_complement / sqrt.b2_complement == pytest.approx(-math.log(0.95) / 0.05, rel=1e-3)
+    assert half_life.one_minus_b2 / sqrt.one_minus_b2 == pytest.approx(-math.log(0.95) / 0.05, rel=1e-3)
 
 
 def test_linear_scales_the_learning_rate_alone():
@@ -55,7 +55,7 @@ def test_there_and_back_is_where_one_was(rule):
     there = transfer(rule, TUNED, 1 / 64, exponent)
     assert there != TUNED
     back = transfer(rule, there, 64, exponent)
-    for name in ("peak_lr", "b1_complement", "b2_complement", "eps"):
+    for name in ("peak_lr", "one_minus_b1", "one_minus_b2", "eps"):
         assert getattr(back, name) == pytest.approx(getattr(TUNED, name), rel=1e-12)
 
 
@@ -63,7 +63,7 @@ def test_there_and_back_is_where_one_was(rule):
 def test_what_an_optimizer_does_not_keep_stays_absent(rule):
     sgd = Tuned(0.1, None, None, 1e-8)
     found = transfer(rule, sgd, 4, 0.5 if rule in ("half_life", "fixed") else None)
-    assert found.b1_complement is None and found.b2_complement is None
+    assert found.one_minus_b1 is None and found.one_minus_b2 is None
 
 
 @pytest.mark.parametrize(

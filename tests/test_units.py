@@ -12,10 +12,10 @@ from smallbatch.errors import UserError
 
 
 def test_the_weight_of_an_old_value_halves_after_one_half_life():
-    complement = units.complement_from_half_life(half_life_tokens=4096, tokens_per_step=64)
+    one_minus_b = units.one_minus_b_from_half_life(half_life_tokens=4096, tokens_per_step=64)
     average = 1.0
     for _ in range(4096 // 64):  # one half-life of zeros
-        average += complement * (0.0 - average)
+        average += one_minus_b * (0.0 - average)
     assert average == pytest.approx(0.5, rel=1e-13)
 
 
@@ -23,22 +23,22 @@ def test_decays_agree_with_the_paper():
     """Marek et al. 2025, section 2: 30M model, context 512, second-moment half-life 10M tokens."""
     for batch_size, b2 in {1: 0.999965, 16: 0.99943, 256: 0.9910, 1024: 0.9643, 4096: 0.8647}.items():
         written = len(str(b2)) - 2
-        assert round(1 - units.complement_from_half_life(10e6, 512 * batch_size), written) == b2
+        assert round(1 - units.one_minus_b_from_half_life(10e6, 512 * batch_size), written) == b2
 
 
 def test_a_decay_at_another_batch_size_is_a_power_of_itself():
     """Equation 2 of the paper, b2* = b2^(B*/B), from 0.95 at batch 512 down to batch 1."""
-    half_life_tokens = units.half_life_from_complement(1 - 0.95, 512 * 1024)
-    assert 1 - units.complement_from_half_life(half_life_tokens, 1024) == pytest.approx(0.95 ** (1 / 512), abs=1e-15)
+    half_life_tokens = units.half_life_from_one_minus_b(1 - 0.95, 512 * 1024)
+    assert 1 - units.one_minus_b_from_half_life(half_life_tokens, 1024) == pytest.approx(0.95 ** (1 / 512), abs=1e-15)
 
 
 @given(st.floats(1, 1e15), st.floats(1e-12, 40))
 def test_half_lives_survive_the_round_trip(half_life_tokens, half_lives_per_step):
     tokens_per_step = half_life_tokens * half_lives_per_step
-    complement = units.complement_from_half_life(half_life_tokens, tokens_per_step)
+    one_minus_b = units.one_minus_b_from_half_life(half_life_tokens, tokens_per_step)
     # 1 - b is rounded at 1e-16, which costs digits of b once b itself is small
     tolerance = 1e-12 + 1e-15 * 2**half_lives_per_step
-    assert units.half_life_from_complement(complement, tokens_per_step) == pytest.approx(
+    assert units.half_life_from_one_minus_b(one_minus_b, tokens_per_step) == pytest.approx(
         half_life_tokens, rel=tolerance
     )
 
@@ -47,27 +47,27 @@ def test_small_complements_keep_their_digits():
     """-expm1(-x) against its series in exact fractions, where 1 - 2**-x has lost 9 of its 16 digits."""
     x = Fraction(units.LN2) * 16 / 10**10
     series = x - x**2 / 2 + x**3 / 6
-    complement = units.complement_from_half_life(1e10, 16)
-    assert abs(Fraction(complement) / series - 1) < 1e-15
-    assert abs((1 - 2 ** (-16 / 1e10)) / complement - 1) > 1e-9  # the short way is really worse
+    one_minus_b = units.one_minus_b_from_half_life(1e10, 16)
+    assert abs(Fraction(one_minus_b) / series - 1) < 1e-15
+    assert abs((1 - 2 ** (-16 / 1e10)) / one_minus_b - 1) > 1e-9  # the short way is really worse
 
 
 def test_a_decay_of_zero_has_no_half_life():
-    assert units.half_life_from_complement(1.0, 64) == 0.0
+    assert units.half_life_from_one_minus_b(1.0, 64) == 0.0
 
 
 @pytest.mark.parametrize("wrong", [0, -1, math.inf, math.nan])
 def test_half_lives_and_steps_are_positive(wrong):
     with pytest.raises(UserError, match="half-life is a positive number"):
-        units.complement_from_half_life(wrong, 64)
+        units.one_minus_b_from_half_life(wrong, 64)
     with pytest.raises(UserError, match="tokens per step is a positive number"):
-        units.complement_from_half_life(64, wrong)
+        units.one_minus_b_from_half_life(64, wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, -0.1, 1.1, math.nan])
 def test_a_complement_outside_its_range_is_refused(wrong):
     with pytest.raises(UserError, match="a decay b lies in"):
-        units.half_life_from_complement(wrong, 64)
+        units.half_life_from_one_minus_b(wrong, 64)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))

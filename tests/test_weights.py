@@ -59,13 +59,13 @@ def test_two_parameters_of_one_shape_are_rounded_apart():
     assert 300 < np.sum(np.asarray(moved["a"] != moved["b"])) < 700
 
 
-@pytest.mark.parametrize("complement", [0.1, 3.5e-5])
-def test_the_average_of_the_weights_is_unbiased_from_the_first_update_on(complement):
+@pytest.mark.parametrize("one_minus_b", [0.1, 3.5e-5])
+def test_the_average_of_the_weights_is_unbiased_from_the_first_update_on(one_minus_b):
     weights, steps = normal(50, 6) + 5, np.arange(1, 51)
     average = {"w": jnp.zeros(6)}
     for t, w in enumerate(weights, 1):
-        average = optim.average(average, {"w": jnp.asarray(w)}, complement)
-        shares = complement * (1 - complement) ** (t - steps[:t])
+        average = optim.average(average, {"w": jnp.asarray(w)}, one_minus_b)
+        shares = one_minus_b * (1 - one_minus_b) ** (t - steps[:t])
         expected = np.tensordot(shares / shares.sum(), weights[:t], 1)
-        found = optim.averaged_weights(average, t, complement)["w"]
+        found = optim.averaged_weights(average, t, one_minus_b)["w"]
         np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from smallbatch.analysis import intervals
-from smallbatch.analysis.intervals import Interval
+from smallbatch.analysis.stats import intervals
+from smallbatch.analysis.stats.intervals import Interval
 
 # Steps and norms are read from periodic records, so they are accurate to about 1% at best, however well a law fits
 # them. Without this limit, noise-free data would give intervals of zero width.

@@ -9,10 +9,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from smallbatch.analysis import curves
-from smallbatch.analysis.curves import AXES, Curve
-from smallbatch.analysis.sheets import Row
-from smallbatch.analysis.table import Group, Run, RunTable, mean_over_seeds
+from smallbatch.analysis.read.run_table import Group, Run, RunTable, mean_over_seeds
+from smallbatch.analysis.report.tables import Row
+from smallbatch.analysis.stats import curves
+from smallbatch.analysis.stats.curves import AXES, Curve
 
 VALIDATIONS = 5  # records from which on the validation loss makes a curve
 PLACES = 40  # of an envelope

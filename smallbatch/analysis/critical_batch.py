@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smallbatch.analysis import batch_law, budgets, power_law
+from smallbatch.analysis import batch_law, budgets
 from smallbatch.analysis.batch_law import BatchLaw
-from smallbatch.analysis.equal_flops import bounds
-from smallbatch.analysis.intervals import Interval
-from smallbatch.analysis.sheets import Row, batch_text, finite_number, size_text
-from smallbatch.analysis.table import Group, Run, RunTable
+from smallbatch.analysis.read.run_table import Group, Run, RunTable
+from smallbatch.analysis.report.tables import Row, batch_text, finite_number, size_text
+from smallbatch.analysis.stats import power_law
+from smallbatch.analysis.stats.equal_flops import bounds
+from smallbatch.analysis.stats.intervals import Interval
 
 OVERHEAD_FRAC = 0.2
 TARGET_SHARE = 0.75  # of the batch sizes that reach the default target

@@ -5,10 +5,10 @@ A gap is the difference of two losses at the same batch size and the same FLOPs,
 
 from itertools import combinations, pairwise
 
-from smallbatch.analysis import intervals
-from smallbatch.analysis.equal_flops import bounds, choose
-from smallbatch.analysis.sheets import Row
-from smallbatch.analysis.table import RunTable
+from smallbatch.analysis.read.run_table import RunTable
+from smallbatch.analysis.report.tables import Row
+from smallbatch.analysis.stats import intervals
+from smallbatch.analysis.stats.equal_flops import bounds, choose
 
 
 def gaps(table: RunTable) -> list[Row]:

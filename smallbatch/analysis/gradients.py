@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from smallbatch.analysis import batch_law
-from smallbatch.analysis.equal_flops import bounds, choose
-from smallbatch.analysis.sheets import Row
-from smallbatch.analysis.table import RunTable
+from smallbatch.analysis.read.run_table import RunTable
+from smallbatch.analysis.report.tables import Row
+from smallbatch.analysis.stats.equal_flops import bounds, choose
 
 FIELDS = ("grad_norm", "update_norm", "update_rms", "update_cosine", "path_per_token", "clipped_frac")
 SQUARES = ("grad_signal_sq", "grad_noise_sq")

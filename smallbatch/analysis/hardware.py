@@ -6,8 +6,8 @@ machine that the runs were on, and of no other.
 
 import numpy as np
 
-from smallbatch.analysis.sheets import Row
-from smallbatch.analysis.table import Run, RunTable
+from smallbatch.analysis.read.run_table import Run, RunTable
+from smallbatch.analysis.report.tables import Row
 
 
 def hardware(table: RunTable) -> list[Row]:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smallbatch.analysis import intervals, power_law
-from smallbatch.analysis.equal_flops import bounds, choose
-from smallbatch.analysis.intervals import Interval
-from smallbatch.analysis.power_law import PowerLaw
+from smallbatch.analysis.read.run_table import Group, RunTable
+from smallbatch.analysis.report.tables import Row
 from smallbatch.analysis.robustness import Profile, profile
-from smallbatch.analysis.sheets import Row
-from smallbatch.analysis.table import Group, RunTable
+from smallbatch.analysis.stats import intervals, power_law
+from smallbatch.analysis.stats.equal_flops import bounds, choose
+from smallbatch.analysis.stats.intervals import Interval
+from smallbatch.analysis.stats.power_law import PowerLaw
 
 LEARNING_RATE = "optimizer.peak_lr"
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis import intervals
-from smallbatch.analysis.equal_flops import bounds, choose
-from smallbatch.analysis.intervals import Interval
-from smallbatch.analysis.sheets import Row, key_text
-from smallbatch.analysis.table import Group, RunTable
+from smallbatch.analysis.read.run_table import Group, RunTable
+from smallbatch.analysis.report.tables import Row, key_text
+from smallbatch.analysis.stats import intervals
+from smallbatch.analysis.stats.equal_flops import bounds, choose
+from smallbatch.analysis.stats.intervals import Interval
 
 DELTA_NATS = 0.02
 REGRET_LOG2 = 3.0  # multipliers from 1/8 to 8

@@ -7,9 +7,9 @@ simulated; a diverged cell is a trial that was spent and came to +inf.
 import numpy as np
 from scipy.special import gammaln
 
-from smallbatch.analysis import intervals
-from smallbatch.analysis.sheets import Row
-from smallbatch.analysis.table import RunTable
+from smallbatch.analysis.read.run_table import RunTable
+from smallbatch.analysis.report.tables import Row
+from smallbatch.analysis.stats import intervals
 
 
 def chance_none_of(best: np.ndarray, cells: int, trials: int) -> np.ndarray:

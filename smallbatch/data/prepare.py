@@ -15,15 +15,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from smallbatch import paths
 from smallbatch.data import overlap, shards, sources, text_shards, token_file, tokenizers
-from smallbatch.data.held_out import SPLIT_RULE
-from smallbatch.data.locks import locked
 from smallbatch.data.shards import Dataset, DatasetMeta, ShardWriter
 from smallbatch.data.text_shards import Written
 from smallbatch.data.text_split import HashSplit, TailSplit, choose_split
+from smallbatch.data.validation_split import SPLIT_RULE
 from smallbatch.errors import UserError
-from smallbatch.progress import say
+from smallbatch.files import paths
+from smallbatch.files.locks import locked
+from smallbatch.runs.progress import log
 from smallbatch.specs import DataSpec
 
 TOKENS_PER_SHARD = 2**27
@@ -39,7 +39,7 @@ def prepare(spec: DataSpec, *, tokens_per_shard: int = TOKENS_PER_SHARD) -> Data
     """
     dataset = _prepare(spec, tokens_per_shard)
     for note in dataset.meta.notes:
-        say(f"{dataset.meta.source}: {note}")
+        log(f"{dataset.meta.source}: {note}")
     return dataset
 
 
@@ -201,13 +201,13 @@ def _warn_of_given_validation(
 ) -> None:
     validation, unused = written.validation, written.unused
     if unused.documents or unused.tokens:
-        say(
+        log(
             f"warning: the validation set is the first {validation.tokens:,} tokens of {spec.validation_source}; raise "
             f"data.validation_max_bytes, {spec.validation_max_bytes:,}, to use all of it"
         )
     shared = 0 if eod_id is None else overlap.shared_documents(directory, dtype, eod_id)
     if shared:
-        say(
+        log(
             f"warning: {shared:,} training documents are also in the validation set {spec.validation_source}; if the "
             "model memorises them, the validation loss is too low"
         )

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from smallbatch import json_files
 from smallbatch.errors import UserError
-from smallbatch.progress import format_bytes, say
-from smallbatch.records import write_json
+from smallbatch.files import json_files
+from smallbatch.runs.progress import format_bytes, log
+from smallbatch.runs.records import write_json
 
 FORMAT_VERSION = 2
 META_FILE = "meta.json"
@@ -230,7 +230,7 @@ def _verify_split(split: str, paths: list[Path], sha256: str, changed: list[str]
     digest = hashlib.sha256()
     size_bytes = sum(path.stat().st_size for path in paths)
     if size_bytes >= SLOW_BYTES:
-        say(f"verifying the {split} tokens ({format_bytes(size_bytes)}) in {paths[0].parent}; repeated if files change")
+        log(f"verifying the {split} tokens ({format_bytes(size_bytes)}) in {paths[0].parent}; repeated if files change")
     for path in paths:
         with path.open("rb") as file:
             while block := file.read(2**22):

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from smallbatch import paths
 from smallbatch.data import text_files, tfds_source, token_file
 from smallbatch.data.separators import unescape
 from smallbatch.errors import UserError
+from smallbatch.files import paths
 from smallbatch.specs import DataSpec
 
 FORMS = "pystdlib, tfds:NAME, text:GLOB or tokens:PATH"

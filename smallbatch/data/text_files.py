@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smallbatch import json_files, paths
 from smallbatch.data import compressed, file_glob
 from smallbatch.data.separators import Separator, compile_separator, unescape
 from smallbatch.errors import UserError
+from smallbatch.files import json_files, paths
 
 ROWS_AT_ONCE = 256
 EXAMPLES_NAMED = 3

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from smallbatch.data import sources
+from smallbatch.data.round_trip import LossCheck
 from smallbatch.data.shards import Counts, ShardWriter
 from smallbatch.data.text_files import Skipped
-from smallbatch.data.text_loss import LossCheck
 from smallbatch.data.text_split import HashSplit, TailSplit
 from smallbatch.data.tokenizers import BPE_TRAINING_BYTES, Tokenizer
-from smallbatch.progress import Progress
+from smallbatch.runs.progress import Progress
 from smallbatch.specs import DataSpec
 
 BATCH_CHARACTERS = 2**20

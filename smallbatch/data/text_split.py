@@ -7,8 +7,8 @@ end of the text is the validation set, as for files of tokens.
 from collections.abc import Iterable, Iterator
 
 from smallbatch.data import sources
-from smallbatch.data.held_out import SPLIT_RULE, Splitter, is_held_out
-from smallbatch.progress import Progress
+from smallbatch.data.validation_split import SPLIT_RULE, Splitter, is_held_out
+from smallbatch.runs.progress import Progress
 from smallbatch.specs import DataSpec
 
 LINE_END_SEARCH_CHARACTERS = 1024

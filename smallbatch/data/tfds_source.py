@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from smallbatch.data.locks import locked
 from smallbatch.errors import UserError
+from smallbatch.files.locks import locked
 
 EXAMPLES_AT_ONCE = 256
 

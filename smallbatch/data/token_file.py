@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from smallbatch import paths
 from smallbatch.data.file_glob import is_lfs_pointer
-from smallbatch.data.held_out import Splitter
 from smallbatch.data.shards import Counts, ShardWriter, little_endian
+from smallbatch.data.validation_split import Splitter
 from smallbatch.errors import UserError
-from smallbatch.progress import Progress
+from smallbatch.files import paths
+from smallbatch.runs.progress import Progress
 from smallbatch.specs import DataSpec
 
 BLOCK_TOKENS = 2**22

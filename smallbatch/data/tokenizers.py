@@ -12,10 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from smallbatch import paths
 from smallbatch.data.file_glob import is_lfs_pointer
 from smallbatch.errors import UserError
-from smallbatch.records import read_json, write_json
+from smallbatch.files import paths
+from smallbatch.runs.records import read_json, write_json
 from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
 
 CONFIG_FILE = "tokenizer_config.json"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from smallbatch import config as configs
+from smallbatch.config.batch_schedule import stages, used_tokens
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.grid.axes import LEARNING_RATE, Grid, Values
-from smallbatch.phases import phases, used_tokens
 
 ID_LENGTH = 12
 
@@ -81,9 +81,9 @@ def _check_equal_tokens(cells: list[Cell]) -> None:
         used, steps_tokens = {}, []
         for cell in group:
             size, context = cell.flat["train.batch_size"], cell.flat["model.context_tokens"]
-            found = phases(size, cell.flat["train.batch_size_schedule"], context, asked)
+            found = stages(size, cell.flat["train.batch_size_schedule"], context, asked)
             used.setdefault(used_tokens(found, context), size)
-            steps_tokens += [phase.batch_size * context for phase in found]
+            steps_tokens += [stage.batch_size * context for stage in found]
         if len(used) > 1:
             unit = math.lcm(*steps_tokens)
             lower = max(1, asked // unit) * unit

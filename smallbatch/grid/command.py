@@ -6,22 +6,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from smallbatch import layout, paths
 from smallbatch.config import Config
 from smallbatch.data import prepare
 from smallbatch.errors import UserError
-from smallbatch.grid import board, cost, halving, lanes
+from smallbatch.files import paths
+from smallbatch.grid import cost
+from smallbatch.grid import lane_engine as lanes
+from smallbatch.grid import rungs as halving
+from smallbatch.grid import status_table as board
 from smallbatch.grid.axes import LEARNING_RATE, Grid
 from smallbatch.grid.cells import Cell, enumerate_cells, rivals, selected
-from smallbatch.grid.directory import State, SweepDirectory
-from smallbatch.grid.local import LocalEngine, core_groups
+from smallbatch.grid.local_engine import LocalEngine, core_groups
 from smallbatch.grid.options import Options
 from smallbatch.grid.run import Sweep, check_prompts, failures, plan_cells, prepare_corpora, reopen, run
+from smallbatch.grid.sweep_dir import State, SweepDirectory
 from smallbatch.grid.tasks import Engine
-from smallbatch.plan import Plan
-from smallbatch.progress import say
+from smallbatch.plan import mesh_plan as layout
+from smallbatch.plan.plan import Plan
+from smallbatch.runs.progress import log
 from smallbatch.specs import DeviceSpec
-from smallbatch.stopping import AGAIN, Stop
+from smallbatch.training.signals import AGAIN, Stop
 
 SHOWN_CELLS = 40
 
@@ -96,26 +100,26 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
     if place.name == "lanes":
         lanes.check(chosen, found)
         if words := lanes.left_out(chosen):
-            say(words)
+            log(words)
     corpus_tokens = prepare_corpora(found[cell.id] for cell in chosen)
     check_prompts(chosen, found)
     engine = place.engine(found)
     left = directory.write_grid(name, config, cells)  # after all checks, so that a usage error writes no grid
     if left:
-        say(f"{left} cells of an earlier grid in {directory.path} are not in this one: kept, but not in results.csv")
+        log(f"{left} cells of an earlier grid in {directory.path} are not in this one: kept, but not in results.csv")
     sweep = Sweep(directory, cells, chosen, found, flags.stop_diverged, flags.halving)
     reopen(sweep)
     for line in cost.beyond_corpus(chosen, found, corpus_tokens) + cost.warning_lines(found[c.id] for c in chosen):
-        say(line)
+        log(line)
     if flags.halving and (whole := halving.whole_groups(directory, chosen, found, flags.halving)):
-        say(f"{whole} groups of learning rates have a cell that was run to its end before: --halving cuts none of them")
-    say(_cost_text(sweep, directory.states(chosen), place, engine, flags))
+        log(f"{whole} groups of learning rates have a cell that was run to its end before: --halving cuts none of them")
+    log(_cost_text(sweep, directory.states(chosen), place, engine, flags))
     stop = Stop()
     states = run(replace(sweep, workers=_workers(place, engine)), engine, print, stop)
     print(f"results: {directory.results_csv}")
     chosen_states = [states[cell.id].status for cell in chosen]
     if "missing" in chosen_states:
-        say(f"stopped with {chosen_states.count('missing'):,} cells to run; the same command goes on")
+        log(f"stopped with {chosen_states.count('missing'):,} cells to run; the same command goes on")
         if stop.notice is not None:
             return AGAIN
     return 1 if "failed" in chosen_states else 0
@@ -152,7 +156,7 @@ def _place(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], fla
 
 def _here(engine: str, cells: list[Cell]) -> tuple[str, DeviceSpec]:
     """Return the engine of this machine and the devices that JAX finds."""
-    from smallbatch.training.programs import cpu_cores, start_jax
+    from smallbatch.training.program import cpu_cores, start_jax
 
     devices = start_jax(cpu_cores() if engine == "lanes" else 1, cells[0].config.data.cache_dir)
     return "local" if engine == "auto" and devices.platform == "cpu" else "lanes", devices

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smallbatch import plan as plans
 from smallbatch.grid.cells import Cell
-from smallbatch.grid.directory import State
+from smallbatch.grid.sweep_dir import State
 from smallbatch.grid.time_left import TimeLeft, Work, time_left, time_text
-from smallbatch.progress import format_bytes, format_count
+from smallbatch.plan import plan as plans
+from smallbatch.runs.progress import format_bytes, format_count
 from smallbatch.specs import ProgramSpec
 
 FILES_BYTES = 40_000  # a cell's config, plan, result, log and tokenizer, in whole blocks
@@ -30,7 +30,7 @@ class Cost:
 
 def programs_of(plan: plans.Plan) -> tuple[ProgramSpec, ...]:
     """Return what a run compiles: one program for each batch size that it goes through."""
-    return tuple(phase.program for phase in (plan, *plan.later))
+    return tuple(stage.program for stage in (plan, *plan.later))
 
 
 def state_bytes(plan: plans.Plan) -> int:
@@ -44,9 +44,9 @@ def files_bytes(plan: plans.Plan) -> int:
     """Return what a cell leaves behind beside its checkpoints."""
     record_bytes = RECORD_BYTES if plan.optimizer.diagnostics == "off" else RECORD_BYTES_WITH_DIAGNOSTICS
     records = 0
-    for phase in (plan, *plan.later):
-        steps = phase.last_step - phase.first_step
-        records += steps // phase.log_every_steps + steps // (phase.validate_every_steps or steps)
+    for stage in (plan, *plan.later):
+        steps = stage.last_step - stage.first_step
+        records += steps // stage.log_every_steps + steps // (stage.validate_every_steps or steps)
     return FILES_BYTES + records * record_bytes
 
 

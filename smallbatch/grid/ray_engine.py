@@ -25,9 +25,9 @@ import ray.exceptions
 from smallbatch.errors import UserError
 from smallbatch.grid import worker
 from smallbatch.grid.cells import Cell
-from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.sweep_dir import SweepDirectory
 from smallbatch.grid.tasks import Task, Waiting
-from smallbatch.stopping import Stop
+from smallbatch.training.signals import Stop
 
 WAIT_SECS = 1.0
 SAVE_SECS = 120.0  # for cells to save what they are at

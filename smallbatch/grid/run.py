@@ -5,22 +5,22 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from smallbatch import plan as plans
-from smallbatch import records
 from smallbatch.config import Config
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.stream import check_splits
 from smallbatch.errors import UserError
-from smallbatch.grid import halving
+from smallbatch.grid import rungs as halving
 from smallbatch.grid.axes import LEARNING_RATE
-from smallbatch.grid.board import Board, text
 from smallbatch.grid.cells import Cell, rivals
-from smallbatch.grid.directory import RESULTS, State, SweepDirectory
+from smallbatch.grid.status_table import Board, text
+from smallbatch.grid.sweep_dir import RESULTS, State, SweepDirectory
 from smallbatch.grid.tasks import Engine, Task
 from smallbatch.grid.time_left import TimeLeft, Work, time_left
+from smallbatch.plan import plan as plans
+from smallbatch.runs import records
 from smallbatch.specs import DeviceSpec
-from smallbatch.stopping import Stop
 from smallbatch.training import cloud
+from smallbatch.training.signals import Stop
 
 WRITE_SECS = 2.0
 LOOK_SECS = 5.0  # between two looks at all cells: another sweep may be at work on some
@@ -91,7 +91,7 @@ def check_prompts(cells: list[Cell], cell_plans: dict[str, plans.Plan]) -> None:
             raise UserError(f"cell {cell.id} ({cell.name}): {error}") from error
 
 
-def run(sweep: Sweep, engine: Engine, say: Callable[[str], None], stop: Stop) -> dict[str, State]:
+def run(sweep: Sweep, engine: Engine, log: Callable[[str], None], stop: Stop) -> dict[str, State]:
     """Run what is missing until nothing is, or `stop` asks for an end; write results.csv as cells end."""
     with stop, cloud.Watch(stop.ask), Board(sweep.chosen) as board:
         watch = _Watch(sweep, board)
@@ -119,9 +119,9 @@ def run(sweep: Sweep, engine: Engine, say: Callable[[str], None], stop: Stop) ->
         watch.show()  # what ended last, too
     states = sweep.directory.states(sweep.cells)
     sweep.directory.write_results(sweep.cells, states)
-    say(text(sweep.cells, states, set()))
+    log(text(sweep.cells, states, set()))
     for line in failures(sweep.directory, sweep.chosen, states):
-        say(line)
+        log(line)
     return states
 
 
@@ -130,8 +130,8 @@ def failures(directory: SweepDirectory, cells: list[Cell], states: dict[str, Sta
     lines = []
     for cell in cells:
         if states[cell.id].status == "failed":
-            log = directory.log(cell.id)
-            more = f"; its log: {log}" if log.exists() else ""  # no worker may have come so far
+            log_path = directory.log(cell.id)
+            more = f"; its log: {log_path}" if log_path.exists() else ""  # no worker may have come so far
             lines.append(f"failed: {cell.name}: {states[cell.id].error}{more}")
     return lines
 

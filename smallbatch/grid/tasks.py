@@ -12,7 +12,7 @@ from typing import Protocol
 
 from smallbatch.errors import UserError
 from smallbatch.grid.cells import Cell
-from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.sweep_dir import SweepDirectory
 
 ATTEMPTS = 3
 BUSY_SECS = 10.0  # until a cell that another process held is tried again

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from smallbatch.plan import Plan
-from smallbatch.progress import format_secs
+from smallbatch.plan.plan import Plan
+from smallbatch.runs.progress import format_secs
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smallbatch.grid.cells import Cell
-from smallbatch.grid.directory import SweepDirectory
+from smallbatch.grid.sweep_dir import SweepDirectory
 from smallbatch.grid.tasks import failure
 
 
 def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, keep_checkpoints: bool) -> str:
     """Train a missing cell, or go on with it, and return its status; "busy" where another process is at it."""
+    from smallbatch.runs.run_dir import Locked
     from smallbatch.training import run
-    from smallbatch.training.workdir import Locked
 
     with directory.claims.held(cell.id) as mine:
         if not mine:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from smallbatch.model.norm import row_sum
-from smallbatch.model.placement import on_shards, placed, shards
+from smallbatch.model.sharding_rules import on_shards, placed, shards
 
 QUERY_BLOCK = 64  # queries handled together
 MAX_BLOCKS = 4  # blocks are unrolled: more would cost compile time for little

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from smallbatch.model.linear import linear
+from smallbatch.model.cpu_ops import linear
 from smallbatch.model.norm import row_sum
-from smallbatch.model.placement import shards, spread
+from smallbatch.model.sharding_rules import shards, spread
 
 
 def loss_sum(

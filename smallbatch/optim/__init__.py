@@ -5,7 +5,7 @@ from smallbatch.optim.adam import AdamState, adam
 from smallbatch.optim.build import build
 from smallbatch.optim.descent import average, bias_correction, zeros
 from smallbatch.optim.diagnostics import cosine, dot, noise_from_parts, noise_from_successive, squared_norm
-from smallbatch.optim.hypers import Hypers
+from smallbatch.optim.hyperparams import HyperParams
 from smallbatch.optim.momentum import MomentumState, heavy_ball, lion, momentum, signum
 from smallbatch.optim.muon import MuonState, muon
 from smallbatch.optim.schedule_free import ScheduleFreeState, evaluated, schedule_free_adamw, schedule_free_sgd
@@ -16,7 +16,7 @@ from smallbatch.optim.weights import averaged_weights, rounded, stochastic_bfloa
 __all__ = [
     "AdafactorState",
     "AdamState",
-    "Hypers",
+    "HyperParams",
     "MomentumState",
     "MuonState",
     "ScheduleFreeState",

@@ -34,7 +34,7 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def adafactor(
-    learning_rate: LearningRate, *, b2_complement: Scalar, weight_decay: Scalar = 0.0, step_offset: Scalar = 0.0
+    learning_rate: LearningRate, *, one_minus_b2: Scalar, weight_decay: Scalar = 0.0, step_offset: Scalar = 0.0
 ) -> optax.GradientTransformation:
     """Return Adafactor whose second moment forgets with a constant decay, bias-corrected, and without momentum.
 
@@ -44,7 +44,7 @@ def adafactor(
     """
 
     def decay(age: jax.Array):
-        return b2_complement, bias_correction(age, b2_complement)
+        return one_minus_b2, bias_correction(age, one_minus_b2)
 
     return _factored(learning_rate, decay, weight_decay, step_offset)
 
@@ -80,12 +80,12 @@ def _factored(
         return AdafactorState(no_updates(), row, column)
 
     def direction(grads: optax.Updates, state: AdafactorState, params: optax.Params, age: jax.Array):
-        complement, correction = decay(age)
+        one_minus_b, correction = decay(age)
 
         def moments(g, row_R, column_C):
             squares_RxC = jnp.square(g).reshape(len(row_R), len(column_C)) + SQUARE_EPS
             means = jnp.mean(squares_RxC, axis=1), jnp.mean(squares_RxC, axis=0)
-            return average((row_R, column_C), means, complement)
+            return average((row_R, column_C), means, one_minus_b)
 
         def step(g, row_R, column_C, p):
             g_RxC = g.reshape(len(row_R), len(column_C))

@@ -1,4 +1,4 @@
-"""Adam and AdamW with their decays given as complements, so that long half-lives in tokens stay exact in float32."""
+"""Adam and AdamW with their decays given as one_minus_bs, so that long half-lives in tokens stay exact in float32."""
 
 from typing import NamedTuple
 
@@ -29,8 +29,8 @@ class AdamState(NamedTuple):
 def adam(
     learning_rate: LearningRate,
     *,
-    b1_complement: Scalar,
-    b2_complement: Scalar,
+    one_minus_b1: Scalar,
+    one_minus_b2: Scalar,
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
     step_offset: Scalar = 0.0,
@@ -40,11 +40,11 @@ def adam(
 
     mu += (1-b1)(g - mu); nu += (1-b2)(g^2 - nu); p -= lr (mu/(1-b1^t) / (sqrt(nu/(1-b2^t)) + eps) + wd p).
     Pass `1 - b = -expm1(-ln2 * batch * context / half_life_tokens)`, computed in float64 by
-    `smallbatch.units.complement_from_half_life`. All hyperparameters may be traced.
+    `smallbatch.units.one_minus_b_from_half_life`. All hyperparameters may be traced.
 
     Args:
         learning_rate: function from the number of finished updates to the learning rate.
-        b1_complement, b2_complement: 1 - b, in (0, 1].
+        one_minus_b1, one_minus_b2: 1 - b, in (0, 1].
         weight_decay: decoupled, times the learning rate.
         step_offset: see `smallbatch.optim.descent`.
         b1_step_offset: the same for b1 only; None: equal to step_offset.
@@ -52,10 +52,10 @@ def adam(
 
     def direction(grads: optax.Updates, state: AdamState, params: optax.Params, age: jax.Array):
         del params
-        mu = average(state.mu, grads, b1_complement)
-        nu = average(state.nu, jax.tree.map(jnp.square, grads), b2_complement)
-        mu_scale = 1 / bias_correction(b1_age(state.count, age, b1_step_offset), b1_complement)
-        nu_scale = 1 / bias_correction(age, b2_complement)
+        mu = average(state.mu, grads, one_minus_b1)
+        nu = average(state.nu, jax.tree.map(jnp.square, grads), one_minus_b2)
+        mu_scale = 1 / bias_correction(b1_age(state.count, age, b1_step_offset), one_minus_b1)
+        nu_scale = 1 / bias_correction(age, one_minus_b2)
         scaled = lambda m, n: m * mu_scale / (jnp.sqrt(n * nu_scale) + eps)
         return jax.tree.map(scaled, mu, nu), AdamState(state.count, mu, nu)
 

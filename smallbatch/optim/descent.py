@@ -1,6 +1,6 @@
 """What every optimizer here shares: one counter, float32 arithmetic, decoupled weight decay, running averages.
 
-An average is `avg += (1 - b)(x - avg)`, with the complement 1 - b given as such: b itself is too close to 1 for
+An average is `avg += (1 - b)(x - avg)`, with the one_minus_b 1 - b given as such: b itself is too close to 1 for
 float32 (see `smallbatch.units`). Averages are float32 whatever the dtype of the parameters.
 """
 
@@ -21,14 +21,14 @@ def zeros(params: Tree) -> Tree:
     return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
 
-def average(old: Tree, new: Tree, complement: Scalar) -> Tree:
-    """Return old + complement (new - old), computed as an increment to the term with the larger weight.
+def average(old: Tree, new: Tree, one_minus_b: Scalar) -> Tree:
+    """Return old + one_minus_b (new - old), computed as an increment to the term with the larger weight.
 
-    With a complement near 1 the plain formula cancels: with a complement of 1 a `new` far below `old` would be lost,
+    With a one_minus_b near 1 the plain formula cancels: with a one_minus_b of 1 a `new` far below `old` would be lost,
     and a second moment would be 0 for a nonzero gradient.
     """
-    mostly_new = jnp.asarray(complement, jnp.float32) > 0.5
-    weight = jnp.where(mostly_new, 1 - complement, complement)  # 1 - c is exact for c in [1/2, 1]
+    mostly_new = jnp.asarray(one_minus_b, jnp.float32) > 0.5
+    weight = jnp.where(mostly_new, 1 - one_minus_b, one_minus_b)  # 1 - c is exact for c in [1/2, 1]
 
     def blend(a, x):
         return jnp.where(mostly_new, x, a) + weight * jnp.where(mostly_new, a - x, x - a)
@@ -36,9 +36,9 @@ def average(old: Tree, new: Tree, complement: Scalar) -> Tree:
     return jax.tree.map(blend, old, new)
 
 
-def bias_correction(age: Scalar, complement: Scalar) -> jax.Array:
-    """Return 1 - b^age for b = 1 - complement, without forming b: -expm1(age log1p(-complement)). age: in updates."""
-    return -jnp.expm1(jnp.asarray(age, jnp.float32) * jnp.log1p(-jnp.asarray(complement, jnp.float32)))
+def bias_correction(age: Scalar, one_minus_b: Scalar) -> jax.Array:
+    """Return 1 - b^age for b = 1 - one_minus_b, without forming b: -expm1(age log1p(-one_minus_b)). age: in updates."""
+    return -jnp.expm1(jnp.asarray(age, jnp.float32) * jnp.log1p(-jnp.asarray(one_minus_b, jnp.float32)))
 
 
 def b1_age(count: jax.Array, age: jax.Array, b1_step_offset: Scalar | None) -> jax.Array:

@@ -36,7 +36,7 @@ def _init(params: optax.Params) -> MomentumState:
 def momentum(
     learning_rate: LearningRate,
     *,
-    b1_complement: Scalar,
+    one_minus_b1: Scalar,
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
     step_offset: Scalar = 0.0,
@@ -50,26 +50,26 @@ def momentum(
 
     def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
         del params
-        mu = average(state.mu, grads, b1_complement)
-        unbiased = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), b1_complement, nesterov)
+        mu = average(state.mu, grads, one_minus_b1)
+        unbiased = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), one_minus_b1, nesterov)
         return unbiased, MomentumState(state.count, mu)
 
     return descent(_init, direction, learning_rate, weight_decay, step_offset)
 
 
 def unbiased_momentum(
-    mu: optax.Updates, grads: optax.Updates, age: jax.Array, b1_complement: Scalar, nesterov: bool
+    mu: optax.Updates, grads: optax.Updates, age: jax.Array, one_minus_b1: Scalar, nesterov: bool
 ) -> optax.Updates:
     """Return the bias-corrected average after `age` updates, or with `nesterov` a look ahead by one more update."""
-    now = bias_correction(age, b1_complement)
+    now = bias_correction(age, one_minus_b1)
     if not nesterov:
         return jax.tree.map(lambda m: m / now, mu)
-    ahead = (1 - b1_complement) / bias_correction(age + 1, b1_complement)
-    return jax.tree.map(lambda m, g: m * ahead + g * (b1_complement / now), mu, grads)
+    ahead = (1 - one_minus_b1) / bias_correction(age + 1, one_minus_b1)
+    return jax.tree.map(lambda m, g: m * ahead + g * (one_minus_b1 / now), mu, grads)
 
 
 def heavy_ball(
-    learning_rate: LearningRate, *, b1_complement: Scalar, nesterov: bool = False, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate, *, one_minus_b1: Scalar, nesterov: bool = False, weight_decay: Scalar = 0.0
 ) -> optax.GradientTransformation:
     """Return SGD with the momentum of Polyak 1964, as PyTorch and `optax.trace` have it, without bias correction.
 
@@ -78,15 +78,15 @@ def heavy_ball(
 
     def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
         del params, age
-        mu = jax.tree.map(lambda m, g: m - b1_complement * m + g, state.mu, grads)
-        ahead = jax.tree.map(lambda m, g: g + m - b1_complement * m, mu, grads) if nesterov else mu
+        mu = jax.tree.map(lambda m, g: m - one_minus_b1 * m + g, state.mu, grads)
+        ahead = jax.tree.map(lambda m, g: g + m - one_minus_b1 * m, mu, grads) if nesterov else mu
         return ahead, MomentumState(state.count, mu)
 
     return descent(_init, direction, learning_rate, weight_decay)
 
 
 def signum(
-    learning_rate: LearningRate, *, b1_complement: Scalar, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate, *, one_minus_b1: Scalar, weight_decay: Scalar = 0.0
 ) -> optax.GradientTransformation:
     """Return sign descent along the average: mu += (1-b)(g - mu); p -= lr (sign(mu) + wd p).
 
@@ -95,14 +95,14 @@ def signum(
 
     def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
         del params, age
-        mu = average(state.mu, grads, b1_complement)
+        mu = average(state.mu, grads, one_minus_b1)
         return jax.tree.map(jnp.sign, mu), MomentumState(state.count, mu)
 
     return descent(_init, direction, learning_rate, weight_decay)
 
 
 def lion(
-    learning_rate: LearningRate, *, b1_complement: Scalar, b2_complement: Scalar, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate, *, one_minus_b1: Scalar, one_minus_b2: Scalar, weight_decay: Scalar = 0.0
 ) -> optax.GradientTransformation:
     """Return Lion: p -= lr (sign(mu + (1-b1)(g - mu)) + wd p); then mu += (1-b2)(g - mu).
 
@@ -112,7 +112,7 @@ def lion(
 
     def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
         del params, age
-        signs = jax.tree.map(jnp.sign, average(state.mu, grads, b1_complement))
-        return signs, MomentumState(state.count, average(state.mu, grads, b2_complement))
+        signs = jax.tree.map(jnp.sign, average(state.mu, grads, one_minus_b1))
+        return signs, MomentumState(state.count, average(state.mu, grads, one_minus_b2))
 
     return descent(_init, direction, learning_rate, weight_decay)

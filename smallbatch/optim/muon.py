@@ -58,8 +58,8 @@ def gpt_head_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...],
 def muon(
     learning_rate: LearningRate,
     *,
-    b1_complement: Scalar,
-    b2_complement: Scalar,
+    one_minus_b1: Scalar,
+    one_minus_b2: Scalar,
     embed_lr_ratio: Scalar,
     eps: Scalar = 1e-8,
     nesterov: bool = False,
@@ -81,11 +81,11 @@ def muon(
         return MuonState(no_updates(), zeros(params), {name: jnp.zeros(p.shape, jnp.float32) for name, p in by_adam})
 
     def direction(grads: optax.Updates, state: MuonState, params: optax.Params, age: jax.Array):
-        mu = average(state.mu, grads, b1_complement)
+        mu = average(state.mu, grads, one_minus_b1)
         by_path = {_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
-        nu = average(state.nu, {name: jnp.square(by_path[name]) for name in state.nu}, b2_complement)
-        momentum = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), b1_complement, nesterov)
-        nu_scale = 1 / bias_correction(age, b2_complement)
+        nu = average(state.nu, {name: jnp.square(by_path[name]) for name in state.nu}, one_minus_b2)
+        momentum = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), one_minus_b1, nesterov)
+        nu_scale = 1 / bias_correction(age, one_minus_b2)
 
         def move(path, m, p):
             name, decay = _name(path), weight_decay * p.astype(jnp.float32)

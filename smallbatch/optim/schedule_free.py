@@ -34,14 +34,14 @@ def schedule_free_sgd(
 def schedule_free_adamw(
     learning_rate: LearningRate,
     *,
-    b2_complement: Scalar,
+    one_minus_b2: Scalar,
     interpolation: Scalar = 0.9,
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
     step_offset: Scalar = 0.0,
 ) -> optax.GradientTransformation:
     """Return schedule-free AdamW: u = g / (sqrt(nu / (1-b2^t)) + eps) in the rule of `_schedule_free`; no momentum."""
-    return _schedule_free(learning_rate, interpolation, weight_decay, b2_complement, eps, step_offset)
+    return _schedule_free(learning_rate, interpolation, weight_decay, one_minus_b2, eps, step_offset)
 
 
 def evaluated(params: Tree, z: Tree, interpolation: Scalar) -> Tree:
@@ -60,7 +60,7 @@ def _schedule_free(
     learning_rate: LearningRate,
     interpolation: Scalar,
     weight_decay: Scalar,
-    b2_complement: Scalar | None,
+    one_minus_b2: Scalar | None,
     eps: Scalar,
     step_offset: Scalar,
 ) -> optax.GradientTransformation:
@@ -77,7 +77,7 @@ def _schedule_free(
                 raise ValueError(f"a parameter is {p.dtype}, and schedule-free optimizers need float32; cast it first")
         z = jax.tree.map(lambda p: p + 0, params)  # a copy: params may be donated
         zero = jnp.zeros((), jnp.float32)
-        return ScheduleFreeState(no_updates(), zero, zero, zero, z, None if b2_complement is None else zeros(params))
+        return ScheduleFreeState(no_updates(), zero, zero, zero, z, None if one_minus_b2 is None else zeros(params))
 
     def update(updates: optax.Updates, state: ScheduleFreeState, params: optax.Params | None = None):
         if params is None:
@@ -87,9 +87,9 @@ def _schedule_free(
         weight_sum, weight_rest = compensated_sum(state.weight_sum, state.weight_rest, jnp.square(max_lr))
         share = jnp.where(weight_sum > 0, jnp.square(max_lr) / jnp.where(weight_sum > 0, weight_sum, 1), 0)
         u, nu = jax.tree.map(lambda g: g.astype(jnp.float32), updates), None
-        if b2_complement is not None:
-            nu = average(state.nu, jax.tree.map(jnp.square, u), b2_complement)
-            nu_scale = 1 / bias_correction(count.astype(jnp.float32) + step_offset, b2_complement)
+        if one_minus_b2 is not None:
+            nu = average(state.nu, jax.tree.map(jnp.square, u), one_minus_b2)
+            nu_scale = 1 / bias_correction(count.astype(jnp.float32) + step_offset, one_minus_b2)
             u = jax.tree.map(lambda g, n: g / (jnp.sqrt(n * nu_scale) + eps), u, nu)
         z = jax.tree.map(lambda z, u, y: z - lr * (u + weight_decay * y.astype(jnp.float32)), state.z, u, params)
 

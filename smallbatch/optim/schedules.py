@@ -11,11 +11,11 @@ schedule that decays to 0. Warm-up and decay lengths are not rounded to whole st
 import jax
 import jax.numpy as jnp
 
-from smallbatch.optim.hypers import Hypers
-from smallbatch.schedules import rate_share
+from smallbatch.optim.hyperparams import HyperParams
+from smallbatch.optim.schedule_shapes import rate_share
 
 
-def learning_rate(schedule: str, hypers: Hypers, count: jax.Array) -> jax.Array:
+def learning_rate(schedule: str, hyperparams: HyperParams, count: jax.Array) -> jax.Array:
     """Return the learning rate of update `count` (from 0) as a float32 scalar; see `rate_share` for the formulas."""
-    step = count.astype(jnp.float32) + hypers.step_offset + 0.5
-    return hypers.peak_lr * rate_share(schedule, step, hypers._asdict(), jnp)
+    step = count.astype(jnp.float32) + hyperparams.step_offset + 0.5
+    return hyperparams.peak_lr * rate_share(schedule, step, hyperparams._asdict(), jnp)

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from smallbatch.optim.descent import Scalar, Tree, bias_correction
 
 
-def averaged_weights(average: Tree, age: Scalar, complement: Scalar) -> Tree:
+def averaged_weights(average: Tree, age: Scalar, one_minus_b: Scalar) -> Tree:
     """Return the bias-corrected average of the weights after `age` updates: avg / (1 - b^age), float32.
 
     avg += (1-b)(weights - avg) from avg = 0 (`smallbatch.optim.descent.average`), after each update.
     """
-    return jax.tree.map(lambda a: a / bias_correction(age, complement), average)
+    return jax.tree.map(lambda a: a / bias_correction(age, one_minus_b), average)
 
 
 def rounded(params: Tree, deltas: Tree, key: jax.Array | None = None) -> Tree:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smallbatch.errors import UserError
-from smallbatch.training import hosts
+from smallbatch.training import distributed
 
 LEFTOVER = re.compile(r"\d+\..*")  # of a save or a deletion that was killed
 
@@ -90,7 +90,7 @@ class Checkpoints:
     def _finish(self, save: Any) -> None:
         """Wait for a save, then delete the older checkpoints that it replaces."""
         save.result()
-        if hosts.is_first():
+        if distributed.is_first():
             whole = [step for step in self._steps() if step not in self._damaged]
             for step in set(self._steps()) - set(whole[-self._keep :]):
                 _remove(self._directory / str(step))
@@ -99,10 +99,10 @@ class Checkpoints:
         """Wait for the save in progress. Raises: UserError if it could not be written."""
         self.wait()
 
-    def restore(self, abstract_state: Any, say: Callable[[str], None] = print) -> tuple[Any, dict[str, Any]] | None:
+    def restore(self, abstract_state: Any, log: Callable[[str], None] = print) -> tuple[Any, dict[str, Any]] | None:
         """Return (state, progress) of the newest whole checkpoint; None if there is no checkpoint at all.
 
-        Only reads. A damaged checkpoint is passed over, and `say` gets a line about it.
+        Only reads. A damaged checkpoint is passed over, and `log` gets a line about it.
 
         Args:
             abstract_state: a pytree of jax.ShapeDtypeStruct with shardings, of any mesh; it may be a part of
@@ -114,19 +114,19 @@ class Checkpoints:
         problem = ""
         passed_over: set[int] = set()
         for _ in range(MAX_VANISHED):
-            steps = [step for step in hosts.from_first(self._steps) if step not in passed_over]
+            steps = [step for step in distributed.from_first(self._steps) if step not in passed_over]
             if not steps:
                 break
             path = self._directory / str(steps[-1])
             if problem:
-                say(f"{problem}; going back to {path}")
+                log(f"{problem}; going back to {path}")
             problem = ""
             try:
                 about, state = self._read(path, abstract_state)
             except UserError:
                 raise
             except Exception as error:  # orbax and tensorstore raise whatever their parsers happen to raise
-                if not hosts.from_first(path.exists):
+                if not distributed.from_first(path.exists):
                     continue  # the training process deleted it after it was listed
                 passed_over.add(steps[-1])
                 self._damaged.add(steps[-1])
@@ -148,7 +148,7 @@ class Checkpoints:
 
     def _read(self, path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
         wanted = _named(abstract_state)
-        about, arrays = hosts.together(lambda: self._parts(path, wanted))
+        about, arrays = distributed.together(lambda: self._parts(path, wanted))
         for name, checksum in _checksums(arrays).items():
             if checksum != about["arrays"][name][2]:
                 raise ValueError(f"the checksum of {name} is wrong")
@@ -172,14 +172,14 @@ class Checkpoints:
         return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
 
     def _remove_leftovers(self) -> None:
-        if hosts.is_first():
+        if distributed.is_first():
             self._directory.mkdir(parents=True, exist_ok=True)
             for path in self._directory.iterdir():
                 if LEFTOVER.fullmatch(path.name):
                     _delete(path)
 
     def _unwritten(self, error: Exception) -> Exception:
-        if hosts.is_loss(error):
+        if distributed.is_loss(error):
             return error
         if isinstance(error, OSError) or "os_error" in str(error):  # tensorstore raises ValueError
             return UserError(

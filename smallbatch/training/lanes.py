@@ -20,25 +20,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smallbatch import optim, records
+from smallbatch import optim
 from smallbatch.data.shards import Dataset
 from smallbatch.data.stream import TrainStream
 from smallbatch.errors import UserError
-from smallbatch.plan import Plan
-from smallbatch.progress import Progress, say
+from smallbatch.plan.plan import Plan
+from smallbatch.runs import records
+from smallbatch.runs.progress import Progress, log
+from smallbatch.runs.run_dir import RunDir
 from smallbatch.specs import ProgramSpec
-from smallbatch.training import sharding, steps
+from smallbatch.training import sharding
+from smallbatch.training import train_step as steps
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.journal import Journal
-from smallbatch.training.programs import Programs, bytes_per_device, compiled, jit_of, out_of_memory, over_memory
+from smallbatch.training.metrics import MetricsLogger
+from smallbatch.training.program import Programs, bytes_per_device, compiled, jit_of, out_of_memory, over_memory
 from smallbatch.training.run import now, result_of
 from smallbatch.training.trainer import Outcome, chunk_length, identity
 from smallbatch.training.validation import Score, validate
-from smallbatch.training.workdir import Workdir
 
 # What differs between the plans of lanes that can run together.
 OF_A_LANE = (
-    *("fingerprint", "hypers", "averages", "transfer", "seed", "warmup_tokens", "first_learning_rates", "warnings"),
+    *(
+        "fingerprint",
+        "hyperparams",
+        "averages",
+        "transfer",
+        "seed",
+        "warmup_tokens",
+        "first_learning_rates",
+        "warnings",
+    ),
     "weight_decay_timescale_frac",
 )
 LEAST_GAIN = 1.1  # in tokens/s, from twice as many lanes
@@ -80,7 +91,9 @@ class CompiledLanes:
         self.split, self.replicated = sharding.lanes_sharding(self.mesh), sharding.replicated(self.mesh)
         jit = partial(jit_of, spec)
         init = partial(steps.init_state, spec.model, spec.optimizer)
-        self.init = jit(jax.vmap(lambda hypers: init(hypers, jax.random.key(hypers.seed))), out_shardings=self.split)
+        self.init = jit(
+            jax.vmap(lambda hyperparams: init(hyperparams, jax.random.key(hyperparams.seed))), out_shardings=self.split
+        )
         chunk = partial(steps.update_chunk, spec.model, spec.optimizer)
         self._chunk = jit(sharding.over_lanes(self.mesh, chunk, shared=2), donate_argnums=0)
 
@@ -96,8 +109,8 @@ class CompiledLanes:
         tokens = jax.ShapeDtypeStruct(self.alone.tokens_shape, jnp.int32, sharding=self.replicated)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.replicated)
         stack = lambda x: jax.ShapeDtypeStruct((self.lanes,), x.dtype, sharding=self.split)
-        hypers = jax.tree.map(stack, optim.Hypers.abstract())
-        return self._chunk.lower(self.abstract_state, hypers, tokens, count).compile()
+        hyperparams = jax.tree.map(stack, optim.HyperParams.abstract())
+        return self._chunk.lower(self.abstract_state, hyperparams, tokens, count).compile()
 
     @property
     def memory_bytes(self) -> int:
@@ -106,13 +119,13 @@ class CompiledLanes:
         assert analysis is not None  # supported by CPU, GPU and TPU backends
         return bytes_per_device(self.abstract_state) + analysis.temp_size_in_bytes
 
-    def stacked(self, plans: list[Plan]) -> optim.Hypers:
+    def stacked(self, plans: list[Plan]) -> optim.HyperParams:
         """Return the hyperparameters of R lanes; the last plan fills lanes that no plan is left for."""
         filled = plans + [plans[-1]] * (self.lanes - len(plans))
-        columns = [optim.Hypers.from_floats(**plan.hypers) for plan in filled]
+        columns = [optim.HyperParams.from_floats(**plan.hyperparams) for plan in filled]
         return jax.device_put(jax.tree.map(lambda *xs: jnp.stack(xs), *columns), self.split)
 
-    def stage(self, sequences: sharding.Sequences, first: int, updates: int) -> jax.Array:
+    def put_tokens(self, sequences: sharding.Sequences, first: int, updates: int) -> jax.Array:
         """Put the batches of up to K updates on every device (see `sharding.staged`)."""
         return sharding.staged(self.alone.tokens_shape, self.replicated, sequences, first, updates)
 
@@ -152,12 +165,14 @@ def choose_lanes(plan: Plan, most: int, devices: int, secs: float = 1.0) -> int:
 
 
 def _updates_per_sec(programs: CompiledLanes, plan: Plan, secs: float) -> float:
-    hypers = programs.stacked([plan])
-    state = programs.init(hypers)
+    hyperparams = programs.stacked([plan])
+    state = programs.init(hyperparams)
     updates = plan.steps_per_dispatch
     zeros = lambda first, n: np.zeros((n, plan.model.context_tokens + 1), np.int32)
-    tokens = programs.stage(zeros, 0, updates)
-    run = lambda state: programs.chunk(state, hypers, tokens, jax.device_put(np.int32(updates), programs.replicated))
+    tokens = programs.put_tokens(zeros, 0, updates)
+    run = lambda state: programs.chunk(
+        state, hyperparams, tokens, jax.device_put(np.int32(updates), programs.replicated)
+    )
     state, _ = jax.block_until_ready(run(state))
     dispatches, start = 0, time.perf_counter()
     while time.perf_counter() - start < secs:
@@ -172,21 +187,21 @@ Member = tuple[Plan, Path] | None  # the plan and the run directory of a lane; N
 class _Lane:
     """What is written down of a lane that is trained."""
 
-    def __init__(self, plan: Plan, workdir: Workdir, progress: dict[str, Any] | None):
+    def __init__(self, plan: Plan, workdir: RunDir, progress: dict[str, Any] | None):
         """progress: of the group's checkpoint; None: the run begins."""
         # A run of its own that was begun here cannot go on with our records.
         shutil.rmtree(workdir.checkpoints, ignore_errors=True)
         records.rewind(workdir.metrics, progress["records"] if progress else 0)
         self.plan, self.workdir, self.programs = plan, workdir, Programs(plan)
-        self.journal = Journal(plan, records.MetricsWriter(workdir.metrics), [], progress)
+        self.metrics_logger = MetricsLogger(plan, records.MetricsWriter(workdir.metrics), [], progress)
 
     def progress(self) -> dict[str, Any]:
         """Return what it needs to go on, and by what its records are known."""
-        found = self.journal.progress()
+        found = self.metrics_logger.progress()
         return found | {"metrics_sha256": _sha256(self.workdir, found["records"])}
 
 
-def _sha256(workdir: Workdir, count: int) -> str:
+def _sha256(workdir: RunDir, count: int) -> str:
     """Return a digest of the first records of a run; no other run has the same, for they say what the clock said."""
     lines = workdir.metrics.read_bytes().splitlines(keepends=True) if workdir.metrics.exists() else []
     return hashlib.sha256(b"".join(lines[:count])).hexdigest()
@@ -208,7 +223,7 @@ class LaneTrainer:
         plans = [member[0] for member in members if member]
         self._plan, self._dataset, self._keep = plans[0], dataset, keep
         self._programs: CompiledLanes = compiled_lanes(self._plan.program, lanes, devices)
-        self._hypers = self._programs.stacked([member[0] if member else self._plan for member in members])
+        self._hyperparams = self._programs.stacked([member[0] if member else self._plan for member in members])
         self._stream = TrainStream(dataset, self._plan.model.context_tokens, self._plan.shuffle_seed)
         self._checkpoints = Checkpoints(group / "checkpoints")
         self._checkpoint_every_secs = checkpoint_every_secs
@@ -229,7 +244,7 @@ class LaneTrainer:
                     return self._loop(state, saved["step"] if saved else 0, look, progress)
         finally:
             for lane in self._lanes.values():
-                lane.journal.close()
+                lane.metrics_logger.close()
             self._checkpoints.close()
 
     def _begun(self, saved: dict[str, Any] | None) -> Iterator[tuple[int, _Lane]]:
@@ -237,31 +252,31 @@ class LaneTrainer:
             for i, member in enumerate(self._members):
                 if member is None:
                     continue
-                plan, workdir = member[0], Workdir(member[1])
+                plan, workdir = member[0], RunDir(member[1])
                 progress = saved["lanes"][i] if saved else None
                 if saved and (progress is None or _sha256(workdir, progress["records"]) != progress["metrics_sha256"]):
-                    say(
+                    log(
                         f"{workdir.path} has changed since its group saved it; its lane stays idle, and the cell "
                         "restarts in another group"
                     )
                     continue
                 lane = _Lane(plan, workdir, progress)
-                pauses.enter_context(lane.journal.pause())
+                pauses.enter_context(lane.metrics_logger.pause())
                 yield i, lane
 
     def _loop(self, state: steps.TrainState, step: int, look: Callable[[set[int]], bool], progress: Progress) -> bool:
         plan, saved_at = self._plan, time.monotonic()
         with self._paused():
-            say(f"compiling {self._programs.lanes} lanes of {plan.model.layers} layers ...")
+            log(f"compiling {self._programs.lanes} lanes of {plan.model.layers} layers ...")
             self._programs.check_memory()
         for lane in self._lanes.values():
-            lane.journal.mark(step)
+            lane.metrics_logger.mark(step)
         while step < plan.optimizer_steps and self._lanes:
             updates = chunk_length(plan, step, plan.optimizer_steps)
             first_sequence = plan.tokens_at(step) // plan.model.context_tokens
-            tokens = self._programs.stage(self._stream.batch, first_sequence, updates)
+            tokens = self._programs.put_tokens(self._stream.batch, first_sequence, updates)
             count = jax.device_put(np.int32(updates), self._programs.replicated)
-            state, metrics = self._programs.chunk(state, self._hypers, tokens, count)
+            state, metrics = self._programs.chunk(state, self._hyperparams, tokens, count)
             step += updates
             self._take_in(step, updates, metrics)
             progress.update(plan.tokens_at(step), live=str(len(self._lanes)))
@@ -296,14 +311,14 @@ class LaneTrainer:
         found = {name: np.asarray(values_RxK)[:, :updates] for name, values_RxK in metrics.items()}
         for i in list(self._lanes):
             metrics_K = {name: values_RxK[i] for name, values_RxK in found.items()}
-            diverged_at = self._lanes[i].journal.add(step, metrics_K, self._lanes[i].programs.learning_rate)
+            diverged_at = self._lanes[i].metrics_logger.add(step, metrics_K, self._lanes[i].programs.learning_rate)
             if diverged_at is not None:
                 self._finish(i, "diverged", diverged_at)
 
     def _validate(self, i: int, state: steps.TrainState, step: int) -> Score:
         with self._paused():
             score = validate(self._lanes[i].programs, self._lane_state(i, state), self._dataset)
-        self._lanes[i].journal.validation(step, score)
+        self._lanes[i].metrics_logger.validation(step, score)
         return score
 
     def _lane_state(self, i: int, state: steps.TrainState) -> steps.TrainState:
@@ -320,13 +335,13 @@ class LaneTrainer:
             step,
             {} if state is None else state.params,
             score,
-            lane.journal.last_loss_nats,
+            lane.metrics_logger.last_loss_nats,
             step if status == "diverged" else None,
-            lane.journal.secs / count,  # its share: the lanes took this time together
-            lane.journal.train_secs / count,
+            lane.metrics_logger.secs / count,  # its share: the lanes took this time together
+            lane.metrics_logger.train_secs / count,
             program_memory_bytes=self._programs.memory_bytes * self._programs.mesh.size // self._programs.lanes,
         )
-        lane.journal.close()
+        lane.metrics_logger.close()
         devices = self._programs.mesh.size
         result = result_of(lane.plan, self._dataset, outcome, None, self._started, devices, alone=False)
         records.write_result(lane.workdir.result, result)
@@ -334,14 +349,14 @@ class LaneTrainer:
     def _keep_state(self, lane: _Lane, step: int, state: steps.TrainState) -> None:
         """Save a state as the run's own trainer does."""
         checkpoints = Checkpoints(lane.workdir.checkpoints)
-        checkpoints.save(step, state, lane.journal.progress() | identity(lane.plan, self._dataset))
+        checkpoints.save(step, state, lane.metrics_logger.progress() | identity(lane.plan, self._dataset))
         checkpoints.close()
 
     @contextlib.contextmanager
     def _paused(self):
         with contextlib.ExitStack() as pauses:
             for lane in self._lanes.values():
-                pauses.enter_context(lane.journal.pause())
+                pauses.enter_context(lane.metrics_logger.pause())
             yield
 
     def _save(self, step: int, state: steps.TrainState) -> None:
@@ -351,11 +366,11 @@ class LaneTrainer:
             self._checkpoints.save(step, state, about)
 
     def _restore(self) -> tuple[steps.TrainState, dict[str, Any] | None]:
-        restored = self._checkpoints.restore(self._programs.abstract_state, say)
+        restored = self._checkpoints.restore(self._programs.abstract_state, log)
         if restored is None:
-            return self._programs.init(self._hypers), None
+            return self._programs.init(self._hyperparams), None
         state, saved = restored
         if saved["dataset_sha256"] != self._dataset.meta.sha256:
             raise UserError("the checkpoint of a group of lanes belongs to another dataset; delete its directory")
-        say(f"going on after update {saved['step']:,} of {self._plan.optimizer_steps:,}")
+        log(f"going on after update {saved['step']:,} of {self._plan.optimizer_steps:,}")
         return state, saved

@@ -13,18 +13,21 @@ from pathlib import Path
 import jax
 
 from smallbatch import config as configs
-from smallbatch import layout, paths, peaks, records, summary, trackers
-from smallbatch import plan as plans
 from smallbatch.data import prepare, tokenizers
 from smallbatch.data.shards import Dataset
 from smallbatch.data.stream import check_splits, describe_splits
 from smallbatch.errors import UserError
-from smallbatch.progress import say
-from smallbatch.stopping import Stop
-from smallbatch.training import cloud, hosts, sharding
-from smallbatch.training import workdir as workdirs
-from smallbatch.training.collectives import Traffic
-from smallbatch.training.programs import Memory, Programs, compiled, cpu_cores, out_of_memory, start_jax
+from smallbatch.files import paths
+from smallbatch.plan import device_flops as peaks
+from smallbatch.plan import mesh_plan as layout
+from smallbatch.plan import plan as plans
+from smallbatch.runs import records, summary, trackers
+from smallbatch.runs import run_dir as workdirs
+from smallbatch.runs.progress import log
+from smallbatch.training import cloud, distributed, sharding
+from smallbatch.training.program import Memory, Programs, compiled, cpu_cores, out_of_memory, start_jax
+from smallbatch.training.signals import Stop
+from smallbatch.training.traffic import Traffic
 from smallbatch.training.trainer import Outcome, Trainer
 
 _runs_of_process = itertools.count()
@@ -52,7 +55,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     """
     configs.validate(config)
     path = workdirs.default_path(config, None) if path is None else paths.local(path, "the run directory")
-    workdir = workdirs.Workdir(path)
+    workdir = workdirs.RunDir(path)
     workdirs.check_owner(workdir, config)
     if (result := workdirs.finished(workdir)) is not None:
         return result
@@ -62,9 +65,9 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         held.enter_context(
             cloud.Watch(partial(_stop_on_notice, stop))
         )  # from here on: a notice during the preparation counts too
-        hosts.from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
+        distributed.from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
         dataset = prepare.prepare(plan.data)
-        hosts.check_same(dataset.meta.sha256, "the dataset that it prepared")
+        distributed.check_same(dataset.meta.sha256, "the dataset that it prepared")
         check_splits(dataset, plan.model.context_tokens)
         tokenizer = tokenizers.load(dataset.dir)
         ids = prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
@@ -72,10 +75,10 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         programs.check_memory()
         trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs, stop)
         state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
-        hosts.from_first(lambda: _describe(workdir, config, plan, tokenizer))
+        distributed.from_first(lambda: _describe(workdir, config, plan, tokenizer))
         for line in describe_splits(dataset, plan.model.context_tokens):
-            say(line)
-        say(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))
+            log(line)
+        log(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))
 
         def open_trackers(resumed_tokens: int) -> list[trackers.Tracker]:
             return trackers.open_trackers(
@@ -93,7 +96,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         if outcome.status == "done" and ids:
             sample = _sample(plan, programs, outcome.params, tokenizer, ids, config.train)
         result = result_of(plan, dataset, outcome, sample, started, plan.mesh.devices, alone)
-        if hosts.is_first():
+        if distributed.is_first():
             records.write_result(workdir.result, result)
     result = replace(result, directory=workdir.path)
     if outcome.stopped or outcome.noticed:
@@ -101,7 +104,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     return result
 
 
-def _describe(workdir: workdirs.Workdir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
+def _describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
     """Write config.json, plan.json and the tokenizer, after all checks."""
     workdirs.take(workdir, config)
     records.write_json(workdir.plan, plan.to_dict())
@@ -111,7 +114,7 @@ def _describe(workdir: workdirs.Workdir, config: configs.Config, plan: plans.Pla
 
 def _stop_on_notice(stop: Stop, words: str) -> None:
     stop.ask(words)
-    say(f"this machine is about to be taken away ({words}): saving")
+    log(f"this machine is about to be taken away ({words}): saving")
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ class DryRun:
     """What is known of a run before it starts."""
 
     plan: plans.Plan
-    memory: Memory  # of the phase that needs most
-    traffic: tuple[Traffic, ...]  # of an update of that phase
+    memory: Memory  # of the stage that needs most
+    traffic: tuple[Traffic, ...]  # of an update of that stage
     dataset_tokens: int | None  # None: the dataset is not prepared yet
     dataset_lines: tuple[str, ...] = ()  # sizes of its splits
 
@@ -133,7 +136,7 @@ def dry_run(config: configs.Config, topology: str | None = None) -> DryRun:
     if dataset is not None:
         check_splits(dataset, plan.model.context_tokens)
         lines = describe_splits(dataset, plan.model.context_tokens)
-    programs = [compiled(replace(phase.program, topology=topology)) for phase in (plan, *plan.later)]
+    programs = [compiled(replace(stage.program, topology=topology)) for stage in (plan, *plan.later)]
     largest = max(programs, key=lambda program: program.memory().total_bytes)
     tokens = None if dataset is None else len(dataset.train)
     return DryRun(plan, largest.memory(), largest.traffic(), tokens, tuple(lines))
@@ -189,7 +192,7 @@ def keep_tokenizer(tokenizer, directory: Path) -> None:
 
 def _sample(plan: plans.Plan, programs: Programs, params, tokenizer, prompt_ids: list[int], train) -> str | None:
     """Return the prompt and its continuation; None where a device cannot hold the weights of all of them."""
-    from smallbatch.model.decode import generate
+    from smallbatch.model.sampling import generate
 
     try:
         ids = generate(
@@ -205,7 +208,7 @@ def _sample(plan: plans.Plan, programs: Programs, params, tokenizer, prompt_ids:
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise
-        say("no text is sampled: all weights together do not fit one device; train.sample_tokens=0 asks for none")
+        log("no text is sampled: all weights together do not fit one device; train.sample_tokens=0 asks for none")
         return None
     return train.sample_prompt + tokenizer.decode(ids)
 
@@ -224,7 +227,7 @@ def result_of(
     devices: number of devices behind the outcome's seconds. alone: whether this process trained no other run.
     """
     device, score = jax.local_devices()[0], outcome.score
-    tokens = plan.phase_at(outcome.step).tokens_at(outcome.step)
+    tokens = plan.stage_at(outcome.step).tokens_at(outcome.step)
     tokens_per_sec = tokens / outcome.train_secs if outcome.train_secs > 0 else None
     return records.Result(
         status=outcome.status,

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from smallbatch import optim
 from smallbatch.errors import UserError
-from smallbatch.model import gpt
+from smallbatch.model import decoder
 from smallbatch.specs import DeviceSpec, MeshSpec, ModelSpec, OptimizerSpec
 
 # (params, tokens_AxMxT1) -> means over the batch, as `steps.mean_loss_and_grads` returns them
@@ -220,7 +220,7 @@ def processes_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def over_lanes(mesh: Mesh, f: Callable, shared: int) -> Callable:
-    """Return f(state, hypers, *shared) for R lanes of state and hypers, those of a device on that device alone.
+    """Return f(state, hyperparams, *shared) for R lanes of the first two, those of a device on that device alone.
 
     shared: how many arguments after these two are the same for all lanes.
     """
@@ -235,7 +235,7 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
 
     `tensor` rarely divides a vocabulary; it then splits the width of the two embeddings, beside `fsdp`.
     """
-    shapes = gpt.abstract_params(spec)
+    shapes = decoder.abstract_params(spec)
 
     def sharding(name: str, axes: tuple[str, ...]) -> NamedSharding:
         sizes = dict(zip(axes, shapes[name].shape, strict=True))
@@ -247,7 +247,7 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
         split = {axis: () if sizes[axis] % count(own) else own for axis, own in split.items()}
         return NamedSharding(mesh, PartitionSpec(*[split[axis] or None for axis in axes]))
 
-    return {name: sharding(name, axes) for name, axes in gpt.param_axes(spec).items()}
+    return {name: sharding(name, axes) for name, axes in decoder.param_axes(spec).items()}
 
 
 def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: OptimizerSpec) -> Any:
@@ -255,12 +255,12 @@ def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: OptimizerSpec) -
 
     What is copied is small: counters, and Adafactor's rows and columns.
     """
-    params, shardings = gpt.abstract_params(spec), param_shardings(mesh, spec)
+    params, shardings = decoder.abstract_params(spec), param_shardings(mesh, spec)
 
     def sharding(path, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         name = getattr(path[-1], "key", "")
         is_average = name in params and leaf.shape == params[name].shape
         return shardings[name] if is_average else replicated(mesh)
 
-    init = lambda hypers, params: optim.build(optimizer, hypers).init(params)
-    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(init, optim.Hypers.abstract(), params))
+    init = lambda hyperparams, params: optim.build(optimizer, hyperparams).init(params)
+    return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(init, optim.HyperParams.abstract(), params))

@@ -12,21 +12,22 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from smallbatch import peaks, records
 from smallbatch.data.shards import Dataset
 from smallbatch.data.stream import TrainStream
 from smallbatch.errors import UserError
-from smallbatch.model import gpt
-from smallbatch.plan import Plan
-from smallbatch.progress import Progress, say
-from smallbatch.stopping import Stop
-from smallbatch.training import hosts
+from smallbatch.model import decoder
+from smallbatch.plan import device_flops as peaks
+from smallbatch.plan.plan import Plan
+from smallbatch.runs import records
+from smallbatch.runs.progress import Progress, log
+from smallbatch.runs.run_dir import RunDir
+from smallbatch.training import distributed
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.journal import Journal
-from smallbatch.training.programs import Programs, out_of_memory, too_large
-from smallbatch.training.steps import Metrics, TrainState
+from smallbatch.training.metrics import MetricsLogger
+from smallbatch.training.program import Programs, out_of_memory, too_large
+from smallbatch.training.signals import Stop
+from smallbatch.training.train_step import Metrics, TrainState
 from smallbatch.training.validation import Score, validate
-from smallbatch.training.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Outcome:
 
     status: str  # done | diverged | stopped
     step: int
-    params: gpt.Params  # that the score is of
+    params: decoder.Params  # that the score is of
     score: Score | None
     train_loss_nats: float | None
     diverged_at_step: int | None
@@ -49,10 +50,8 @@ class Outcome:
 class Trainer:
     """One run in one process: restores itself, goes on to the end or until it is told to stop."""
 
-    def __init__(
-        self, programs: Programs, dataset: Dataset, workdir: Workdir, checkpoint_every_secs: float, stop: Stop
-    ):
-        self._programs, self._dataset, self._workdir = programs, dataset, workdir  # programs of the phase it is in
+    def __init__(self, programs: Programs, dataset: Dataset, workdir: RunDir, checkpoint_every_secs: float, stop: Stop):
+        self._programs, self._dataset, self._workdir = programs, dataset, workdir  # programs of the stage it is in
         self._run = plan = programs.plan
         self._stream = TrainStream(dataset, plan.model.context_tokens, plan.shuffle_seed)
         self._checkpoints = Checkpoints(workdir.checkpoints)
@@ -68,29 +67,29 @@ class Trainer:
         self._until_step = self._run.optimizer_steps if until_step is None else until_step
         step = int(state.opt_state.count)
         writer, trackers = None, []
-        if hosts.is_first():
+        if distributed.is_first():
             records.rewind(self._workdir.metrics, saved["records"] if saved else 0)
             writer, trackers = records.MetricsWriter(self._workdir.metrics), open_trackers(self._plan.tokens_at(step))
-        journal = Journal(self._plan, writer, trackers, saved)
+        metrics_logger = MetricsLogger(self._plan, writer, trackers, saved)
         try:
-            with journal.pause():
-                say(f"compiling {self._plan.model.layers} layers ...")
+            with metrics_logger.pause():
+                log(f"compiling {self._plan.model.layers} layers ...")
                 self._compile(step)
             with self._stop, Progress("train", self._plan.budget_tokens) as progress:
-                journal.mark(step)
-                self._session = self._plan.tokens_at(step), journal.train_secs  # where this session began
+                metrics_logger.mark(step)
+                self._session = self._plan.tokens_at(step), metrics_logger.train_secs  # where this session began
                 progress.update(self._plan.tokens_at(step))
-                return self._loop(state, step, journal, progress)
+                return self._loop(state, step, metrics_logger, progress)
         except jax.errors.JaxRuntimeError as error:
             raise (too_large(error) if out_of_memory(error) else error) from None
         finally:
-            journal.close()
+            metrics_logger.close()
             self._checkpoints.close()
 
-    def _loop(self, state: TrainState, step: int, journal: Journal, progress: Progress) -> Outcome:
+    def _loop(self, state: TrainState, step: int, metrics_logger: MetricsLogger, progress: Progress) -> Outcome:
         pending: tuple[int, int, Metrics] | None = None  # (step after it, updates, metrics) of the chunk under way
         saved_at, score, diverged_at = time.monotonic(), None, None
-        agreement = hosts.Agreement()
+        agreement = distributed.Agreement()
         while diverged_at is None:
             plan = self._plan
             paused = step >= self._until_step
@@ -104,46 +103,48 @@ class Trainer:
             stopping |= paused
             save_due |= stopping
             if pending and (validation_due or save_due or step == plan.last_step):
-                diverged_at, pending = self._take_in(pending, journal, progress), None
+                diverged_at, pending = self._process(pending, metrics_logger, progress), None
                 if diverged_at is None and validation_due:
-                    score = self._validate(state, journal, progress)
-                    journal.validation(step, score)
+                    score = self._validate(state, metrics_logger, progress)
+                    metrics_logger.validation(step, score)
                     diverged_at = None if math.isfinite(score.loss_nats) else step
                 if diverged_at is not None:
                     break
                 if save_due:
-                    self._save(step, state, journal)
+                    self._save(step, state, metrics_logger)
                     saved_at = time.monotonic()
             if stopping:
                 break
             if step == plan.last_step:
-                plan = self._enter_phase(step, journal, progress)
+                plan = self._enter_stage(step, metrics_logger, progress)
             updates = chunk_length(plan, step, self._until_step)
             first_sequence = plan.tokens_at(step) // plan.model.context_tokens
-            tokens = self._programs.stage(self._stream.batch, first_sequence, updates)
+            tokens = self._programs.put_tokens(self._stream.batch, first_sequence, updates)
             state, metrics = self._programs.update(state, tokens, updates)
             step += updates
             if pending:
-                diverged_at = self._take_in(pending, journal, progress)
+                diverged_at = self._process(pending, metrics_logger, progress)
             pending = (step, updates, metrics)
-        with journal.pause():
+        with metrics_logger.pause():
             self._checkpoints.wait()
         if diverged_at is not None:
-            return self._outcome("diverged", diverged_at, state, None, journal, diverged_at)
+            return self._outcome("diverged", diverged_at, state, None, metrics_logger, diverged_at)
         there = step >= self._until_step
         if there and score is None:  # restored from its last checkpoint: everything but the result was there
-            score = self._validate(state, journal, progress)
+            score = self._validate(state, metrics_logger, progress)
         status = "done" if step == self._run.optimizer_steps else "stopped"
-        return self._outcome(status, step, state, score if there else None, journal, None)
+        return self._outcome(status, step, state, score if there else None, metrics_logger, None)
 
-    def _take_in(self, pending: tuple[int, int, Metrics], journal: Journal, progress: Progress) -> int | None:
+    def _process(
+        self, pending: tuple[int, int, Metrics], metrics_logger: MetricsLogger, progress: Progress
+    ) -> int | None:
         """Wait for a chunk, write its records, show them. Returns the update at which it diverged, or None."""
         step, updates, metrics = pending
         metrics_K = {name: np.asarray(values)[:updates] for name, values in metrics.items()}
-        diverged_at = journal.add(step, metrics_K, self._programs.learning_rate)
+        diverged_at = metrics_logger.add(step, metrics_K, self._programs.learning_rate)
         fields = {"loss": f"{metrics_K['loss'].mean():.3f}"}
         tokens, secs = self._session
-        rate = (self._plan.tokens_at(step) - tokens) * self._plan.flops_per_token / (journal.train_secs - secs)
+        rate = (self._plan.tokens_at(step) - tokens) * self._plan.flops_per_token / (metrics_logger.train_secs - secs)
         mfu = peaks.mfu(rate, jax.local_devices()[0].device_kind, self._plan.mesh.devices)
         if mfu is not None:
             fields["mfu"] = f"{mfu:.0%}"
@@ -159,29 +160,29 @@ class Trainer:
         self._program_memory_bytes = max(self._program_memory_bytes, self._programs.compiled.memory().total_bytes)
         self._programs.learning_rate(step)  # likewise
 
-    def _enter_phase(self, step: int, journal: Journal, progress: Progress) -> Plan:
+    def _enter_stage(self, step: int, metrics_logger: MetricsLogger, progress: Progress) -> Plan:
         """Go on with the next batch size; return its plan."""
-        with journal.pause():
-            self._programs = Programs(self._run.phase_at(step))
-            progress.say(f"the batch is now {self._plan.batch_size:,} sequences; compiling ...")
-            journal.plan = self._plan
+        with metrics_logger.pause():
+            self._programs = Programs(self._run.stage_at(step))
+            progress.log(f"the batch is now {self._plan.batch_size:,} sequences; compiling ...")
+            metrics_logger.plan = self._plan
             self._compile(step)
-        journal.mark(step)
+        metrics_logger.mark(step)
         return self._plan
 
     def _validation_due(self, step: int) -> bool:
         every = self._plan.validate_every_steps
         return every is not None and step > self._plan.first_step and (step - self._plan.first_step) % every == 0
 
-    def _validate(self, state: TrainState, journal: Journal, progress: Progress) -> Score:
-        with journal.pause():
-            progress.say(f"validating on {len(self._dataset.validation):,} tokens ...")
+    def _validate(self, state: TrainState, metrics_logger: MetricsLogger, progress: Progress) -> Score:
+        with metrics_logger.pause():
+            progress.log(f"validating on {len(self._dataset.validation):,} tokens ...")
             return validate(self._programs, state, self._dataset)
 
-    def _save(self, step: int, state: TrainState, journal: Journal) -> None:
-        with journal.pause():
+    def _save(self, step: int, state: TrainState, metrics_logger: MetricsLogger) -> None:
+        with metrics_logger.pause():
             memory = {"program_memory_bytes": self._program_memory_bytes}
-            progress = journal.progress() | memory | identity(self._plan, self._dataset)
+            progress = metrics_logger.progress() | memory | identity(self._plan, self._dataset)
             self._checkpoints.save(step, state, progress)
 
     def restore(self) -> tuple[TrainState, dict | None]:
@@ -189,13 +190,13 @@ class Trainer:
 
         Only reads. Raises UserError for a checkpoint of another config or dataset.
         """
-        restored = self._checkpoints.restore(self._programs.abstract_state, say)
+        restored = self._checkpoints.restore(self._programs.abstract_state, log)
         if restored is None:
             return self._programs.init(), None
         state, saved = restored
-        phase = self._run.phase_at(int(state.opt_state.count))
-        if phase is not self._plan:
-            self._programs = Programs(phase)
+        stage = self._run.stage_at(int(state.opt_state.count))
+        if stage is not self._plan:
+            self._programs = Programs(stage)
         ours = identity(self._plan, self._dataset)
         source = ours.pop("noise_scale_from")
         for key, value in ours.items():
@@ -210,21 +211,21 @@ class Trainer:
                 f"would from {source}; give it as many devices as before, or begin another with train.diagnostics=False"
             )
         self._program_memory_bytes = saved.get("program_memory_bytes", 0)
-        say(f"going on after update {int(state.opt_state.count):,} of {self._plan.optimizer_steps:,}")
+        log(f"going on after update {int(state.opt_state.count):,} of {self._plan.optimizer_steps:,}")
         return state, saved
 
     def _outcome(
-        self, status: str, step: int, state: TrainState, score: Score | None, journal: Journal, diverged_at
+        self, status: str, step: int, state: TrainState, score: Score | None, metrics_logger: MetricsLogger, diverged_at
     ) -> Outcome:
         return Outcome(
             status,
             step,
             self._programs.evaluation_params(state),
             score,
-            journal.last_loss_nats,
+            metrics_logger.last_loss_nats,
             diverged_at,
-            journal.secs,
-            journal.train_secs,
+            metrics_logger.secs,
+            metrics_logger.train_secs,
             self._stop.requested,
             self._noticed,
             self._program_memory_bytes,

@@ -6,9 +6,9 @@ import numpy as np
 
 from smallbatch.data.shards import Dataset
 from smallbatch.data.stream import validation_batches
-from smallbatch.model import gpt
-from smallbatch.training.programs import Programs
-from smallbatch.training.steps import TrainState
+from smallbatch.model import decoder
+from smallbatch.training.program import Programs
+from smallbatch.training.train_step import TrainState
 from smallbatch.units import bits_per_byte
 
 
@@ -54,7 +54,7 @@ def standard_error(nats_S: np.ndarray, targets_S: np.ndarray) -> float | None:
     return float(np.sqrt(sequences / (sequences - 1) * np.sum(residuals_S**2)) / targets_S.sum())
 
 
-def _nats(programs: Programs, params: gpt.Params, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def _nats(programs: Programs, params: decoder.Params, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return the loss sum and target count of each sequence. Each sum is float32; the returned arrays are float64."""
     plan = programs.plan
     batches = validation_batches(dataset, plan.model.context_tokens, plan.validation_batch_seqs)

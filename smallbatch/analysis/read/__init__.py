@@ -1,0 +1,1 @@
+"""Run directories and CSV files, read into a table of runs."""

@@ -1,0 +1,305 @@
+"""Sweep and run directories of this trainer, read into the run table.
+
+One idea: a cell is what its directory says it is, and a directory that says nothing is a missing cell. A file that is
+damaged costs its cell and is stated; only a directory that holds no runs at all is refused.
+"""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smallbatch.analysis import gradients
+from smallbatch.analysis.read.run_table import Run, RunTable, without_duplicates
+from smallbatch.analysis.report import naming
+from smallbatch.analysis.report.naming import Identity, Named
+from smallbatch.analysis.stats import curves
+from smallbatch.errors import UserError
+from smallbatch.files import json_files, paths
+from smallbatch.runs.records import FORMER_STATUSES, STATUSES, read_metrics
+
+GRID_FORMAT = 1
+NAMED = 3  # run directories listed in the name of a setting
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the shape of grid.json
+# Keys of a config that are read as numbers here, with their types.
+READ_KEYS = {
+    naming.BATCH_SIZE: int,
+    naming.SEED: int | None,
+    naming.BUDGET: int | None,
+    "optimizer.peak_lr": float | None,
+    "model.context_tokens": int,
+}
+
+
+class NotReportable(UserError):
+    """A valid grid.json that cannot be reported: another format, or no cells."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run that was asked for: where it is, or would be, and its config as {dotted key: value}."""
+
+    directory: Path
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A directory of cells; `base` is the config that they deviate from, where there is one."""
+
+    name: str
+    directory: Path
+    cells: tuple[Cell, ...]
+    arm_keys: tuple[str, ...]
+    base: dict[str, Any] | None
+
+
+def read(paths: Sequence[Path]) -> RunTable:
+    """Return the run table of sweep directories, run directories, or directories of run directories."""
+    notes: Counter[str] = Counter()
+    sweeps = _runs_together(_told_apart([find(path, notes) for path in paths]))
+    identities = naming.identify(
+        [Named(sweep.name, [cell.config for cell in sweep.cells], sweep.arm_keys) for sweep in sweeps]
+    )
+    runs: list[Run] = []
+    provenance: list[dict[str, Any]] = []
+    used_tokens: dict[Any, set[float]] = defaultdict(set)  # {budget: tokens of its runs}; rounded up to whole updates
+    for sweep, own in zip(sweeps, identities, strict=True):
+        results: list[dict[str, Any]] = []
+        found = [_read_cell(cell, i, notes, results) for cell, i in zip(sweep.cells, own, strict=True)]
+        runs += found
+        for cell, run in zip(sweep.cells, found, strict=True):
+            if run.status == "done" and np.isfinite(run.tokens):
+                used_tokens[cell.config.get(naming.BUDGET)].add(run.tokens)
+        provenance.append(_provenance(sweep, found, results))
+    for budget, used in used_tokens.items():
+        if isinstance(budget, int) and len(used) > 1:
+            notes[
+                f"runs with a budget of {budget:,} tokens trained on {min(used):,.0f} to {max(used):,.0f}, because it "
+                "is rounded up to whole updates; their losses are not at equal tokens"
+            ] += 1
+    kept, dropped = without_duplicates(runs)
+    said = [text if count == 1 else f"{text} ({count} times)" for text, count in notes.items()]
+    return RunTable(tuple(kept), (*said, *dropped), tuple(provenance))
+
+
+def find(path: Path, notes: Counter[str]) -> Sweep:
+    """Return the cells of a directory. Raises UserError where it holds neither a sweep nor a run."""
+    if not paths.is_dir(path):
+        raise UserError(f"there is no directory {path}; name a sweep directory, a run directory or a folder of runs")
+    name = paths.resolved(path).name
+    if paths.exists(path / "grid.json") or paths.is_dir(path / "cells"):
+        try:
+            return _asked_for(path)
+        except UserError as error:
+            if isinstance(error, NotReportable) or not (cells := _run_directories(path / "cells", notes)):
+                raise
+            notes[f"{error}; the report includes only the {len(cells)} cells that were started"] += 1
+            return Sweep(name, path, tuple(cells), (), None)
+    if paths.exists(path / "config.json"):
+        return Sweep(name, path, (_run_directory(path),), (), None)
+    cells = _run_directories(path, notes)
+    if not cells:
+        raise UserError(
+            f"{path} is no sweep (grid.json), no run (config.json, result.json) and holds no runs; "
+            "name a directory that `smallbatch.sweep` or `smallbatch.train` wrote"
+        )
+    return Sweep(name, path, tuple(cells), (), None)
+
+
+def _run_directories(path: Path, notes: Counter[str]) -> list[Cell]:
+    """Return the run directories in a directory; skip one with a damaged config.json, with a note."""
+    cells = []
+    for directory in (entry for entry in paths.entries(path) if paths.exists(entry / "config.json")):
+        try:
+            cells.append(_run_directory(directory))
+        except UserError as error:
+            notes[f"{error}; left out"] += 1
+    return cells
+
+
+def _run_directory(path: Path) -> Cell:
+    config = naming.flatten(json_files.read_config(path / "config.json"))
+    _check_read_keys(config, path / "config.json")
+    return Cell(path, config)
+
+
+def _check_read_keys(config: dict[str, Any], file: Path) -> None:
+    """Raise UserError if a key that must be a number has another type."""
+    if problem := json_files.mismatch(config, {key: kind for key, kind in READ_KEYS.items() if key in config}):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
+
+
+def _asked_for(path: Path) -> Sweep:
+    file = path / "grid.json"
+    grid = json_files.read_object(file, {"format": int}, "the grid of a sweep")
+    if grid["format"] != GRID_FORMAT:
+        raise NotReportable(
+            f"{file} has format {grid['format']!r}, and this version reads format {GRID_FORMAT}; use the version of "
+            "smallbatch that wrote it"
+        )
+    if problem := json_files.mismatch(grid, GRID):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
+    base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
+    if json_files.mismatch(arms, [str] if isinstance(arms, list) else str):
+        raise UserError(f"{file} is damaged (arms is {arms!r}, not a key or a list of keys); restore it from a copy")
+    cells = tuple(Cell(path / "cells" / cell["id"], {**base, **cell["values"]}) for cell in grid["cells"])
+    for cell in cells:
+        _check_read_keys(cell.config, file)
+    if not cells:
+        raise NotReportable(
+            f"{file} has no cells, and a report needs at least one; give the directory of another sweep"
+        )
+    return Sweep(grid["name"], path, cells, (arms,) if isinstance(arms, str) else tuple(arms), grid["config"])
+
+
+def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
+    """Sweeps of the same name are called by their directories, so that they stay two settings."""
+    times = Counter(sweep.name for sweep in sweeps)
+    directories = {paths.resolved(sweep.directory) for sweep in sweeps}
+    if len(directories) < len(sweeps):
+        raise UserError("a directory is named twice; name each once")
+    return [
+        sweep if times[sweep.name] == 1 else
+        Sweep(str(sweep.directory), sweep.directory, sweep.cells, sweep.arm_keys, sweep.base)
+        for sweep in sweeps
+    ]  # fmt: skip
+
+
+def _runs_together(sweeps: list[Sweep]) -> list[Sweep]:
+    """Combine run directories given one by one into one setting, as if their folder had been given."""
+    runs = [sweep for sweep in sweeps if len(sweep.cells) == 1 and sweep.cells[0].directory == sweep.directory]
+    if len(runs) < 2:
+        return sweeps
+    names = [run.name for run in runs]
+    name = ", ".join(names) if len(names) <= NAMED else f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    parent = Path(os.path.commonpath([run.directory.resolve() for run in runs]))
+    together = Sweep(name, parent, tuple(run.cells[0] for run in runs), (), None)
+    return [*(sweep for sweep in sweeps if sweep not in runs), together]
+
+
+def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: list[dict[str, Any]]) -> Run:
+    """Return the run of a cell. What cannot be read is noted, and makes it a missing one."""
+    where, config = cell.directory, cell.config
+    try:
+        status, loss, result = _outcome(where)
+    except UserError as error:
+        status, loss, result = "missing", np.nan, {}
+        notes[f"{error}; counted as missing"] += 1
+    known: dict[str, Any] = {}
+    if result:
+        results.append(result)
+        known = _along_the_run(where, _number(config.get("model.context_tokens")), notes)
+    return Run(
+        setting=identity.setting,
+        arm=identity.arm,
+        point=identity.point,
+        batch_size=_number(config.get(naming.BATCH_SIZE)),
+        seed=int(config.get(naming.SEED) or 0),
+        status=status,
+        loss_nats=loss,
+        average_loss_nats=_number(result.get("average_validation_loss_nats")),
+        learning_rate=known.pop("peak_lr", _number(config.get("optimizer.peak_lr"))),
+        tokens=_number(result.get("tokens")),
+        flops=_number(result.get("flops")),
+        steps=_number(result.get("optimizer_steps")),
+        secs=_number(result.get("secs")),
+        tokens_per_sec=_number(result.get("tokens_per_sec")),
+        program_memory_bytes=_number(result.get("program_memory_bytes")),
+        params=_number(result.get("params")),
+        context_tokens=_number(config.get("model.context_tokens")),
+        source=str(where),
+        failure_file=str(where / "failed.json") if status == "failed" else "",
+        validation_loss_se_nats=_number(result.get("validation_loss_se_nats")),
+        **known,
+    )
+
+
+def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
+    """Return (status, loss, result.json) of a run directory; the result is {} where the run did not end by itself.
+
+    Read key by key, not by records.read_result, which refuses results of other versions: they are read years later.
+    """
+    if paths.exists(where / "result.json"):
+        result = json_files.read_object(where / "result.json", {"status": str}, "the result of a run")
+        if result["status"] not in (*STATUSES, *FORMER_STATUSES):
+            raise UserError(
+                f"{where / 'result.json'} is damaged (status is {result['status']!r}, not {' or '.join(STATUSES)}); "
+                "restore it from a copy"
+            )
+        nested = {key: {} for key in ("versions", "device") if result.get(key) is not None}
+        if problem := json_files.mismatch(result, nested):
+            raise UserError(f"{where / 'result.json'} is damaged ({problem}); restore it from a copy")
+        if result["status"] in ("done", "diverged"):  # a stopped run may be resumed, or be cut by early stopping
+            loss = _number(result.get("validation_loss_nats"))
+            diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
+            return ("diverged", np.inf, result) if diverged else ("done", loss, result)
+    if paths.exists(where / "cut.json"):
+        cut = json_files.read_object(where / "cut.json", {"validation_loss_nats": float | None}, "about a cut cell")
+        return "cut", _number(cut["validation_loss_nats"]), {}
+    if paths.exists(where / "skipped.json"):
+        return "skipped", np.inf, {}
+    return ("failed" if paths.exists(where / "failed.json") else "missing"), np.nan, {}
+
+
+def _along_the_run(where: Path, context_tokens: float, notes: Counter[str]) -> dict[str, Any]:
+    """Return the curves of a run, what it recorded of gradients, and its learning rate after transfer rules."""
+    known: dict[str, Any] = {}
+    try:
+        records = read_metrics(where / "metrics.jsonl")
+        train = [record for record in records if record["kind"] == "train"]
+        if train:
+            known["training"] = curves.training_curve(train)
+            known["gradients"] = gradients.second_half(train, context_tokens)
+            validations = [record for record in records if record["kind"] == "validation"]
+            if validations:
+                known["validation"] = curves.validation_curve(validations, known["training"])
+        with (where / "metrics.jsonl").open("rb") as file:
+            if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                notes["a metrics.jsonl ends in half a line, which was left out"] += 1
+    except UserError as error:
+        notes[f"{error}; its curve was left out"] += 1
+    try:
+        plan = json_files.read_object(where / "plan.json", {"hyperparams": {"peak_lr": float}}, "the plan of a run")
+        known["peak_lr"] = _number(plan["hyperparams"]["peak_lr"])
+        optimizer = plan.get("optimizer")
+        if known.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
+            known["gradients"][gradients.SUCCESSIVE] = 1.0
+    except UserError as error:
+        notes[f"{error}; the learning rate is that of the config, without transfer rules"] += 1
+    return known
+
+
+def _provenance(sweep: Sweep, runs: list[Run], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Say where the numbers come from: versions, code, data, devices, seeds, statuses, the base config."""
+    versions: dict[str, set[str]] = {}
+    for result in results:
+        for package, version in (result.get("versions") or {}).items():
+            versions.setdefault(package, set()).add(str(version))
+    different = lambda key: sorted({str(result.get(key)) for result in results if result.get(key) is not None})
+    devices = {" ".join(map(str, (result.get("device") or {}).values())) for result in results}
+    return {
+        "name": sweep.name,
+        "directory": str(sweep.directory),
+        "cells": len(runs),
+        "statuses": dict(Counter(run.status for run in runs)),
+        "seeds": sorted({run.seed for run in runs}),
+        "versions": {package: sorted(found) for package, found in sorted(versions.items())},
+        "code": different("git_sha"),
+        "code_with_local_changes": sum(bool(result.get("git_dirty")) for result in results),
+        "datasets": different("dataset_sha256"),
+        "devices": sorted(devices),
+        "fingerprints": different("fingerprint"),
+        "finished": [min(times), max(times)] if (times := different("finished")) else [],
+        "config": sweep.base,
+    }
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return np.nan
+    return float(value)

@@ -1,0 +1,1 @@
+"""The report: findings, figures, tables and the page."""

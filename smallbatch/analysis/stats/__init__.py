@@ -1,0 +1,1 @@
+"""Statistics: intervals, fits and the choice of settings."""

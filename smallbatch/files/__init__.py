@@ -1,0 +1,1 @@
+"""Paths, JSON files and file locks."""

@@ -1,0 +1,1 @@
+"""Every derived number of a run, computed once, in float64, without JAX."""
