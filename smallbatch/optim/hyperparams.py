@@ -1,9 +1,16 @@
 """The numbers of an optimizer as traced float32 scalars, so that one compiled step serves every cell of a grid."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from smallbatch.optim._muon import gpt_head_layout, gpt_layout
+from smallbatch.optim.schedules import learning_rate
+from smallbatch.optim.table import OPTIMIZERS, optimizer_function
+from smallbatch.specs import OptimizerSpec
 
 
 class HyperParams(NamedTuple):
@@ -40,3 +47,30 @@ class HyperParams(NamedTuple):
     def from_floats(cls, *, seed: int, **values: float) -> "HyperParams":
         """Round float64 values to float32, once, here."""
         return cls(seed=jnp.uint32(seed), **{name: jnp.float32(value) for name, value in values.items()})
+
+
+def build(spec: OptimizerSpec, hyperparams: HyperParams) -> optax.GradientTransformation:
+    """Return the optimizer of a run. Call it inside the compiled step, so that `hyperparams` are traced.
+
+    Its state has a field `count`, the number of finished updates.
+    """
+    if spec.name not in OPTIMIZERS:
+        raise ValueError(f"Unknown optimizer {spec.name!r}. Use one of {', '.join(OPTIMIZERS)}.")
+    entry = OPTIMIZERS[spec.name]
+    arguments = {
+        "b1": {"one_minus_b1": hyperparams.one_minus_b1},
+        "b2": {"one_minus_b2": hyperparams.one_minus_b2},
+        "eps": {"eps": hyperparams.eps},
+        "nesterov": {"nesterov": spec.nesterov},
+        "decay_exponent": {"decay_exponent": hyperparams.decay_exponent},
+        "embed_lr": {"embed_lr_ratio": hyperparams.embed_lr_ratio},
+        "muon_matrices": {"layout": gpt_head_layout if spec.muon_heads else gpt_layout},
+        "interpolation": {"interpolation": hyperparams.interpolation},
+    }
+    given = {name: value for key in entry.hyperparams for name, value in arguments[key].items()}
+    if entry.bias_corrected:
+        given["step_offset"] = hyperparams.step_offset
+        if "b1" in entry.hyperparams:
+            given["b1_step_offset"] = hyperparams.b1_step_offset
+    schedule = partial(learning_rate, spec.schedule, hyperparams)
+    return optimizer_function(spec.name)(schedule, weight_decay=hyperparams.weight_decay, **given)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from smallbatch.optim._momentum import unbiased_momentum
 from smallbatch.optim.descent import (
     LearningRate,
     Scalar,
@@ -18,7 +19,6 @@ from smallbatch.optim.descent import (
     no_updates,
     zeros,
 )
-from smallbatch.optim.momentum import unbiased_momentum
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, singular values end in about 0.7 to 1.2
 NEWTON_SCHULZ_STEPS = 5
