@@ -1,7 +1,7 @@
-"""Adafactor: a second moment kept as one number a row and one a column, with a true half-life, or with 1 - t^-c.
+"""Adafactor: a factored second moment, with a constant decay rate or with the published 1 - b2 = t^-c.
 
-The two are different optimizers. The published code of Marek et al. passes beta2 where the exponent c is expected, so
-that its second moment averages over nearly the whole history, whatever beta2 is.
+The two are different optimizers. The published code of Marek et al. 2025 passes b2 as the exponent c, so its second
+moment averages over nearly the whole history, whatever the value of b2.
 """
 
 import math
@@ -12,41 +12,43 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim.descent import LearningRate, Scalar, average, bias_correction, descent, no_updates
+from smallbatch.optim.decay_rates import DecayRate, Scalar, Tokens, decay
+from smallbatch.optim.transform import LearningRate, as_float32, average, required, with_learning_rate
 
 SQUARE_EPS = 1e-30  # added to squared gradients
-CLIP_RMS = 1.0  # an update of a larger root mean square is scaled down to it
-SMALLEST_SCALE = 1e-3  # of a parameter's root mean square, by which the learning rate is multiplied
+CLIP_RMS = 1.0  # largest root mean square of an update
+MIN_PARAM_RMS = 1e-3  # floor of the root mean square of a parameter, which multiplies the learning rate
 
 
 class AdafactorState(NamedTuple):
-    """4 bytes a row and 4 a column. Vectors have a row for each number, and no columns."""
-
-    count: jax.Array  # shape=(), dtype=int32: finished updates
-    row: optax.Updates
+    count: jax.Array  # shape=(), dtype=int32
+    row: optax.Updates  # one number per row; a vector has one per entry and one column
     column: optax.Updates
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows and columns of a parameter: its axes, cut in two where rows + columns is smallest, first if equal."""
-    cuts = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
-    return min(cuts, key=sum) if cuts else (math.prod(shape), 1)
+    """Return rows and columns of a parameter: its axes split where rows + columns is smallest."""
+    splits = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
+    return min(splits, key=sum) if splits else (math.prod(shape), 1)
 
 
 def adafactor(
-    learning_rate: LearningRate, *, one_minus_b2: Scalar, weight_decay: Scalar = 0.0, step_offset: Scalar = 0.0
+    learning_rate: LearningRate,
+    b2: DecayRate = None,
+    *,
+    t2_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
+    weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return Adafactor whose second moment forgets with a constant decay, bias-corrected, and without momentum.
+    """Return Adafactor with a constant, bias-corrected decay rate and without momentum.
 
-    r += (1-b2)(mean_columns(g^2 + 1e-30) - r), c likewise over rows; v = r c / mean(r) / (1-b2^t); u = g / sqrt(v);
+    r <- b2 r + (1-b2) mean_columns(g^2 + 1e-30), c the same over rows; v = r c / mean(r) / (1-b2^t); u = g / sqrt(v);
     p -= lr (max(rms(p), 1e-3) u / max(1, rms(u)) + wd p).
     Source: Shazeer & Stern 2018, arXiv 1804.04235, algorithms 4 and 5, with a constant b2.
     """
-
-    def decay(age: jax.Array):
-        return one_minus_b2, bias_correction(age, one_minus_b2)
-
-    return _factored(learning_rate, decay, weight_decay, step_offset)
+    decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
+    factored = _scale_by_factored(lambda count: (decay_2.one_minus_b, decay_2.bias_correction(count)))
+    return with_learning_rate(factored, learning_rate, weight_decay)
 
 
 def adafactor_power(
@@ -56,50 +58,50 @@ def adafactor_power(
     weight_decay: Scalar = 0.0,
     step_offset: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return Adafactor as published: update t has 1 - b2 = t^-c, which needs no bias correction.
+    """Return Adafactor as published: update t uses 1 - b2 = t^-c, which needs no bias correction.
 
-    Its memory grows with the run: at update t a squared gradient's weight halves within about ln2 t^c more (c < 1), so
-    no half-life in tokens describes it. Source: Shazeer & Stern 2018, section 7.2, c = 0.8.
+    Its averages lengthen with the run: after update t the weight of a squared gradient halves in about ln2 t^c updates
+    (c < 1), so no half-life in tokens describes it. Source: Shazeer & Stern 2018, section 7.2, c = 0.8.
+
+    Args:
+        step_offset: t - number of updates; see `smallbatch.optim.Decay`.
     """
 
-    def decay(age: jax.Array):
-        return age ** -jnp.asarray(decay_exponent, jnp.float32), jnp.float32(1)
+    def one_minus_b2_and_correction(count):
+        step = count.astype(jnp.float32) + step_offset
+        return step ** -jnp.asarray(decay_exponent, jnp.float32), jnp.float32(1)
 
-    return _factored(learning_rate, decay, weight_decay, step_offset)
+    return with_learning_rate(_scale_by_factored(one_minus_b2_and_correction), learning_rate, weight_decay)
 
 
-def _factored(
-    learning_rate: LearningRate,
-    decay: Callable[[jax.Array], tuple[Scalar, jax.Array]],
-    weight_decay: Scalar,
-    step_offset: Scalar,
+def _scale_by_factored(
+    one_minus_b2_and_correction: Callable[[jax.Array], tuple[Scalar, jax.Array]],
 ) -> optax.GradientTransformation:
-    def init(params: optax.Params) -> AdafactorState:
+    def init(params):
         row = jax.tree.map(lambda p: jnp.zeros(matrix_shape(p.shape)[0], jnp.float32), params)
         column = jax.tree.map(lambda p: jnp.zeros(matrix_shape(p.shape)[1], jnp.float32), params)
-        return AdafactorState(no_updates(), row, column)
+        return AdafactorState(jnp.zeros((), jnp.int32), row, column)
 
-    def direction(grads: optax.Updates, state: AdafactorState, params: optax.Params, age: jax.Array):
-        one_minus_b, correction = decay(age)
+    def update(updates, state, params=None):
+        params, grads, count = required(params), as_float32(updates), state.count + 1
+        one_minus_b2, correction = one_minus_b2_and_correction(count)
 
-        def moments(g, row_R, column_C):
-            squares_RxC = jnp.square(g).reshape(len(row_R), len(column_C)) + SQUARE_EPS
-            means = jnp.mean(squares_RxC, axis=1), jnp.mean(squares_RxC, axis=0)
-            return average((row_R, column_C), means, one_minus_b)
+        def mean_square(g, axis):
+            return jnp.mean(jnp.square(g).reshape(matrix_shape(g.shape)) + SQUARE_EPS, axis=axis)
 
-        def step(g, row_R, column_C, p):
-            g_RxC = g.reshape(len(row_R), len(column_C))
+        row = average(state.row, jax.tree.map(lambda g: mean_square(g, 1), grads), one_minus_b2)
+        column = average(state.column, jax.tree.map(lambda g: mean_square(g, 0), grads), one_minus_b2)
+
+        def update_of(g, row_R, column_C, p):
             by_row_Rx1 = jax.lax.rsqrt(row_R / jnp.mean(row_R))[:, None]
             by_column_1xC = jax.lax.rsqrt(column_C / correction)[None, :]
-            u_RxC = g_RxC * by_row_Rx1 * by_column_1xC
-            scale = jnp.maximum(_rms(p.astype(jnp.float32)), SMALLEST_SCALE)
+            u_RxC = g.reshape(matrix_shape(g.shape)) * by_row_Rx1 * by_column_1xC
+            scale = jnp.maximum(_rms(p.astype(jnp.float32)), MIN_PARAM_RMS)
             return (u_RxC * (scale / jnp.maximum(1.0, _rms(u_RxC) / CLIP_RMS))).reshape(g.shape)
 
-        pairs = jax.tree.map(moments, grads, state.row, state.column)
-        row, column = (jax.tree.map(lambda _, pair, i=i: pair[i], grads, pairs) for i in range(2))
-        return jax.tree.map(step, grads, row, column, params), AdafactorState(state.count, row, column)
+        return jax.tree.map(update_of, grads, row, column, params), AdafactorState(count, row, column)
 
-    return descent(init, direction, learning_rate, weight_decay, step_offset)
+    return optax.GradientTransformation(init, update)
 
 
 def _rms(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Adam and AdamW with their decays given as one_minus_bs, so that long half-lives in tokens stay exact in float32."""
+"""Adam and AdamW."""
 
 from typing import NamedTuple
 
@@ -6,58 +6,72 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim.descent import (
-    LearningRate,
-    Scalar,
-    average,
-    b1_age,
-    bias_correction,
-    descent,
-    no_updates,
-    zeros,
-)
+from smallbatch.optim.decay_rates import DecayRate, Scalar, Tokens, decay
+from smallbatch.optim.transform import LearningRate, as_float32, average, with_learning_rate, zeros
 
 
 class AdamState(NamedTuple):
-    """8 bytes a parameter."""
-
-    count: jax.Array  # shape=(), dtype=int32: finished updates
+    count: jax.Array  # shape=(), dtype=int32
     mu: optax.Updates
     nu: optax.Updates
 
 
-def adam(
-    learning_rate: LearningRate,
+def scale_by_adam(
+    b1: DecayRate = None,
+    b2: DecayRate = None,
     *,
-    one_minus_b1: Scalar,
-    one_minus_b2: Scalar,
+    t1_tokens: Tokens = None,
+    t2_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
     eps: Scalar = 1e-8,
-    weight_decay: Scalar = 0.0,
-    step_offset: Scalar = 0.0,
-    b1_step_offset: Scalar | None = None,
 ) -> optax.GradientTransformation:
-    """Return AdamW (Kingma & Ba 2015, arXiv 1412.6980; Loshchilov & Hutter 2019, arXiv 1711.05101).
+    """Rescale gradients by their first and second moments (Kingma & Ba 2015, arXiv 1412.6980, algorithm 1).
 
-    mu += (1-b1)(g - mu); nu += (1-b2)(g^2 - nu); p -= lr (mu/(1-b1^t) / (sqrt(nu/(1-b2^t)) + eps) + wd p).
-    Pass `1 - b = -expm1(-ln2 * batch * context / half_life_tokens)`, computed in float64 by
-    `smallbatch.units.one_minus_b_from_half_life`. All hyperparameters may be traced.
+    mu <- b1 mu + (1-b1) g; nu <- b2 nu + (1-b2) g^2; u = mu/(1-b1^t) / (sqrt(nu/(1-b2^t)) + eps).
 
     Args:
-        learning_rate: function from the number of finished updates to the learning rate.
-        one_minus_b1, one_minus_b2: 1 - b, in (0, 1].
-        weight_decay: decoupled, times the learning rate.
-        step_offset: see `smallbatch.optim.descent`.
-        b1_step_offset: the same for b1 only; None: equal to step_offset.
+        b1, b2: decay rates per step.
+        t1_tokens, t2_tokens: half-lives in tokens. Set exactly one of b1 and t1_tokens, and one of b2 and t2_tokens.
+        tokens_per_step: batch size x context; required with a half-life.
     """
+    decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
+    decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
 
-    def direction(grads: optax.Updates, state: AdamState, params: optax.Params, age: jax.Array):
+    def init(params):
+        return AdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
+
+    def update(updates, state, params=None):
         del params
-        mu = average(state.mu, grads, one_minus_b1)
-        nu = average(state.nu, jax.tree.map(jnp.square, grads), one_minus_b2)
-        mu_scale = 1 / bias_correction(b1_age(state.count, age, b1_step_offset), one_minus_b1)
-        nu_scale = 1 / bias_correction(age, one_minus_b2)
-        scaled = lambda m, n: m * mu_scale / (jnp.sqrt(n * nu_scale) + eps)
-        return jax.tree.map(scaled, mu, nu), AdamState(state.count, mu, nu)
+        grads, count = as_float32(updates), state.count + 1
+        mu = average(state.mu, grads, decay_1.one_minus_b)
+        nu = average(state.nu, jax.tree.map(jnp.square, grads), decay_2.one_minus_b)
+        mu_scale = 1 / decay_1.bias_correction(count)
+        nu_scale = 1 / decay_2.bias_correction(count)
+        updates = jax.tree.map(lambda m, n: m * mu_scale / (jnp.sqrt(n * nu_scale) + eps), mu, nu)
+        return updates, AdamState(count, mu, nu)
 
-    init = lambda p: AdamState(no_updates(), zeros(p), zeros(p))
-    return descent(init, direction, learning_rate, weight_decay, step_offset)
+    return optax.GradientTransformation(init, update)
+
+
+def adam(
+    learning_rate: LearningRate,
+    b1: DecayRate = None,
+    b2: DecayRate = None,
+    *,
+    t1_tokens: Tokens = None,
+    t2_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
+    eps: Scalar = 1e-8,
+    weight_decay: Scalar = 0.0,
+) -> optax.GradientTransformation:
+    """Return AdamW: p -= lr (u + wd p) with the u of `scale_by_adam` (Loshchilov & Hutter 2019, arXiv 1711.05101).
+
+    mu <- b1 mu + (1-b1) g; nu <- b2 nu + (1-b2) g^2; u = mu/(1-b1^t) / (sqrt(nu/(1-b2^t)) + eps).
+
+    Args:
+        learning_rate: a number, traced or not, or an optax schedule.
+        b1, b2, t1_tokens, t2_tokens, tokens_per_step: see `scale_by_adam`.
+        weight_decay: decoupled, times the learning rate. 0: Adam.
+    """
+    scale = scale_by_adam(b1, b2, t1_tokens=t1_tokens, t2_tokens=t2_tokens, tokens_per_step=tokens_per_step, eps=eps)
+    return with_learning_rate(scale, learning_rate, weight_decay)

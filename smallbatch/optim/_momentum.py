@@ -1,7 +1,7 @@
-"""Optimizers with one average, of the gradient: SGD with momentum in its two conventions, Signum, Lion.
+"""Optimizers with one running average of the gradient: momentum in its two conventions, Signum, Lion.
 
-The two conventions differ by a factor that depends on the decay: a heavy ball sums gradients and so moves 1/(1-b) times
-as far as their average does. Across batch sizes only the average keeps its learning rate apart from its half-life.
+A heavy ball sums gradients, so it moves 1/(1-b) times as far as their average. Across batch sizes only the average
+separates the learning rate from the half-life.
 """
 
 from typing import NamedTuple
@@ -10,109 +10,121 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim.descent import (
-    LearningRate,
-    Scalar,
-    average,
-    b1_age,
-    bias_correction,
-    descent,
-    no_updates,
-    zeros,
-)
+from smallbatch.optim.decay_rates import Decay, DecayRate, Scalar, Tokens, decay
+from smallbatch.optim.transform import LearningRate, Tree, as_float32, average, with_learning_rate, zeros
 
 
 class MomentumState(NamedTuple):
-    """4 bytes a parameter."""
-
-    count: jax.Array  # shape=(), dtype=int32: finished updates
+    count: jax.Array  # shape=(), dtype=int32
     mu: optax.Updates
 
 
 def _init(params: optax.Params) -> MomentumState:
-    return MomentumState(no_updates(), zeros(params))
+    return MomentumState(jnp.zeros((), jnp.int32), zeros(params))
 
 
 def momentum(
     learning_rate: LearningRate,
+    b1: DecayRate = None,
     *,
-    one_minus_b1: Scalar,
+    t1_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
-    step_offset: Scalar = 0.0,
-    b1_step_offset: Scalar | None = None,
 ) -> optax.GradientTransformation:
     """Return SGD along the bias-corrected average of the gradients.
 
-    mu += (1-b)(g - mu); p -= lr (mu/(1-b^t) + wd p); with `nesterov` b mu/(1-b^(t+1)) + (1-b) g/(1-b^t) in the place
-    of mu/(1-b^t) (Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2).
+    mu <- b mu + (1-b) g; p -= lr (mu/(1-b^t) + wd p). With `nesterov` the update is b mu/(1-b^(t+1)) + (1-b) g/(1-b^t)
+    (Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2).
     """
+    decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
+    def update(updates, state, params=None):
         del params
-        mu = average(state.mu, grads, one_minus_b1)
-        unbiased = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), one_minus_b1, nesterov)
-        return unbiased, MomentumState(state.count, mu)
+        grads, count = as_float32(updates), state.count + 1
+        mu = average(state.mu, grads, decay_1.one_minus_b)
+        return bias_corrected_momentum(mu, grads, decay_1, count, nesterov), MomentumState(count, mu)
 
-    return descent(_init, direction, learning_rate, weight_decay, step_offset)
+    return with_learning_rate(optax.GradientTransformation(_init, update), learning_rate, weight_decay)
 
 
-def unbiased_momentum(
-    mu: optax.Updates, grads: optax.Updates, age: jax.Array, one_minus_b1: Scalar, nesterov: bool
-) -> optax.Updates:
-    """Return the bias-corrected average after `age` updates, or with `nesterov` a look ahead by one more update."""
-    now = bias_correction(age, one_minus_b1)
+def bias_corrected_momentum(mu: Tree, grads: Tree, decay_1: Decay, count: jax.Array, nesterov: bool) -> Tree:
+    """Return the update of `momentum`."""
+    correction = decay_1.bias_correction(count)
     if not nesterov:
-        return jax.tree.map(lambda m: m / now, mu)
-    ahead = (1 - one_minus_b1) / bias_correction(age + 1, one_minus_b1)
-    return jax.tree.map(lambda m, g: m * ahead + g * (one_minus_b1 / now), mu, grads)
+        return jax.tree.map(lambda m: m / correction, mu)
+    m_scale = (1 - decay_1.one_minus_b) / decay_1.bias_correction(count + 1)
+    return jax.tree.map(lambda m, g: m * m_scale + g * (decay_1.one_minus_b / correction), mu, grads)
 
 
 def heavy_ball(
-    learning_rate: LearningRate, *, one_minus_b1: Scalar, nesterov: bool = False, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate,
+    b1: DecayRate = None,
+    *,
+    t1_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
+    nesterov: bool = False,
+    weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return SGD with the momentum of Polyak 1964, as PyTorch and `optax.trace` have it, without bias correction.
+    """Return SGD with the momentum of Polyak 1964, as in PyTorch and `optax.trace`, without bias correction.
 
-    mu <- b mu + g; p -= lr (mu + wd p); with `nesterov` g + b mu in the place of mu (Sutskever et al. 2013).
+    mu <- b mu + g; p -= lr (mu + wd p). With `nesterov` the update is g + b mu (Sutskever et al. 2013).
     """
+    one_minus_b1 = decay("b1", b1, t1_tokens, tokens_per_step).one_minus_b
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
-        del params, age
+    def update(updates, state, params=None):
+        del params
+        grads = as_float32(updates)
         mu = jax.tree.map(lambda m, g: m - one_minus_b1 * m + g, state.mu, grads)
-        ahead = jax.tree.map(lambda m, g: g + m - one_minus_b1 * m, mu, grads) if nesterov else mu
-        return ahead, MomentumState(state.count, mu)
+        updates = jax.tree.map(lambda m, g: g + m - one_minus_b1 * m, mu, grads) if nesterov else mu
+        return updates, MomentumState(state.count + 1, mu)
 
-    return descent(_init, direction, learning_rate, weight_decay)
+    return with_learning_rate(optax.GradientTransformation(_init, update), learning_rate, weight_decay)
 
 
 def signum(
-    learning_rate: LearningRate, *, one_minus_b1: Scalar, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate,
+    b1: DecayRate = None,
+    *,
+    t1_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
+    weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return sign descent along the average: mu += (1-b)(g - mu); p -= lr (sign(mu) + wd p).
+    """Return Signum: mu <- b mu + (1-b) g; p -= lr (sign(mu) + wd p).
 
-    Source: Bernstein et al. 2018, arXiv 1802.04434, algorithm 2. A bias correction would not change a sign.
+    Source: Bernstein et al. 2018, arXiv 1802.04434, algorithm 2. Bias correction would not change a sign.
     """
+    one_minus_b1 = decay("b1", b1, t1_tokens, tokens_per_step).one_minus_b
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
-        del params, age
-        mu = average(state.mu, grads, one_minus_b1)
-        return jax.tree.map(jnp.sign, mu), MomentumState(state.count, mu)
+    def update(updates, state, params=None):
+        del params
+        mu = average(state.mu, as_float32(updates), one_minus_b1)
+        return jax.tree.map(jnp.sign, mu), MomentumState(state.count + 1, mu)
 
-    return descent(_init, direction, learning_rate, weight_decay)
+    return with_learning_rate(optax.GradientTransformation(_init, update), learning_rate, weight_decay)
 
 
 def lion(
-    learning_rate: LearningRate, *, one_minus_b1: Scalar, one_minus_b2: Scalar, weight_decay: Scalar = 0.0
+    learning_rate: LearningRate,
+    b1: DecayRate = None,
+    b2: DecayRate = None,
+    *,
+    t1_tokens: Tokens = None,
+    t2_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
+    weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return Lion: p -= lr (sign(mu + (1-b1)(g - mu)) + wd p); then mu += (1-b2)(g - mu).
+    """Return Lion: p -= lr (sign(b1 mu + (1-b1) g) + wd p); then mu <- b2 mu + (1-b2) g.
 
-    Source: Chen et al. 2023, arXiv 2302.06675, algorithm 2. b1 says how much of the average enters the step and is no
-    memory of its own; the average forgets with b2.
+    Source: Chen et al. 2023, arXiv 2302.06675, algorithm 2. b1 is the weight of mu in the update; mu decays with b2.
     """
+    one_minus_b1 = decay("b1", b1, t1_tokens, tokens_per_step).one_minus_b
+    one_minus_b2 = decay("b2", b2, t2_tokens, tokens_per_step).one_minus_b
 
-    def direction(grads: optax.Updates, state: MomentumState, params: optax.Params, age: jax.Array):
-        del params, age
-        signs = jax.tree.map(jnp.sign, average(state.mu, grads, one_minus_b1))
-        return signs, MomentumState(state.count, average(state.mu, grads, one_minus_b2))
+    def update(updates, state, params=None):
+        del params
+        grads = as_float32(updates)
+        updates = jax.tree.map(jnp.sign, average(state.mu, grads, one_minus_b1))
+        return updates, MomentumState(state.count + 1, average(state.mu, grads, one_minus_b2))
 
-    return descent(_init, direction, learning_rate, weight_decay)
+    return with_learning_rate(optax.GradientTransformation(_init, update), learning_rate, weight_decay)

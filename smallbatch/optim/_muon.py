@@ -1,4 +1,4 @@
-"""Muon: each matrix moves along the nearest orthogonal matrix to its momentum; embeddings and the output use Adam."""
+"""Muon: orthogonalized momentum for matrices, Adam for embeddings and the output."""
 
 import math
 from collections.abc import Callable
@@ -8,38 +8,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smallbatch.optim._momentum import unbiased_momentum
-from smallbatch.optim.descent import (
-    LearningRate,
-    Scalar,
-    average,
-    b1_age,
-    bias_correction,
-    descent,
-    no_updates,
-    zeros,
-)
+from smallbatch.optim._momentum import bias_corrected_momentum
+from smallbatch.optim.decay_rates import DecayRate, Scalar, Tokens, decay
+from smallbatch.optim.transform import LearningRate, as_float32, average, required, with_learning_rate, zeros
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, singular values end in about 0.7 to 1.2
 NEWTON_SCHULZ_STEPS = 5
 
-# (path, shape) -> (axes of the input, axes of the output), the other axes counting separate matrices; None for Adam.
-Layout = Callable[[str, tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]] | None]
+# (path, shape) -> (input axes, output axes) of a matrix, where other axes count separate matrices; or None for Adam.
+MatrixAxes = Callable[[str, tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]] | None]
 
 
 class MuonState(NamedTuple):
-    """4 bytes a parameter, and 4 more where Adam is used."""
-
-    count: jax.Array  # shape=(), dtype=int32: finished updates
+    count: jax.Array  # shape=(), dtype=int32
     mu: optax.Updates
-    nu: dict[str, jax.Array]  # by path, of the parameters that Adam moves
+    nu: dict[str, jax.Array]  # by path, only for parameters that Adam updates
 
 
-def gpt_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the matrix axes of a parameter of our GPT. q, k and v are one matrix each, spanning all heads.
+def whole_matrices(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the matrix axes of a decoder parameter: q, k, v and output are one matrix each, over all heads.
 
-    The code of Muon's authors orthogonalizes these whole matrices; Marek et al. 2025 those of each head
-    (`gpt_head_layout`).
+    This is the choice of Muon's authors; `head_matrices` is that of Marek et al. 2025.
     """
     if "embed" in path or len(shape) < 2:
         return None
@@ -48,56 +37,64 @@ def gpt_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tupl
     return ((0, 1), (2,)) if len(shape) == 3 else ((0,), (1,))  # out_NxHxD; up_DxF, down_FxD
 
 
-def gpt_head_layout(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the matrix axes with q, k, v and output matrices per head, as in the code of Marek et al. 2025."""
+def head_matrices(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the matrix axes with one q, k, v and output matrix per head."""
     if "embed" not in path and len(shape) > 2:
         return ((0,), (3,)) if len(shape) == 4 else ((1,), (2,))  # qkv_Dx3xNxH; out_NxHxD
-    return gpt_layout(path, shape)
+    return whole_matrices(path, shape)
 
 
 def muon(
     learning_rate: LearningRate,
+    b1: DecayRate = None,
+    b2: DecayRate = None,
     *,
-    one_minus_b1: Scalar,
-    one_minus_b2: Scalar,
+    t1_tokens: Tokens = None,
+    t2_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
     embed_lr_ratio: Scalar,
     eps: Scalar = 1e-8,
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
-    step_offset: Scalar = 0.0,
-    b1_step_offset: Scalar | None = None,
-    layout: Layout = gpt_layout,
+    matrix_axes: MatrixAxes = whole_matrices,
 ) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks).
 
-    mu += (1-b1)(g - mu); p -= lr (sqrt(max(1, out/in)) orthogonal(mu/(1-b1^t)) + wd p), where orthogonal(U S V^T)
-    is close to U V^T. What `layout` leaves to Adam moves by p -= lr embed_lr_ratio (Adam's direction + wd p), with
-    the same b1. With `nesterov` the momentum is that of `smallbatch.optim.momentum`.
+    Matrices: mu <- b1 mu + (1-b1) g; p -= lr (sqrt(max(1, out/in)) orthogonal(mu/(1-b1^t)) + wd p), where
+    orthogonal(U S V^T) is close to U V^T. `nesterov` is that of `momentum`. Other parameters: Adam with the same b1 and
+    the learning rate lr x embed_lr_ratio.
+
+    Args:
+        b1, b2, t1_tokens, t2_tokens, tokens_per_step: see `scale_by_adam`.
+        embed_lr_ratio: learning rate of Adam / learning_rate.
+        matrix_axes: returns the axes that form the matrices of a parameter, or None for Adam.
     """
+    decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
+    decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
 
-    def init(params: optax.Params) -> MuonState:
-        by_path = jax.tree_util.tree_leaves_with_path(params)
-        by_adam = [(_name(path), p) for path, p in by_path if layout(_name(path), p.shape) is None]
-        return MuonState(no_updates(), zeros(params), {name: jnp.zeros(p.shape, jnp.float32) for name, p in by_adam})
+    def init(params):
+        adam_params = {name: p for name, p in _by_path(params).items() if matrix_axes(name, p.shape) is None}
+        return MuonState(jnp.zeros((), jnp.int32), zeros(params), zeros(adam_params))
 
-    def direction(grads: optax.Updates, state: MuonState, params: optax.Params, age: jax.Array):
-        mu = average(state.mu, grads, one_minus_b1)
-        by_path = {_name(path): g for path, g in jax.tree_util.tree_leaves_with_path(grads)}
-        nu = average(state.nu, {name: jnp.square(by_path[name]) for name in state.nu}, one_minus_b2)
-        momentum = unbiased_momentum(mu, grads, b1_age(state.count, age, b1_step_offset), one_minus_b1, nesterov)
-        nu_scale = 1 / bias_correction(age, one_minus_b2)
+    def update(updates, state, params=None):
+        params, grads, count = required(params), as_float32(updates), state.count + 1
+        mu = average(state.mu, grads, decay_1.one_minus_b)
+        grad_of = _by_path(grads)
+        nu = average(state.nu, {name: jnp.square(grad_of[name]) for name in state.nu}, decay_2.one_minus_b)
+        momentum = bias_corrected_momentum(mu, grads, decay_1, count, nesterov)
+        nu_scale = 1 / decay_2.bias_correction(count)
 
-        def move(path, m, p):
-            name, decay = _name(path), weight_decay * p.astype(jnp.float32)
-            axes = layout(name, p.shape)
+        def update_of(path, m, p):
+            name = _name(path)
+            decayed = weight_decay * p.astype(jnp.float32)
+            axes = matrix_axes(name, p.shape)
             if axes is None:
-                return embed_lr_ratio * (m / (jnp.sqrt(nu[name] * nu_scale) + eps) + decay)
-            return _orthogonal(m, *axes) + decay
+                return embed_lr_ratio * (m / (jnp.sqrt(nu[name] * nu_scale) + eps) + decayed)
+            return _orthogonal(m, *axes) + decayed
 
-        moves = jax.tree_util.tree_map_with_path(move, momentum, params)
-        return moves, MuonState(state.count, mu, nu)
+        return jax.tree_util.tree_map_with_path(update_of, momentum, params), MuonState(count, mu, nu)
 
-    return descent(init, direction, learning_rate, 0.0, step_offset)
+    return with_learning_rate(optax.GradientTransformation(init, update), learning_rate)
 
 
 def newton_schulz(x_KxIxO: jax.Array) -> jax.Array:
@@ -120,6 +117,10 @@ def _orthogonal(m: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...])
     ordered = jnp.transpose(m, order)
     x_KxIxO = newton_schulz(ordered.reshape(-1, fan_in, fan_out)) * math.sqrt(max(1.0, fan_out / fan_in))
     return jnp.transpose(x_KxIxO.reshape(ordered.shape), [order.index(axis) for axis in range(m.ndim)])
+
+
+def _by_path(tree) -> dict[str, jax.Array]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _name(path) -> str:
