@@ -57,16 +57,16 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """The static half of an update: what is compiled in. Its numbers travel in `HyperParams`."""
+    """The compile-time part of an optimizer. Its traced numbers are in `HyperParams`."""
 
     name: str  # a key of optim.OPTIMIZERS
     schedule: str  # a key of optim.schedules.SCHEDULES
     nesterov: bool = False
-    muon_heads: bool = False  # Muon on the q, k, v and output matrices of each head; False: one for all
-    clip: bool = False  # gradients to a largest norm
+    muon_heads: bool = False  # Muon: one q, k, v and output matrix per head; False: one for all heads
+    clip: bool = False  # clip gradients by global norm
     stochastic_rounding: bool = False  # of bfloat16 parameters
     weight_average: bool = False
-    diagnostics: str = "off"  # off, or what the noise scale is estimated from: parts of a batch | successive batches
+    diagnostics: str = "off"  # off | parts | successive: gradients from which the noise scale is estimated
 
 
 @dataclass(frozen=True)
