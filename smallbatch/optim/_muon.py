@@ -1,7 +1,6 @@
 """Muon: orthogonalized momentum for matrices, Adam for embeddings and the output."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,9 +14,6 @@ from smallbatch.optim.transform import LearningRate, as_float32, average, requir
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, singular values end in about 0.7 to 1.2
 NEWTON_SCHULZ_STEPS = 5
 
-# (path, shape) -> (input axes, output axes) of a matrix, where other axes count separate matrices; or None for Adam.
-MatrixAxes = Callable[[str, tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]] | None]
-
 
 class MuonState(NamedTuple):
     count: jax.Array  # shape=(), dtype=int32
@@ -25,23 +21,19 @@ class MuonState(NamedTuple):
     nu: dict[str, jax.Array]  # by path, only for parameters that Adam updates
 
 
-def whole_matrices(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the matrix axes of a decoder parameter: q, k, v and output are one matrix each, over all heads.
+def matrix_axes(path: str, shape: tuple[int, ...], per_head: bool) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the input axes and the output axes of the matrices in a decoder parameter, or None for Adam.
 
-    This is the choice of Muon's authors; `head_matrices` is that of Marek et al. 2025.
+    Other axes count separate matrices. Muon's authors orthogonalize q, k, v and output over all heads, Marek et al.
+    2025 per head.
     """
     if "embed" in path or len(shape) < 2:
         return None
     if len(shape) == 4:  # qkv_Dx3xNxH
-        return (0,), (2, 3)
-    return ((0, 1), (2,)) if len(shape) == 3 else ((0,), (1,))  # out_NxHxD; up_DxF, down_FxD
-
-
-def head_matrices(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return the matrix axes with one q, k, v and output matrix per head."""
-    if "embed" not in path and len(shape) > 2:
-        return ((0,), (3,)) if len(shape) == 4 else ((1,), (2,))  # qkv_Dx3xNxH; out_NxHxD
-    return whole_matrices(path, shape)
+        return (0,), ((3,) if per_head else (2, 3))
+    if len(shape) == 3:  # out_NxHxD
+        return ((1,) if per_head else (0, 1)), (2,)
+    return (0,), (1,)  # up_DxF, down_FxD
 
 
 def muon(
@@ -56,7 +48,7 @@ def muon(
     eps: Scalar = 1e-8,
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
-    matrix_axes: MatrixAxes = whole_matrices,
+    per_head: bool = False,
 ) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks).
 
@@ -67,13 +59,13 @@ def muon(
     Args:
         b1, b2, t1_tokens, t2_tokens, tokens_per_step: see `scale_by_adam`.
         embed_lr_ratio: learning rate of Adam / learning_rate.
-        matrix_axes: returns the axes that form the matrices of a parameter, or None for Adam.
+        per_head: one q, k, v and output matrix per head; see `matrix_axes`.
     """
     decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
     decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
 
     def init(params):
-        adam_params = {name: p for name, p in _by_path(params).items() if matrix_axes(name, p.shape) is None}
+        adam_params = {name: p for name, p in _by_path(params).items() if matrix_axes(name, p.shape, per_head) is None}
         return MuonState(jnp.zeros((), jnp.int32), zeros(params), zeros(adam_params))
 
     def update(updates, state, params=None):
@@ -87,7 +79,7 @@ def muon(
         def update_of(path, m, p):
             name = _name(path)
             decayed = weight_decay * p.astype(jnp.float32)
-            axes = matrix_axes(name, p.shape)
+            axes = matrix_axes(name, p.shape, per_head)
             if axes is None:
                 return embed_lr_ratio * (m / (jnp.sqrt(nu[name] * nu_scale) + eps) + decayed)
             return _orthogonal(m, *axes) + decayed

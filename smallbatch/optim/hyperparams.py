@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from smallbatch import optim
-from smallbatch.optim._muon import head_matrices, whole_matrices
 from smallbatch.optim.decay_rates import Decay
 from smallbatch.optim.schedules import learning_rate
 from smallbatch.optim.table import OPTIMIZERS
@@ -66,7 +65,7 @@ def build(spec: OptimizerSpec, hyperparams: HyperParams) -> optax.GradientTransf
         "nesterov": {"nesterov": spec.nesterov},
         "decay_exponent": {"decay_exponent": h.decay_exponent, "step_offset": h.step_offset},
         "embed_lr": {"embed_lr_ratio": h.embed_lr_ratio},
-        "muon_matrices": {"matrix_axes": head_matrices if spec.muon_heads else whole_matrices},
+        "muon_matrices": {"per_head": spec.muon_heads},
         "interpolation": {"interpolation": h.interpolation},
     }
     given = {name: value for key in OPTIMIZERS[spec.name].hyperparams for name, value in arguments[key].items()}
