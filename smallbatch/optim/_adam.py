@@ -34,8 +34,8 @@ def scale_by_adam(
         t1_tokens, t2_tokens: half-lives in tokens. Set exactly one of b1 and t1_tokens, and one of b2 and t2_tokens.
         tokens_per_step: batch size x context; required with a half-life.
     """
-    decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
-    decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
+    mu_decay = decay("b1", b1, t1_tokens, tokens_per_step)
+    nu_decay = decay("b2", b2, t2_tokens, tokens_per_step)
 
     def init(params):
         return AdamState(jnp.zeros((), jnp.int32), zeros(params), zeros(params))
@@ -43,10 +43,10 @@ def scale_by_adam(
     def update(updates, state, params=None):
         del params
         grads, count = as_float32(updates), state.count + 1
-        mu = average(state.mu, grads, decay_1.one_minus_b)
-        nu = average(state.nu, jax.tree.map(jnp.square, grads), decay_2.one_minus_b)
-        mu_scale = 1 / decay_1.bias_correction(count)
-        nu_scale = 1 / decay_2.bias_correction(count)
+        mu = average(state.mu, grads, mu_decay.one_minus_b)
+        nu = average(state.nu, jax.tree.map(jnp.square, grads), nu_decay.one_minus_b)
+        mu_scale = 1 / mu_decay.bias_correction(count)
+        nu_scale = 1 / nu_decay.bias_correction(count)
         updates = jax.tree.map(lambda m, n: m * mu_scale / (jnp.sqrt(n * nu_scale) + eps), mu, nu)
         return updates, AdamState(count, mu, nu)
 

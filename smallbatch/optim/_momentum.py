@@ -37,24 +37,24 @@ def momentum(
     mu <- b mu + (1-b) g; p -= lr (mu/(1-b^t) + wd p). With `nesterov` the update is b mu/(1-b^(t+1)) + (1-b) g/(1-b^t)
     (Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2).
     """
-    decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
+    mu_decay = decay("b1", b1, t1_tokens, tokens_per_step)
 
     def update(updates, state, params=None):
         del params
         grads, count = as_float32(updates), state.count + 1
-        mu = average(state.mu, grads, decay_1.one_minus_b)
-        return bias_corrected_momentum(mu, grads, decay_1, count, nesterov), MomentumState(count, mu)
+        mu = average(state.mu, grads, mu_decay.one_minus_b)
+        return bias_corrected_momentum(mu, grads, mu_decay, count, nesterov), MomentumState(count, mu)
 
     return with_learning_rate(optax.GradientTransformation(_init, update), learning_rate, weight_decay)
 
 
-def bias_corrected_momentum(mu: Tree, grads: Tree, decay_1: Decay, count: jax.Array, nesterov: bool) -> Tree:
+def bias_corrected_momentum(mu: Tree, grads: Tree, mu_decay: Decay, count: jax.Array, nesterov: bool) -> Tree:
     """Return the update of `momentum`."""
-    correction = decay_1.bias_correction(count)
+    correction = mu_decay.bias_correction(count)
     if not nesterov:
         return jax.tree.map(lambda m: m / correction, mu)
-    m_scale = (1 - decay_1.one_minus_b) / decay_1.bias_correction(count + 1)
-    return jax.tree.map(lambda m, g: m * m_scale + g * (decay_1.one_minus_b / correction), mu, grads)
+    m_scale = (1 - mu_decay.one_minus_b) / mu_decay.bias_correction(count + 1)
+    return jax.tree.map(lambda m, g: m * m_scale + g * (mu_decay.one_minus_b / correction), mu, grads)
 
 
 def heavy_ball(

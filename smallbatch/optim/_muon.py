@@ -61,8 +61,8 @@ def muon(
         embed_lr_ratio: learning rate of Adam / learning_rate.
         per_head: one q, k, v and output matrix per head; see `matrix_axes`.
     """
-    decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
-    decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
+    mu_decay = decay("b1", b1, t1_tokens, tokens_per_step)
+    nu_decay = decay("b2", b2, t2_tokens, tokens_per_step)
 
     def init(params):
         adam_params = {name: p for name, p in _by_path(params).items() if matrix_axes(name, p.shape, per_head) is None}
@@ -70,11 +70,11 @@ def muon(
 
     def update(updates, state, params=None):
         params, grads, count = required(params), as_float32(updates), state.count + 1
-        mu = average(state.mu, grads, decay_1.one_minus_b)
+        mu = average(state.mu, grads, mu_decay.one_minus_b)
         grad_of = _by_path(grads)
-        nu = average(state.nu, {name: jnp.square(grad_of[name]) for name in state.nu}, decay_2.one_minus_b)
-        momentum = bias_corrected_momentum(mu, grads, decay_1, count, nesterov)
-        nu_scale = 1 / decay_2.bias_correction(count)
+        nu = average(state.nu, {name: jnp.square(grad_of[name]) for name in state.nu}, nu_decay.one_minus_b)
+        momentum = bias_corrected_momentum(mu, grads, mu_decay, count, nesterov)
+        nu_scale = 1 / nu_decay.bias_correction(count)
 
         def update_of(path, m, p):
             name = _name(path)

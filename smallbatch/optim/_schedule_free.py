@@ -46,8 +46,8 @@ def schedule_free_adamw(
     weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
     """Return schedule-free AdamW: `schedule_free_sgd` with u = g / (sqrt(nu / (1-b2^t)) + eps)."""
-    decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
-    return _schedule_free(learning_rate, interpolation, weight_decay, decay_2, eps)
+    nu_decay = decay("b2", b2, t2_tokens, tokens_per_step)
+    return _schedule_free(learning_rate, interpolation, weight_decay, nu_decay, eps)
 
 
 def evaluated(params: Tree, z: Tree, interpolation: Scalar) -> Tree:
@@ -59,10 +59,10 @@ def _schedule_free(
     learning_rate: LearningRate,
     interpolation: Scalar,
     weight_decay: Scalar,
-    decay_2: Decay | None = None,
+    nu_decay: Decay | None = None,
     eps: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return the optimizer of `schedule_free_sgd`, or with `decay_2` of `schedule_free_adamw`.
+    """Return the optimizer of `schedule_free_sgd`, or with `nu_decay` that of `schedule_free_adamw`.
 
     W is a compensated sum: a plain float32 sum is 1% low after 4 million equal weights and stops growing after 8
     million. x is computed from y and z, so y must be float32.
@@ -74,7 +74,7 @@ def _schedule_free(
                 raise ValueError(f"A parameter is {p.dtype}. Schedule-free optimizers need float32. Cast it first.")
         z = jax.tree.map(lambda p: p + 0, params)  # a copy: params may be donated
         zero = jnp.zeros((), jnp.float32)
-        nu = None if decay_2 is None else zeros(params)
+        nu = None if nu_decay is None else zeros(params)
         return ScheduleFreeState(jnp.zeros((), jnp.int32), zero, zero, zero, z, nu)
 
     def update(updates, state, params=None):
@@ -85,9 +85,9 @@ def _schedule_free(
         weight_sum, weight_rest = _compensated_sum(state.weight_sum, state.weight_rest, weight)
         share = jnp.where(weight_sum > 0, weight / jnp.where(weight_sum > 0, weight_sum, 1), 0)
         updates, nu = grads, None
-        if decay_2 is not None:
-            nu = average(state.nu, jax.tree.map(jnp.square, grads), decay_2.one_minus_b)
-            nu_scale = 1 / decay_2.bias_correction(count)
+        if nu_decay is not None:
+            nu = average(state.nu, jax.tree.map(jnp.square, grads), nu_decay.one_minus_b)
+            nu_scale = 1 / nu_decay.bias_correction(count)
             updates = jax.tree.map(lambda g, n: g / (jnp.sqrt(n * nu_scale) + eps), grads, nu)
         z = jax.tree.map(lambda z, u, y: z - lr * (u + weight_decay * y), state.z, updates, params)
 
