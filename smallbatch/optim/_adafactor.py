@@ -46,10 +46,8 @@ def adafactor(
     p -= lr (max(rms(p), 1e-3) u / max(1, rms(u)) + wd p).
     Source: Shazeer & Stern 2018, arXiv 1804.04235, algorithms 4 and 5, with a constant b2.
     """
-    second_moment_decay = decay("b2", b2, t2_tokens, tokens_per_step)
-    factored = _scale_by_factored(
-        lambda count: (second_moment_decay.one_minus_b, second_moment_decay.bias_correction(count))
-    )
+    v_decay = decay("b2", b2, t2_tokens, tokens_per_step)
+    factored = _scale_by_factored(lambda count: (v_decay.one_minus_b, v_decay.bias_correction(count)))
     return with_learning_rate(factored, learning_rate, weight_decay)
 
 
