@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 
 from smallbatch.config import cli
 from smallbatch.errors import UserError, did_you_mean
-from smallbatch.specs import OPTIMIZER_KEYS
+from smallbatch.optim import OPTIMIZERS
 
 ADAM_BYTES = 16  # a float32 parameter, its gradient and two averages
 
@@ -26,8 +26,8 @@ def define_flags(flags) -> None:
 
 def main(config, flags) -> None:
     for name in flags.optimizers:
-        if name not in OPTIMIZER_KEYS:
-            raise UserError(f"--optimizers={name}: there is no such optimizer{did_you_mean(name, OPTIMIZER_KEYS)}")
+        if name not in OPTIMIZERS:
+            raise UserError(f"--optimizers={name}: there is no such optimizer{did_you_mean(name, OPTIMIZERS)}")
     sizes = cli.whole_numbers("batch_sizes", flags.batch_sizes, "1,16")
     from smallbatch.plan import flops
     from smallbatch.plan import mesh_plan as layout

@@ -17,7 +17,7 @@ from smallbatch.config import data_checks as config_data
 from smallbatch.config import files as config_files
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
-from smallbatch.specs import OPTIMIZER_KEYS
+from smallbatch.optim import OPTIMIZERS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -123,7 +123,7 @@ INVALID = [
     ({"data__validation_frac": 1.0}, "data.validation_frac is 1.0; it must be above 0 and below 1"),
     ({"train__seed": 2**32}, "train.seed is 4294967296; it must be at least 0 and below 2^32"),
     ({"optimizer__name": "adan"},
-     f"optimizer.name is 'adan'; it takes {' | '.join(OPTIMIZER_KEYS)}; did you mean adam?"),
+     f"optimizer.name is 'adan'; it takes {' | '.join(OPTIMIZERS)}; did you mean adam?"),
     ({"model__remat": "Full"}, "model.remat is 'Full'; it takes none | dots | full; did you mean full?"),
     ({"data__source": "pystdlb"}, "data.source is 'pystdlb'; it takes pystdlib | tfds:NAME | text:GLOB | "
      "tokens:PATH; did you mean pystdlib?"),

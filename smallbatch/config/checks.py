@@ -11,10 +11,11 @@ from smallbatch.config import data_checks as config_data
 from smallbatch.config import numbers as config_numbers
 from smallbatch.config.batch_schedule import LR_RULES, Stage, stages
 from smallbatch.config.data_checks import no_effect, unset
-from smallbatch.config.transfer import FREE_EXPONENT, RULES, SQRT_OPTIMIZERS
+from smallbatch.config.transfer import FREE_EXPONENT, RULES
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.files import paths
-from smallbatch.specs import DEFAULT_PEAK_LR, OPTIMIZER_KEYS, SCHEDULES
+from smallbatch.optim import OPTIMIZERS
+from smallbatch.optim.schedules import SCHEDULES
 
 Flat = dict[str, Any]
 
@@ -27,8 +28,8 @@ CHOICES = {
     "model.matmul_precision": ("highest", "high", "default"),
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("auto", "xla", "cudnn", "splash"),
-    "optimizer.name": tuple(OPTIMIZER_KEYS),
-    "optimizer.schedule": SCHEDULES,
+    "optimizer.name": tuple(OPTIMIZERS),
+    "optimizer.schedule": tuple(SCHEDULES),
     "optimizer.transfer_rule": RULES,
     "optimizer.muon_matrices": ("whole", "heads"),
     "optimizer.rounding": ("nearest", "stochastic"),
@@ -83,7 +84,7 @@ AVERAGE_PAIRS = {
     "b1": ("optimizer.b1", "optimizer.t1_tokens"),
     "b2": ("optimizer.b2", "optimizer.t2_tokens"),
 }
-KEYS_OF = {  # what a word of OPTIMIZER_KEYS stands for
+KEYS_OF = {  # what a word of Optimizer.hyperparams stands for
     "b1": AVERAGE_PAIRS["b1"],
     "b2": (*AVERAGE_PAIRS["b2"], "optimizer.b2_min", "optimizer.b2_max"),
     "eps": ("optimizer.eps",),
@@ -173,8 +174,9 @@ def _shape(flat: Flat, defaults: Flat) -> Iterator[str]:
 
 def _peak_lr(flat: Flat, defaults: Flat) -> Iterator[str]:
     name = flat["optimizer.name"]
-    if flat["optimizer.peak_lr"] is None and name not in DEFAULT_PEAK_LR:
-        known = ", ".join(f"{rate:g} for {other}" for other, rate in DEFAULT_PEAK_LR.items())
+    if flat["optimizer.peak_lr"] is None and OPTIMIZERS[name].default_peak_lr is None:
+        rates = {other: optimizer.default_peak_lr for other, optimizer in OPTIMIZERS.items()}
+        known = ", ".join(f"{rate:g} for {other}" for other, rate in rates.items() if rate is not None)
         yield (
             f"optimizer.peak_lr is unset, and {name} has no default (only {known}); set --config.optimizer.peak_lr "
             f"to a learning rate tuned for {name}"
@@ -208,17 +210,18 @@ def _decay(flat: Flat, defaults: Flat) -> Iterator[str]:
 
 
 def _pairs(flat: Flat, defaults: Flat) -> Iterator[str]:
-    for name in OPTIMIZER_KEYS[flat["optimizer.name"]]:
+    for name in OPTIMIZERS[flat["optimizer.name"]].hyperparams:
         if name in AVERAGE_PAIRS:
             yield from _exactly_one(flat, AVERAGE_PAIRS[name])
         if name == "embed_lr" and flat["optimizer.embed_lr"] is None:
-            yield "optimizer.embed_lr is unset; optimizer.name muon needs it, e.g. the peak_lr tuned for adam"
+            where = f"optimizer.name {flat['optimizer.name']}"
+            yield f"optimizer.embed_lr is unset; {where} needs it, e.g. the peak_lr tuned for adam"
 
 
 def _unused_by_optimizer(flat: Flat, defaults: Flat) -> Iterator[str]:
     name = flat["optimizer.name"]
     for word, keys in KEYS_OF.items():
-        for key in () if word in OPTIMIZER_KEYS[name] else keys:
+        for key in () if word in OPTIMIZERS[name].hyperparams else keys:
             if key in flat and flat[key] != defaults[key]:
                 fix = unset(key) if defaults[key] is None else f"leave it at {defaults[key]!r}"
                 yield no_effect(key, flat[key], f"optimizer.name {name}", fix)
@@ -246,10 +249,11 @@ def _transfer(flat: Flat, defaults: Flat) -> Iterator[str]:
             key = "optimizer.transfer_keeps_tau"
             yield no_effect(key, True, "optimizer.transfer_rule None", "leave it at False")
         return
-    if rule == "sqrt" and flat["optimizer.name"] not in SQRT_OPTIMIZERS:
+    if rule == "sqrt" and not OPTIMIZERS[flat["optimizer.name"]].sqrt_rule:
+        valid = ", ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.sqrt_rule)
         yield (
             f"optimizer.transfer_rule is sqrt, which needs an optimizer that divides by the root of a second moment "
-            f"({', '.join(SQRT_OPTIMIZERS)}), and optimizer.name is {flat['optimizer.name']}; use linear, fixed or "
+            f"({valid}), and optimizer.name is {flat['optimizer.name']}; use linear, fixed or "
             "half_life"
         )
     if keeps_tau and not flat["optimizer.weight_decay"]:
@@ -275,7 +279,7 @@ def _weights(flat: Flat, defaults: Flat) -> Iterator[str]:
     a, b = AVERAGE_OF_WEIGHTS
     if flat[a] is not None and flat[b] is not None:
         yield f"{a} is {flat[a]!r} and {b} is {flat[b]!r}; set one at most: {unset(a)} or {unset(b)}"
-    if "interpolation" in OPTIMIZER_KEYS[name]:
+    if OPTIMIZERS[name].schedule_free:
         if dtype != "float32":
             yield f"model.param_dtype is {dtype}; {name} works its average out from the parameters, in float32 only"
         if schedule != "constant":

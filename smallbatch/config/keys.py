@@ -16,7 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from smallbatch.config import checks as config_checks
 from smallbatch.errors import ConfigKeyError, UserError
-from smallbatch.specs import DEFAULT_PEAK_LR
+from smallbatch.optim import OPTIMIZERS
 
 T = TypeVar("T")
 Config: TypeAlias = Any  # a ConfigDict, whose fields have no static types
@@ -290,7 +290,8 @@ def resolved_flat(flat: dict[str, Any]) -> dict[str, Any]:
     """Return {dotted key: value}, with an unset learning rate replaced by its default."""
     if flat.get("optimizer.peak_lr", 0.0) is not None:
         return flat
-    return flat | {"optimizer.peak_lr": DEFAULT_PEAK_LR.get(flat.get("optimizer.name", ""))}
+    optimizer = OPTIMIZERS.get(flat.get("optimizer.name", ""))
+    return flat | {"optimizer.peak_lr": optimizer and optimizer.default_peak_lr}
 
 
 def resolved(config: Config) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from smallbatch.errors import UserError
 
 RULES = ("half_life", "fixed", "sqrt", "linear")
-SQRT_OPTIMIZERS = ("adam", "adafactor", "schedule_free_adamw")  # Malladi et al. 2022 derive it for RMSprop and Adam
 FREE_EXPONENT = ("half_life", "fixed")  # rules that leave the exponent of the learning rate to their user
 
 
