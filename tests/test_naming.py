@@ -2,8 +2,8 @@
 
 from grids import base
 
-from smallbatch.analysis.report import naming
-from smallbatch.analysis.report.naming import Named, flatten, identify
+from smallbatch.analysis.read import naming
+from smallbatch.analysis.read.naming import Named, flatten, identify
 
 
 def config(**changes):

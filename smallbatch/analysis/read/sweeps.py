@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from smallbatch.analysis import gradients
+from smallbatch.analysis.read import naming
+from smallbatch.analysis.read.naming import Identity, Named
 from smallbatch.analysis.read.run_table import Run, RunTable, without_duplicates
-from smallbatch.analysis.report import naming
-from smallbatch.analysis.report.naming import Identity, Named
 from smallbatch.analysis.stats import curves
 from smallbatch.errors import UserError
 from smallbatch.files import json_files, paths
