@@ -126,7 +126,7 @@ def _gap_text(rows: Sequence[Row]) -> str:
             f"{len(rows)} batch sizes."
         )
     pairs = [f"between {size(a)} ({gap(a)}) and {size(b)} ({gap(b)})" for a, b in changes]
-    text += f"; the sign changes {listed(pairs)}"
+    text += f"; the sign changes {', '.join(pairs)}"
     beside = {size(row): interval(row, "gap_nats") for pair in changes for row in pair}
     unclear = [name for name, found in beside.items() if found and found[0] <= 0 <= found[1]]
     return f"{text}; the 90% interval includes 0 at {listed(unclear)}." if unclear else f"{text}."

@@ -162,15 +162,12 @@ def figures(analysis: Analysis) -> Iterator[Figure]:
             continue
         axes = drawing.batch_axes("best learning rate", [row["batch_size"] for row in rows])
         for own, style in drawing.by_method(analysis.runs.arms, rows):
-            if any(row["best_learning_rate"] for row in own):
-                inside = [row for row in own if row["best_learning_rate"] and not row["edge_of_grid"]]
-            else:  # the grids do not vary the learning rate
-                inside = [
-                    row | {"best_learning_rate": row["tuned_learning_rate"]} for row in own if not row["edge_of_grid"]
-                ]
-            if inside:
-                # An open interval would be drawn from 0 or to infinity.
-                drawing.plot_with_intervals(axes, inside, "best_learning_rate", **style | {"linestyle": "none"})
+            estimated = any(row["best_learning_rate"] for row in own)  # otherwise no grid varies the learning rate
+            name = "best_learning_rate" if estimated else "tuned_learning_rate"
+            inside = [row for row in own if row[name] and not row["edge_of_grid"]]
+            axes.plot(column(inside, "batch_size"), column(inside, name), **style | {"linestyle": "none"})
+            closed = [row for row in inside if row["best_learning_rate_low"]]  # an open interval starts at 0
+            drawing.plot_intervals(axes, closed, "best_learning_rate", style["color"])
             edges = [row for row in own if row["edge_of_grid"]]
             dash = {"linestyle": "none", "marker": "_", "color": style["color"], "markersize": 9}
             axes.plot(column(edges, "batch_size"), column(edges, "tuned_learning_rate"), **dash)

@@ -178,18 +178,17 @@ def against_batch_size(title: str, rows: Sequence[Row], y: str, methods: Sequenc
     """Return axes with one line per method: column `y`, divided by `scale`, against batch size."""
     axes = batch_axes(title, [row["batch_size"] for row in rows])
     for own, style in by_method(methods, rows):
-        plot_with_intervals(axes, own, y, scale, **style)
+        axes.plot(column(own, "batch_size"), column(own, y) / scale, **style)
+        if f"{y}_low" in own[0]:
+            plot_intervals(axes, own, y, style["color"])
     return axes
 
 
-def plot_with_intervals(axes: Axes, rows: Sequence[Row], y: str, scale: float = 1.0, **style) -> None:
-    """Plot a column against batch size, with bars where its interval is finite."""
-    x = column(rows, "batch_size")
-    axes.plot(x, column(rows, y) / scale, **style)
-    if f"{y}_low" in rows[0]:
-        low, high = column(rows, f"{y}_low"), column(rows, f"{y}_high")
-        bars = np.isfinite(low) & np.isfinite(high)
-        axes.vlines(x[bars], low[bars], high[bars], color=style["color"], linewidth=1.0, alpha=0.8)
+def plot_intervals(axes: Axes, rows: Sequence[Row], y: str, color: str) -> None:
+    """Draw the intervals of a column against batch size as vertical bars, if they are finite."""
+    x, low, high = (column(rows, name) for name in ("batch_size", f"{y}_low", f"{y}_high"))
+    finite = np.isfinite(low) & np.isfinite(high)
+    axes.vlines(x[finite], low[finite], high[finite], color=color, linewidth=1.0, alpha=0.8)
 
 
 def count_axis(axis, log: bool = True, whole: bool = False) -> None:
@@ -242,9 +241,18 @@ def legend(axes: Axes) -> None:
     columns = max(1, min(len(labels), int(room // (32 + 5.8 * max(map(len, labels))))))
     lines = -(-len(labels) // columns)
     _lay_out(axes, left_inches, lines)
-    spacing = {"handlelength": 1.5, "columnspacing": 0.9, "handletextpad": 0.5, "labelspacing": 0.3}
-    position = {"loc": "lower left", "bbox_to_anchor": (-0.03, 1.0), "borderaxespad": 0.1}
-    axes.legend(handles, labels, ncols=columns, **position, **spacing)
+    axes.legend(
+        handles,
+        labels,
+        ncols=columns,
+        loc="lower left",
+        bbox_to_anchor=(-0.03, 1.0),
+        borderaxespad=0.1,
+        handlelength=1.5,
+        columnspacing=0.9,
+        handletextpad=0.5,
+        labelspacing=0.3,
+    )
 
 
 def to_svg(axes: Axes, name: str, description: str) -> str:
