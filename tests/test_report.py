@@ -4,6 +4,7 @@ import csv
 import html
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,6 +15,10 @@ import numpy as np
 import pytest
 from grids import Basin, Cell, basin_cells, replaced, write_sweep
 
+import smallbatch
+from smallbatch.analysis.analyze import analyze
+from smallbatch.analysis.read import sweeps
+from smallbatch.analysis.report import output
 from smallbatch.runs.records import read_json
 
 ADAM_B2 = {"optimizer.t2_tokens": None, "optimizer.b2": 0.95}
@@ -67,7 +72,7 @@ def full(tmp_path_factory):
         cells[7 * i + 1] = replaced(cells[7 * i + 1], status=status)
     path = write_sweep(tmp_path_factory.mktemp("full") / "sweep", cells, name="<script>alert(1)</script> & co")
     done = report(path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and done.stderr == "", done.stderr
     return path / "report", done.stdout
 
 
@@ -173,11 +178,10 @@ def single_run(**changes):
 )
 def test_missing_results_are_explained(tmp_path, cells, finding, empty):
     path = write_sweep(tmp_path / "sweep", cells)
-    done = report(path)
-    assert done.returncode == 0 and done.stderr == ""
-    assert finding in done.stdout
-    assert empty in (path / "report" / "index.html").read_text()
-    for svg in re.findall(r"<figure.*?</figure>", (path / "report" / "index.html").read_text(), re.DOTALL):
+    analysis = analyze(sweeps.read([path]))
+    page = output.write(analysis, path / "report").read_text()
+    assert finding in output.text(analysis) and empty in page
+    for svg in re.findall(r"<figure.*?</figure>", page, re.DOTALL):
         assert svg.count("<use") + svg.count("<path") > 10
 
 
@@ -228,3 +232,50 @@ def test_a_report_never_changes_its_input_or_other_files(tmp_path):
     done = report("--csv=mine/runs.csv", f"--out={mine}/figures", cwd=tmp_path)
     assert done.returncode == 2 and "is not empty and has no report_files.json" in done.stderr
     assert contents(mine) == before
+
+
+TOY = '''
+"""Count the runs of each status."""
+
+from collections import Counter
+
+from smallbatch.analysis.report import drawing
+from smallbatch.analysis.report.section import Figure, Finding, Section, Table
+
+
+def tables(runs, options):
+    counts = Counter(run.status for run in runs.runs)
+    return [Table("toy", "Statuses", tuple({"status": key, "runs": counts[key]} for key in counts))]
+
+
+def figures(analysis):
+    rows = analysis.rows("toy")
+    axes = drawing.new_axes("status", "runs")
+    axes.plot([row["status"] for row in rows], [row["runs"] for row in rows], "o")
+    yield Figure("toy", axes, "Runs by status.", "toy")
+
+
+def findings(analysis):
+    yield Finding("Toy", f"{len(analysis.runs.runs)} runs.")
+
+
+SECTION = Section("toy", "Toy section", "Number of runs.", tables, figures, findings)
+'''
+
+
+def test_a_section_is_added_with_one_file_and_one_entry(tmp_path):
+    package = Path(smallbatch.__file__).parent
+    shutil.copytree(package, tmp_path / "smallbatch", ignore=shutil.ignore_patterns("__pycache__"))
+    analysis = tmp_path / "smallbatch" / "analysis"
+    (analysis / "toy.py").write_text(TOY)
+    source = (analysis / "analyze.py").read_text()
+    source = source.replace("    trials,\n", "    toy,\n    trials,\n").replace(
+        "SECTIONS = (\n", "SECTIONS = (\n    toy.SECTION,\n"
+    )
+    (analysis / "analyze.py").write_text(source)
+    (tmp_path / "runs.csv").write_text(RUNS)
+    done = report("--csv=runs.csv", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("Toy\n  2 runs.\n"), done.stderr
+    files = contents(tmp_path / "report")
+    assert {"toy.csv", "figures/toy.svg"} <= files.keys()
+    assert b"Toy section" in files["index.html"] and b"Runs by status." in files["index.html"]

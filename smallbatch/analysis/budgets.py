@@ -95,8 +95,8 @@ def loss_at_budgets(runs: RunTable) -> list[Row]:
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
     return [
-        Table("loss_at_budgets", "Loss at fractions of the budget", tuple(loss_at_budgets(runs))),
-        Table("loss_curves", "Loss along the budget", tuple(loss_curves(runs)), in_summary=False),
+        Table("loss_at_budgets", "Loss at fractions of the budget", loss_at_budgets(runs)),
+        Table("loss_curves", "Loss along the budget", loss_curves(runs), in_summary=False),
     ]
 
 

@@ -85,7 +85,7 @@ def cost_ratios(runs: RunTable, target_nats: float | None = None) -> list[Row]:
 
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
-    return [Table("cost_to_target", "Cost to reach a loss", tuple(cost_ratios(runs, options.target_loss_nats)))]
+    return [Table("cost_to_target", "Cost to reach a loss", cost_ratios(runs, options.target_loss_nats))]
 
 
 def figures(analysis: Analysis) -> Iterator[Figure]:

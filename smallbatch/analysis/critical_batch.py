@@ -240,9 +240,9 @@ def tables(runs: RunTable, options: Options) -> list[Table]:
     measured = critical_batches(runs, options)
     rows = critical_rows(measured, gradients.gradient_rows(runs))
     return [
-        Table("critical_batch", "Critical batch size", tuple(rows)),
-        Table("critical_batch_laws", "Critical batch size against model and data", tuple(scaling_laws(rows))),
-        Table("steps_to_target", "Steps to the target loss", tuple(steps_rows(measured))),
+        Table("critical_batch", "Critical batch size", rows),
+        Table("critical_batch_laws", "Critical batch size against model and data", scaling_laws(rows)),
+        Table("steps_to_target", "Steps to the target loss", steps_rows(measured)),
     ]
 
 

@@ -85,7 +85,7 @@ def _gaps_to_reference(analysis: Analysis, rows: Sequence[Row]) -> list[Row]:
 
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
-    return [Table("gaps", "Gaps between methods", tuple(gaps(runs)))]
+    return [Table("gaps", "Gaps between methods", gaps(runs))]
 
 
 def figures(analysis: Analysis) -> Iterator[Figure]:

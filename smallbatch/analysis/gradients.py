@@ -122,8 +122,8 @@ def noise_scale_fits(rows: Sequence[Row]) -> list[Row]:
 def tables(runs: RunTable, options: Options) -> list[Table]:
     rows = gradient_rows(runs)
     return [
-        Table("gradients", "Gradients and updates", tuple(rows)),
-        Table("noise_scale_fits", "Noise scale over batch sizes", tuple(noise_scale_fits(rows))),
+        Table("gradients", "Gradients and updates", rows),
+        Table("noise_scale_fits", "Noise scale over batch sizes", noise_scale_fits(rows)),
     ]
 
 

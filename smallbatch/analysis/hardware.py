@@ -45,7 +45,7 @@ def _median(runs: list[Run], name: str) -> float:
 
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
-    return [Table("hardware", "Memory and throughput", tuple(hardware(runs)))]
+    return [Table("hardware", "Memory and throughput", hardware(runs))]
 
 
 def figures(analysis: Analysis) -> Iterator[Figure]:
@@ -56,7 +56,7 @@ def figures(analysis: Analysis) -> Iterator[Figure]:
             if len({row["batch_size"] for row in known}) < 2:
                 continue
             axes = drawing.against_batch_size(label, known, name, analysis.runs.arms, scale=unit)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             drawing.count_axis(axes.yaxis, log=False)
             caption = f"{label} against batch size{analysis.in_setting(setting)}, medians over finished runs."
             yield Figure(f"{name}-{setting}", axes, caption, "hardware")

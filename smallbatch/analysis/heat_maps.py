@@ -26,7 +26,7 @@ DIVERGED, NOT_RUN = "#8c8c93", "none"
 
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
-    return [Table("heat_maps", "Loss over two hyperparameters", tuple(surfaces(runs)), in_summary=False)]
+    return [Table("heat_maps", "Loss over two hyperparameters", surfaces(runs), in_summary=False)]
 
 
 def figures(analysis: Analysis) -> Iterator[Figure]:

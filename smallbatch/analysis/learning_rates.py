@@ -150,8 +150,8 @@ def learning_rates(runs: RunTable) -> tuple[list[Row], list[Row]]:
 def tables(runs: RunTable, options: Options) -> list[Table]:
     rows, laws = learning_rates(runs)
     return [
-        Table("learning_rates", "Best learning rate", tuple(rows)),
-        Table("learning_rate_laws", "Learning rate against batch size", tuple(laws)),
+        Table("learning_rates", "Best learning rate", rows),
+        Table("learning_rate_laws", "Learning rate against batch size", laws),
     ]
 
 
@@ -165,7 +165,7 @@ def figures(analysis: Analysis) -> Iterator[Figure]:
             estimated = any(row["best_learning_rate"] for row in own)  # otherwise no grid varies the learning rate
             name = "best_learning_rate" if estimated else "tuned_learning_rate"
             inside = [row for row in own if row[name] and not row["edge_of_grid"]]
-            axes.plot(column(inside, "batch_size"), column(inside, name), **style | {"linestyle": "none"})
+            axes.plot(column(inside, "batch_size"), column(inside, name), **{**style, "linestyle": "none"})
             closed = [row for row in inside if row["best_learning_rate_low"]]  # an open interval starts at 0
             drawing.plot_intervals(axes, closed, "best_learning_rate", style["color"])
             edges = [row for row in own if row["edge_of_grid"]]

@@ -26,7 +26,7 @@ TOPIC = "Best batch size"
 
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
-    return [Table("equal_flops", "Loss at equal FLOPs", tuple(equal_flops(runs)))]
+    return [Table("equal_flops", "Loss at equal FLOPs", equal_flops(runs))]
 
 
 def _finite(rows: Sequence[Row]) -> list[Row]:
@@ -138,7 +138,7 @@ SECTION = Section(
     name="loss",
     title="Loss at equal FLOPs",
     description=(
-        "Loss of the tuned run of each grid, measured on held-out seeds where there are any. For comparison: the "
+        "Loss of the selected config of each grid, measured on held-out seeds where there are any. For comparison: the "
         "lowest mean over all seeds, and the best single run, which is what papers usually report."
     ),
     tables=tables,

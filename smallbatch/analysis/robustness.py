@@ -235,8 +235,8 @@ def robustness(runs: RunTable, delta_nats: float) -> tuple[list[Row], list[Row]]
 def tables(runs: RunTable, options: Options) -> list[Table]:
     summaries, points = robustness(runs, options.delta_nats)
     return [
-        Table("robustness", "Robustness to each hyperparameter", tuple(summaries)),
-        Table("robustness_profiles", "Increase in loss against the multiplier", tuple(points), in_summary=False),
+        Table("robustness", "Robustness to each hyperparameter", summaries),
+        Table("robustness_profiles", "Increase in loss against the multiplier", points, in_summary=False),
     ]
 
 
@@ -257,11 +257,9 @@ def figures(analysis: Analysis) -> Iterator[Figure]:
         for own, style in drawing.by_method(analysis.runs.arms, rows):
             axes.plot(column(own, "batch_size"), column(own, "width_log2"), **style)
             wider = [row for row in own if row["wider_than_grid"]]
-            style = {"linestyle": "none", "marker": (3, 0, 0), "markersize": 9, "fillstyle": "none"} | {
-                "color": style["color"]
-            }
-            axes.plot(column(wider, "batch_size"), column(wider, "width_log2"), **style)
-        axes.set_ylim(bottom=0)
+            triangle = {"linestyle": "none", "marker": (3, 0, 0), "markersize": 9, "fillstyle": "none"}
+            axes.plot(column(wider, "batch_size"), column(wider, "width_log2"), color=style["color"], **triangle)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         caption = (
             f"Width of the range of {scale_text(name)} within {analysis.options.delta_nats:g} nats of the lowest loss"
             f"{analysis.in_setting(setting)}, in factors of 2. Triangles: lower bounds, since it reaches the edge of "

@@ -30,7 +30,7 @@ def run_rows(runs: RunTable) -> list[Row]:
 
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
-    return [Table("runs", "Runs", tuple(run_rows(runs)), in_summary=False)]
+    return [Table("runs", "Runs", run_rows(runs), in_summary=False)]
 
 
 def warnings(analysis: Analysis) -> Iterator[str]:
@@ -63,8 +63,8 @@ SECTION = Section(
     name="runs",
     title="Runs",
     description=(
-        "All requested runs. A method is an optimizer together with the keys that define it; a setting is a sweep with "
-        "its model, data and budget; a grid is all runs of a method at one batch size in a setting."
+        "All requested runs. A method (column arm) is an optimizer together with the keys that define it. A setting is a "
+        "sweep with its model, data and budget. A grid is all runs of a method at one batch size in a setting."
     ),
     tables=tables,
     warnings=warnings,

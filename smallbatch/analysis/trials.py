@@ -90,8 +90,8 @@ def share_within(runs: RunTable, delta_nats: float) -> list[Row]:
 
 def tables(runs: RunTable, options: Options) -> list[Table]:
     return [
-        Table("good_cells", "Fraction of good configs", tuple(share_within(runs, options.delta_nats))),
-        Table("random_trials", "Best loss after n random trials", tuple(trials(runs)), in_summary=False),
+        Table("good_cells", "Fraction of good configs", share_within(runs, options.delta_nats)),
+        Table("random_trials", "Best loss after n random trials", trials(runs), in_summary=False),
     ]
 
 

@@ -71,7 +71,7 @@ def comparable(table: Table) -> list[Table]:
     if all(len(found) == 1 for found in targets):
         return [table]
     return [
-        Table(table.name, f"{table.title}, target {target:g} nats", tuple(rows))
+        Table(table.name, f"{table.title}, target {target:g} nats", rows)
         for (target,), rows in split(table.rows, "target_loss_nats").items()
     ]
 

@@ -4,7 +4,7 @@ An analysis file ends with a `Section`. `smallbatch/analysis/analyze.py` lists t
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -36,7 +36,7 @@ class Table:
 
     name: str
     title: str
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     in_summary: bool = True  # False: too long for summary.json
 
     @property
@@ -96,7 +96,7 @@ class Analysis:
     def tables(self) -> dict[str, Table]:
         return {table.name: table for tables in self.sections.values() for table in tables}
 
-    def rows(self, table: str) -> tuple[Row, ...]:
+    def rows(self, table: str) -> Sequence[Row]:
         return self.tables[table].rows
 
     def in_setting(self, setting: str, form: str = " ({})") -> str:
