@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import flags as absl_flags
 
+from smallbatch.analysis.report.options import DEFAULTS, Options
 from smallbatch.config import cli
 from smallbatch.errors import UserError
 from smallbatch.files import paths
@@ -23,10 +24,12 @@ def define_flags(flags) -> None:
     string("out", "directory of the report; default: WORKDIR/report, or ./report for several WORKDIRs or --csv")
     string("csv", "CSV or Parquet file with one row per run")
     string("columns", COLUMNS_HELP)
-    cli.number(flags, "delta_nats", 0.02, "a loss at most this much above the lowest counts as good", 0.0, 1000.0)
+    good = "a loss at most this much above the lowest counts as good"
+    cli.number(flags, "delta_nats", DEFAULTS.delta_nats, good, 0.0, 1000.0)
     target = "target loss of costs and critical batch sizes; default: a loss that many grids reach"
     cli.number(flags, "target_loss_nats", None, target, 0.0, 1000.0)
-    cli.number(flags, "overhead_frac", 0.2, "overhead in the definition of the critical batch size", 0.0, 1e6)
+    overhead = "overhead in the definition of the critical batch size"
+    cli.number(flags, "overhead_frac", DEFAULTS.overhead_frac, overhead, 0.0, 1e6)
     reference = "batch size where perfect scaling starts; default: the smallest"
     cli.number(flags, "reference_batch_size", None, reference, 0.0, 1e12)
 
@@ -47,7 +50,6 @@ def main(words: list[str], flags) -> None:
     from smallbatch.analysis.read.run_table import joined
     from smallbatch.analysis.report import output
     from smallbatch.analysis.report.report_dir import ReportDirectory
-    from smallbatch.analysis.report.section import Options
 
     tables = [sweeps.read(directories)] if directories else []
     if csv is not None:

@@ -9,7 +9,7 @@ from grids import CONTEXT_TOKENS, Cell, table_of, write_sweep
 from smallbatch.analysis import budgets, cost, critical_batch, gradients
 from smallbatch.analysis.read import sweeps
 from smallbatch.analysis.read.run_table import RunTable
-from smallbatch.analysis.report.section import Options
+from smallbatch.analysis.report.options import Options
 from smallbatch.runs.records import read_json, write_json
 
 SIZES = (1, 2, 4, 8, 16, 32)

@@ -17,7 +17,8 @@ from smallbatch.analysis import (
     trials,
 )
 from smallbatch.analysis.read.run_table import RunTable
-from smallbatch.analysis.report.section import DEFAULTS, Analysis, Options, Section
+from smallbatch.analysis.report.options import DEFAULTS, Options
+from smallbatch.analysis.report.section import Analysis, Section
 
 SECTIONS = (
     runs.SECTION,

@@ -11,7 +11,8 @@ import numpy as np
 
 from smallbatch.analysis.read.run_table import Group, Run, RunTable, mean_over_seeds
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Section, Table
 from smallbatch.analysis.report.tables import Row, batch_text, column, group_columns, split
 from smallbatch.analysis.stats import curves
 from smallbatch.analysis.stats.curves import AXES, Curve

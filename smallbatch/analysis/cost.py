@@ -7,7 +7,8 @@ import numpy as np
 from smallbatch.analysis.budgets import curve_kind, curve_of, no_records
 from smallbatch.analysis.read.run_table import Group, Run, RunTable, mean_over_seeds
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Finding, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
 from smallbatch.analysis.report.tables import Row, batch_text, group_columns, split
 from smallbatch.analysis.stats import curves
 from smallbatch.analysis.stats.curves import AXES

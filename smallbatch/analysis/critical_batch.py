@@ -20,7 +20,8 @@ from smallbatch.analysis.batch_law import BatchLaw
 from smallbatch.analysis.budgets import curve_kind, curve_of
 from smallbatch.analysis.read.run_table import Group, Run, RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import DEFAULTS, Analysis, Figure, Finding, Options, Section, Table
+from smallbatch.analysis.report.options import DEFAULTS, Options
+from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
 from smallbatch.analysis.report.tables import (
     Row,
     batch_text,

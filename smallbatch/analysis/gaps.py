@@ -10,7 +10,8 @@ import numpy as np
 
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Finding, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
 from smallbatch.analysis.report.tables import Row, batch_text, finite_number, interval, interval_text, listed, split
 from smallbatch.analysis.stats import intervals
 from smallbatch.analysis.stats.equal_flops import bounds, choose
@@ -24,11 +25,12 @@ def gaps(runs: RunTable) -> list[Row]:
     """
     rows: list[Row] = []
     for setting in runs.settings:
-        chosen = {(g.arm, g.batch_size): choice for g in runs.groups if g.setting == setting and (choice := choose(g))}
-        methods = [method for method in runs.arms if any(method == key[0] for key in chosen)]
+        groups = [group for group in runs.groups if group.setting == setting]
+        selected = {(group.arm, group.batch_size): choice for group in groups if (choice := choose(group))}
+        methods = [method for method in runs.arms if any(method == key[0] for key in selected)]
         for other, method in combinations(methods, 2):
-            for size in sorted({size for _, size in chosen}):
-                a, b = chosen.get((method, size)), chosen.get((other, size))
+            for size in sorted({size for _, size in selected}):
+                a, b = selected.get((method, size)), selected.get((other, size))
                 if a is None or b is None:
                     continue
                 gap = a.loss_nats - b.loss_nats

@@ -16,7 +16,8 @@ import numpy as np
 from smallbatch.analysis import batch_law
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Section, Table
 from smallbatch.analysis.report.tables import Row, column, group_columns, split
 from smallbatch.analysis.stats.equal_flops import bounds, choose
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from smallbatch.analysis.read.run_table import Run, RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Section, Table
 from smallbatch.analysis.report.tables import Row, group_columns, split
 
 

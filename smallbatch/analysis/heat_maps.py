@@ -14,7 +14,8 @@ from matplotlib.patches import Rectangle
 from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Section, Table
 from smallbatch.analysis.report.tables import Row, batch_text, column, finite_number, key_text, split, value_text
 from smallbatch.analysis.stats.surfaces import rank, surfaces
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from smallbatch.analysis.read.run_table import Group, RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Finding, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
 from smallbatch.analysis.report.tables import Row, column, group_columns, interval_text, split
 from smallbatch.analysis.robustness import Profile, profile
 from smallbatch.analysis.stats import intervals, power_law

@@ -9,7 +9,8 @@ import numpy as np
 
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Finding, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
 from smallbatch.analysis.report.tables import (
     Row,
     batch_text,

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from smallbatch.analysis.read.run_table import Group, RunTable
 from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Analysis, Figure, Finding, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
 from smallbatch.analysis.report.tables import Row, batch_text, column, group_columns, key_text, listed, split
 from smallbatch.analysis.stats import intervals
 from smallbatch.analysis.stats.equal_flops import bounds, choose
@@ -268,7 +270,7 @@ def figures(analysis: Analysis) -> Iterator[Figure]:
         yield Figure(f"width-{setting}-{name}", axes, caption, "robustness")
 
 
-def _profile_axes(method: str, name: str, rows: Sequence[Row], delta_nats: float) -> drawing.Axes:
+def _profile_axes(method: str, name: str, rows: Sequence[Row], delta_nats: float) -> Axes:
     """Plot the increase in loss against the multiplier, one line per batch size; crosses if diverged."""
     rises = column(rows, "rise_nats")
     top = float(np.clip(1.15 * rises[np.isfinite(rises)].max(), 3 * delta_nats, MAX_RISE_NATS))

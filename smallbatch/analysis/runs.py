@@ -5,7 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from smallbatch.analysis.read.run_table import RunTable
-from smallbatch.analysis.report.section import Analysis, Options, Section, Table
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Section, Table
 from smallbatch.analysis.report.tables import Row, listed, point_text
 
 MAX_NAMED = 3  # failed runs listed by name in a warning
@@ -63,8 +64,8 @@ SECTION = Section(
     name="runs",
     title="Runs",
     description=(
-        "All requested runs. A method (column arm) is an optimizer together with the keys that define it. A setting is a "
-        "sweep with its model, data and budget. A grid is all runs of a method at one batch size in a setting."
+        "All requested runs. A method (column arm) is an optimizer with the keys that define it. A setting is a sweep "
+        "with its model, data and budget. A grid is all runs of a method at one batch size in a setting."
     ),
     tables=tables,
     warnings=warnings,

@@ -11,23 +11,8 @@ from typing import TypeAlias
 from matplotlib.axes import Axes
 
 from smallbatch.analysis.read.run_table import RunTable
+from smallbatch.analysis.report.options import Options
 from smallbatch.analysis.report.tables import Row, batch_text
-
-DELTA_NATS = 0.02
-OVERHEAD_FRAC = 0.2
-
-
-@dataclass(frozen=True)
-class Options:
-    """Options of a report, set by the flags of the command."""
-
-    delta_nats: float = DELTA_NATS  # a loss at most this much above the lowest counts as good
-    target_loss_nats: float | None = None  # of costs and critical batch sizes; None: chosen from the runs
-    overhead_frac: float = OVERHEAD_FRAC  # in the definition of the critical batch size
-    reference_batch_size: float | None = None  # where perfect scaling starts; None: the smallest
-
-
-DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
