@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from smallbatch.analysis import batch_law
-from smallbatch.analysis.stats import power_law
+from smallbatch.analysis.stats import batch_law, power_law
 
 SIZES = np.array([1.0, 4, 16, 64, 256])
 

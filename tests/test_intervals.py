@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from grids import Basin, basin_cells, coverage, table_of
 
-from smallbatch.analysis import batch_law, gaps, learning_rates, robustness
+from smallbatch.analysis import gaps, learning_rates, robustness
 from smallbatch.analysis.analyze import analyze
 from smallbatch.analysis.read.run_table import RunTable, joined
-from smallbatch.analysis.stats import intervals
+from smallbatch.analysis.stats import batch_law, intervals
 from smallbatch.analysis.stats.equal_flops import choose
 from smallbatch.analysis.stats.intervals import Noise
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smallbatch.analysis import batch_law, cost, gradients
-from smallbatch.analysis.batch_law import BatchLaw
+from smallbatch.analysis import cost, gradients
 from smallbatch.analysis.budgets import curve_kind, curve_of
 from smallbatch.analysis.read.run_table import Group, Run, RunTable
 from smallbatch.analysis.report import drawing
@@ -32,7 +31,8 @@ from smallbatch.analysis.report.tables import (
     size_text,
     split,
 )
-from smallbatch.analysis.stats import power_law
+from smallbatch.analysis.stats import batch_law, power_law
+from smallbatch.analysis.stats.batch_law import BatchLaw
 from smallbatch.analysis.stats.equal_flops import bounds
 from smallbatch.analysis.stats.intervals import Interval
 

@@ -9,57 +9,17 @@ Source: McCandlish et al. 2018 (arXiv 1812.06162), section 2 and appendix A.1.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis import batch_law
+from smallbatch.analysis.read.gradient_records import FIELDS, SQUARES, SUCCESSIVE
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import drawing
 from smallbatch.analysis.report.options import Options
 from smallbatch.analysis.report.section import Analysis, Figure, Section, Table
 from smallbatch.analysis.report.tables import Row, column, group_columns, split
+from smallbatch.analysis.stats import batch_law
 from smallbatch.analysis.stats.equal_flops import bounds, choose
-
-FIELDS = ("grad_norm", "update_norm", "update_rms", "update_cosine", "path_per_token", "clipped_frac")
-SQUARES = ("grad_signal_sq", "grad_noise_sq")
-# Marks runs whose noise scale is estimated from successive gradients. The estimate is biased while the weights change
-# fast (1,161 sequences instead of 252 on a quadratic), so it has a separate column and is never compared.
-SUCCESSIVE = "noise_from_successive_gradients"
-
-
-def second_half(records: Sequence[dict[str, Any]], context_tokens: float) -> dict[str, float]:
-    """Return the means of the gradient and update fields over the second half of the train records.
-
-    The first half includes the warm-up and the initial drop of the loss, where norms differ in magnitude. Fields
-    without any number are omitted.
-
-    `grad_norm_sq` is E|g|^2, computed from the recorded means as |G|^2 + tr(S)/B. Both estimators of the noise scale
-    (optim/diagnostics.py) satisfy this exactly at every update. The square of the recorded mean of |g| would be too
-    low by the variance of |g|, which is larger at smaller batch sizes.
-    """
-    half = records[len(records) // 2 :]
-    found: dict[str, float] = {}
-    recorded = {name for record in half[-1:] for name in record}  # a run records the same fields throughout
-    for name in recorded.intersection((*FIELDS, *SQUARES)):
-        values = [record[name] for record in half if record.get(name) is not None]
-        if values:
-            found[name] = float(np.mean(values))
-    squares = _squared_norms(records, context_tokens)[len(records) // 2 :]
-    if np.isfinite(squares).any():
-        found["grad_norm_sq"] = float(np.nanmean(squares))
-    return found
-
-
-def _squared_norms(records: Sequence[dict[str, Any]], context_tokens: float) -> np.ndarray:
-    """Return E|g|^2 of each record, NaN where it is unknown.
-
-    The batch size is computed from the tokens and steps of each record, since it may change during a run.
-    """
-    column = lambda name: np.array([np.nan if (x := record.get(name)) is None else x for record in records], float)
-    tokens, steps = (np.diff(column(name), prepend=0.0) for name in ("tokens", "step"))
-    batch_size = np.divide(tokens / context_tokens, steps, out=np.full(len(records), np.nan), where=steps > 0)
-    return column("grad_signal_sq") + column("grad_noise_sq") / batch_size
 
 
 def gradient_rows(runs: RunTable) -> list[Row]:

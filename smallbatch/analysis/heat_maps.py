@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from smallbatch.analysis.learning_rates import LEARNING_RATE
+from smallbatch.analysis.read.naming import LEARNING_RATE
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import drawing
 from smallbatch.analysis.report.options import Options

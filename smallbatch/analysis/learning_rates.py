@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from smallbatch.analysis.read.naming import LEARNING_RATE
 from smallbatch.analysis.read.run_table import Group, RunTable
 from smallbatch.analysis.report import drawing
 from smallbatch.analysis.report.options import Options
@@ -27,8 +28,6 @@ from smallbatch.analysis.stats import intervals, power_law
 from smallbatch.analysis.stats.equal_flops import bounds, choose
 from smallbatch.analysis.stats.intervals import Interval
 from smallbatch.analysis.stats.power_law import PowerLaw
-
-LEARNING_RATE = "optimizer.peak_lr"
 
 
 @dataclass(frozen=True, eq=False)

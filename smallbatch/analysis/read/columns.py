@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis.learning_rates import LEARNING_RATE
 from smallbatch.analysis.read import number_format as written_numbers
 from smallbatch.analysis.read import run_files
+from smallbatch.analysis.read.naming import LEARNING_RATE
 from smallbatch.analysis.read.number_format import UNSET, Written
 from smallbatch.analysis.read.number_format import is_number as is_written_number
 from smallbatch.analysis.read.run_files import RowsFile

@@ -21,6 +21,7 @@ FlatConfig: TypeAlias = Mapping[str, Any]
 
 PAIRS = (("optimizer.b1", "optimizer.t1_tokens"), ("optimizer.b2", "optimizer.t2_tokens"))
 BATCH_SIZE, SEED, NAME, BUDGET = "train.batch_size", "train.seed", "optimizer.name", "train.budget_tokens"
+LEARNING_RATE = "optimizer.peak_lr"
 SETTING_SECTIONS = ("data", "model")
 # Keys that do not affect the result of a run.
 NO_EFFECT_SECTIONS = ("mesh", "records")
