@@ -66,13 +66,3 @@ def test_markup_and_mathematics_in_a_name_are_text():
     assert "<script>alert(1)</script> $x^2$" in words and "a & b" in words
     assert root.get("aria-label") == 'described as "<this>"'
     assert not [element for element in root.iter() if element.tag.endswith("script")]
-
-
-def test_drawing_is_deterministic():
-    def draw():
-        with drawing.style():
-            axes = drawing.new_axes("x", "y")
-            axes.plot([1, 2], [3, 4], label="a", **drawing.method_style(1))
-            return drawing.to_svg(axes, "name", "description")
-
-    assert draw() == draw()

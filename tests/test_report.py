@@ -21,7 +21,6 @@ from smallbatch.analysis.read import sweeps
 from smallbatch.analysis.report import output
 from smallbatch.runs.records import read_json
 
-ADAM_B2 = {"optimizer.t2_tokens": None, "optimizer.b2": 0.95}
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None}
 
 
@@ -52,13 +51,10 @@ class Page(HTMLParser):
 
 
 def grid(**changes):
-    cells = basin_cells(Basin(noise=0.002), [1, 4, 16, 64], range(-11, -5), [0, 1, 2], rng(0))
-    cells += basin_cells(Basin(floor_nats=2.4, noise=0.002), [1, 4, 16, 64], range(-11, -5), [0, 1, 2], rng(1), **SGD)
+    rng = np.random.default_rng(0)
+    axes = ([1, 4, 16, 64], range(-11, -5), [0, 1, 2], rng)
+    cells = basin_cells(Basin(noise=0.002), *axes) + basin_cells(Basin(floor_nats=2.4, noise=0.002), *axes, **SGD)
     return [replaced(cell, **changes) for cell in cells]
-
-
-def rng(seed):
-    return np.random.default_rng(seed)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +201,7 @@ def test_a_usage_error_is_one_line(tmp_path, words, line):
 
 def test_a_large_grid_gives_a_small_page_quickly(tmp_path):
     # 480 runs; 5,000 must take under a minute on an idle machine
-    cells = basin_cells(Basin(noise=0.002), [1, 4, 16, 64], range(-14, 1), range(8), rng(0))
+    cells = basin_cells(Basin(noise=0.002), [1, 4, 16, 64], range(-14, 1), range(8), np.random.default_rng(0))
     path = write_sweep(tmp_path / "sweep", [replaced(cell, records=100) for cell in cells])
     busy_secs = lambda: resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     began = busy_secs()
@@ -234,33 +230,24 @@ def test_a_report_never_changes_its_input_or_other_files(tmp_path):
     assert contents(mine) == before
 
 
-TOY = '''
-"""Count the runs of each status."""
-
-from collections import Counter
-
+TOY = """
 from smallbatch.analysis.report import drawing
 from smallbatch.analysis.report.section import Figure, Finding, Section, Table
 
 
-def tables(runs, options):
-    counts = Counter(run.status for run in runs.runs)
-    return [Table("toy", "Statuses", tuple({"status": key, "runs": counts[key]} for key in counts))]
-
-
 def figures(analysis):
-    rows = analysis.rows("toy")
-    axes = drawing.new_axes("status", "runs")
-    axes.plot([row["status"] for row in rows], [row["runs"] for row in rows], "o")
-    yield Figure("toy", axes, "Runs by status.", "toy")
+    axes = drawing.new_axes("run", "batch size")
+    axes.plot([row["batch_size"] for row in analysis.rows("toy")], "o")
+    yield Figure("toy", axes, "Batch size of each run.", "toy")
 
 
-def findings(analysis):
-    yield Finding("Toy", f"{len(analysis.runs.runs)} runs.")
-
-
-SECTION = Section("toy", "Toy section", "Number of runs.", tables, figures, findings)
-'''
+SECTION = Section(
+    "toy", "Toy section", "Batch sizes of all runs.",
+    tables=lambda runs, options: [Table("toy", "Toy", [{"batch_size": run.batch_size} for run in runs.runs])],
+    figures=figures,
+    findings=lambda analysis: [Finding("Toy", f"{len(analysis.runs.runs)} runs.")],
+)
+"""
 
 
 def test_a_section_is_added_with_one_file_and_one_entry(tmp_path):
@@ -278,4 +265,4 @@ def test_a_section_is_added_with_one_file_and_one_entry(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("Toy\n  2 runs.\n"), done.stderr
     files = contents(tmp_path / "report")
     assert {"toy.csv", "figures/toy.svg"} <= files.keys()
-    assert b"Toy section" in files["index.html"] and b"Runs by status." in files["index.html"]
+    assert b"Toy section" in files["index.html"] and b"Batch size of each run." in files["index.html"]
