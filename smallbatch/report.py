@@ -1,59 +1,64 @@
-"""Report what a grid says: best batch size, optimizer gaps, robustness, cost, critical batch size.
+"""Report the results of sweeps: best batch size, gaps between methods, robustness, cost, critical batch size.
 
-Reads sweep directories, run directories, or a CSV or Parquet file of another trainer's runs, and writes a page, tables
-and summary.json. It needs no accelerator, and the runs may be years old.
+Reads sweep directories, run directories, or a CSV or Parquet file of another trainer's runs. Writes a page, figures,
+tables and summary.json. It needs no accelerator.
 """
 
 from pathlib import Path
 
 from absl import flags as absl_flags
 
+from smallbatch.analysis.report.options import DEFAULTS, Options
 from smallbatch.config import cli
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 
+COLUMNS_HELP = (
+    "columns of the file: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter as COLUMN, an ignored column as "
+    "-COLUMN"
+)
+
 
 def define_flags(flags) -> None:
     string = lambda name, text: absl_flags.DEFINE_string(name, None, text, flag_values=flags)
-    string("out", "directory of the report; unset: WORKDIR/report, and ./report for several or for a --csv")
-    string("csv", "a CSV or Parquet file of runs, a row each")
-    string(
-        "columns",
-        "what its columns are: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter's without =, one that "
-        "tells nothing as -COLUMN",
-    )
-    cli.number(flags, "delta_nats", 0.02, "losses up to this much above the best count as good", 0.0, 1000.0)
-    target = "target loss of costs and critical batch sizes; unset: one that many grids reach"
+    string("out", "directory of the report; default: WORKDIR/report, or ./report for several WORKDIRs or --csv")
+    string("csv", "CSV or Parquet file with one row per run")
+    string("columns", COLUMNS_HELP)
+    good = "a loss at most this much above the lowest counts as good"
+    cli.number(flags, "delta_nats", DEFAULTS.delta_nats, good, 0.0, 1000.0)
+    target = "target loss of costs and critical batch sizes; default: a loss that many grids reach"
     cli.number(flags, "target_loss_nats", None, target, 0.0, 1000.0)
-    cli.number(flags, "overhead_frac", 0.2, "overhead that defines the critical batch size", 0.0, 1e6)
-    cli.number(flags, "reference_batch_size", None, "start of perfect scaling; unset: the smallest", 0.0, 1e12)
+    overhead = "overhead in the definition of the critical batch size"
+    cli.number(flags, "overhead_frac", DEFAULTS.overhead_frac, overhead, 0.0, 1e6)
+    reference = "batch size where perfect scaling starts; default: the smallest"
+    cli.number(flags, "reference_batch_size", None, reference, 0.0, 1e12)
 
 
 def main(words: list[str], flags) -> None:
     if not words and not flags.csv:
-        raise UserError("name a sweep directory: python -m smallbatch.report WORKDIR, or a file: --csv=runs.csv")
+        raise UserError("there are no runs to report; give a sweep directory (WORKDIR) or a file of runs (--csv=FILE)")
     if flags.columns and not flags.csv:
-        raise UserError("--columns names the columns of a --csv, and there is none")
+        raise UserError("--columns needs a file of runs; add --csv=FILE, or remove --columns")
     directories = [paths.local(word) for word in words]
-    out = paths.local(flags.out, "--out") if flags.out else None
     csv = paths.local(flags.csv, "--csv") if flags.csv else None
+    one_directory = len(directories) == 1 and csv is None
+    default = directories[0] / "report" if one_directory else Path("report")
+    out = paths.local(flags.out, "--out") if flags.out else default
+
+    from smallbatch.analysis.analyze import analyze
     from smallbatch.analysis.read import columns, sweeps
     from smallbatch.analysis.read.run_table import joined
-    from smallbatch.analysis.report import output, study
+    from smallbatch.analysis.report import output
     from smallbatch.analysis.report.report_dir import ReportDirectory
 
-    default = directories[0] / "report" if len(directories) == 1 and csv is None else Path("report")
-    out = out or default
     tables = [sweeps.read(directories)] if directories else []
     if csv is not None:
         tables.append(columns.read(csv, flags.columns or ""))
-    questions = study.Questions(
-        flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size
-    )
-    ReportDirectory(out, [*directories, *([csv] if csv else [])])  # check it before the long work
-    found = study.analyze(joined(tables), questions)
-    page = output.write(found, out)
-    print(f"{output.text(found)}\n\n{page}")
+    options = Options(flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size)
+    ReportDirectory(out, [*directories, *([csv] if csv else [])])  # check it before the slow analysis
+    analysis = analyze(joined(tables), options)
+    page = output.write(analysis, out)
+    print(f"{output.text(analysis)}\n\n{page}")
 
 
 if __name__ == "__main__":

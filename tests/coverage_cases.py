@@ -11,9 +11,9 @@ from itertools import product
 import numpy as np
 from grids import Cell, table_of
 
-from smallbatch.analysis import batch_law, learning_rates, robustness
+from smallbatch.analysis import learning_rates, robustness
 from smallbatch.analysis.read.run_table import Group
-from smallbatch.analysis.stats import power_law
+from smallbatch.analysis.stats import batch_law, power_law
 
 CURVATURE = 0.03  # nats per squared doubling: Adam at batch size 256 in Marek et al. 2025, figure 3
 SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # rise / CURVATURE at u doublings above the optimum

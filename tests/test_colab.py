@@ -112,7 +112,7 @@ def test_find_your_batch_size_sweeps_and_reports(home, tmp_path):
     rows = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 12 and all(",done," in row for row in rows[1:])
     assert "12 runs of 2,048 tokens" in said(notebook)
-    assert records.read_json(report / "summary.json")["answers"]
+    assert records.read_json(report / "summary.json")["findings"]
     assert len(pictures(notebook, "image/png")) == 1
     (shown,) = pictures(notebook, "text/html")
     assert shown.count("data:image/svg+xml;base64,") >= 2

@@ -7,9 +7,11 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from smallbatch.analysis.analyze import analyze
 from smallbatch.analysis.learning_rates import optimum
 from smallbatch.analysis.read import columns
-from smallbatch.analysis.report import output, study
+from smallbatch.analysis.report import output
+from smallbatch.analysis.report.section import Table
 from smallbatch.errors import UserError
 
 CASES = Path(__file__).parent / "cases"
@@ -129,10 +131,10 @@ def rows_of(name: str, named: str = "") -> list[tuple]:
 
 
 def test_a_number_sign_inside_a_value_is_data():
-    found = study.analyze(columns.read(CASES / "hash_in_value.csv", ""))
-    assert [run.arm for run in found.table.runs] == ["adam #1", "adam #2", "adam #1", "adam #2"]
-    assert output.answers(found)["Which batch size"][0].startswith(
-        "On this grid the lowest loss is 3.050 nats: adam #1 at batch size 4"
+    found = analyze(columns.read(CASES / "hash_in_value.csv", ""))
+    assert [run.arm for run in found.runs.runs] == ["adam #1", "adam #2", "adam #1", "adam #2"]
+    assert found.findings()["Best batch size"][0].startswith(
+        "The lowest loss is 3.050 nats, with adam #1 at batch size 4"
     )
 
 
@@ -152,12 +154,13 @@ def test_decimal_commas_and_thousands_separators_are_read():
 
 def test_crashed_and_failed_runs_of_a_tracker_are_named_by_their_rows():
     named = "batch_size=bs,loss_nats=val_loss,peak_lr=lr,seed,status=State,-Name,-_step"
-    found = study.analyze(columns.read(CASES / "tracker_export.csv", named))
-    assert [run.status for run in found.table.runs] == ["done", "done", "failed", "done", "done", "failed"]
+    found = analyze(columns.read(CASES / "tracker_export.csv", named))
+    assert [run.status for run in found.runs.runs] == ["done", "done", "failed", "done", "done", "failed"]
     said = output.text(found)
     assert "2 of 6 runs failed (tracker_export.csv, row 3; tracker_export.csv, row 6)" in said
     assert not any(file in said for file in ("failed.json", "metrics.jsonl"))
-    assert not any("metrics.jsonl" in text or "train." in text for text in output.page.unsaid(found).values())
+    empty = [section.empty(found) for section in found.sections]
+    assert not any("metrics.jsonl" in text or "train." in text for text in empty)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +264,7 @@ def table_named(names: list[str]):
 
 
 def test_our_own_tables_come_back_with_the_same_names_and_hold_no_formula(tmp_path):
-    sheet = study.analyze(table_named(NAMES)).sheets["runs"]
-    text = output.page.to_csv(sheet)
+    text = output.page.to_csv(analyze(table_named(NAMES)).tables["runs"])
     cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
     assert not [c for c in cells if c[:1] in tuple("=+-@\t\r\uff1d") and not c.lstrip("-+").isdecimal()]
     (tmp_path / "runs.csv").write_bytes(text.encode())
@@ -272,8 +274,8 @@ def test_our_own_tables_come_back_with_the_same_names_and_hold_no_formula(tmp_pa
 
 
 def test_a_negative_number_stays_a_number_in_a_table():
-    sheet = columns.replace(study.analyze(table_named(["adam"])).sheets["runs"], rows=({"gap": -0.5, "to": -math.inf},))
-    assert output.page.to_csv(sheet) == "gap,to\n-0.5,-inf\n"
+    table = Table("gaps", "Gaps", ({"gap": -0.5, "to": -math.inf},))
+    assert output.page.to_csv(table) == "gap,to\n-0.5,-inf\n"
 
 
 def test_apostrophes_of_a_file_that_was_not_protected_belong_to_its_names(tmp_path):

@@ -1,4 +1,4 @@
-"""Figures: a batch size has one colour for good, ticks are round, text is text."""
+"""Colours, ticks and text of the figures."""
 
 import colorsys
 import itertools
@@ -9,11 +9,11 @@ import pytest
 from smallbatch.analysis.report import drawing
 
 
-def test_a_batch_size_has_its_own_colour_whatever_the_grid():
+def test_each_batch_size_has_its_own_colour():
     sizes = [2**k for k in range(13)]
     colours = [drawing.batch_colour(size) for size in sizes]
     assert len(set(colours)) == 13
-    assert drawing.batch_colour(2**20) == drawing.batch_colour(2**12)  # there is nothing beyond
+    assert drawing.batch_colour(2**20) == drawing.batch_colour(2**12)  # the last colour
     palette = drawing.palette()
     for theme in (0, 1):
         assert len({palette[f"--b{int(colour[-2:], 16)}"][theme] for colour in colours}) == 13
@@ -27,7 +27,7 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [0, 1])
-def test_batch_sizes_are_told_apart_by_lightness_alone_and_have_one_hue_in_both_themes(theme):
+def test_batch_sizes_differ_in_lightness_and_have_the_same_hue_in_both_themes(theme):
     palette = drawing.palette()
     shades = [luminance(palette[f"--b{4 * k}"][theme]) for k in range(0, 13, 2)]  # 1, 4, 16, ..., 4096
     assert all(b > 1.1 * a for a, b in itertools.pairwise(shades))
@@ -37,8 +37,8 @@ def test_batch_sizes_are_told_apart_by_lightness_alone_and_have_one_hue_in_both_
 
 
 @pytest.mark.parametrize(("theme", "paper"), [(0, "#ffffff"), (1, "#161618")])
-def test_lines_stand_out_from_the_paper_in_both_themes(theme, paper):
-    # 3:1 is what WCAG 2.1 asks of graphics, 4.5:1 of text; grid lines are no information
+def test_lines_have_enough_contrast_in_both_themes(theme, paper):
+    # WCAG 2.1 requires 3:1 for graphics and 4.5:1 for text. Grid lines carry no information.
     for name, pair in drawing.palette().items():
         a, b = sorted((luminance(pair[theme]), luminance(paper)))
         least = {"--ink": 7.0, "--line": 1.2}.get(name, 3.0)
@@ -55,24 +55,14 @@ def test_logarithmic_ticks_are_round_and_few(low, high, ticks):
     assert len(drawing.log_ticks(1e-9, 1e12)) <= 7
 
 
-def test_markup_and_mathematics_in_a_name_stay_text():
+def test_markup_and_mathematics_in_a_name_are_text():
     with drawing.style():
         axes = drawing.new_axes("x", "<script>alert(1)</script> $x^2$")
-        axes.plot([1, 2], [3, 4], label="a & b", **drawing.arm_style(0))
+        axes.plot([1, 2], [3, 4], label="a & b", **drawing.method_style(0))
         drawing.legend(axes)
-        svg = drawing.to_svg(axes, "name", 'says "<this>"')
+        svg = drawing.to_svg(axes, "name", 'described as "<this>"')
     root = ElementTree.fromstring(svg)
     words = "".join(root.itertext())
     assert "<script>alert(1)</script> $x^2$" in words and "a & b" in words
-    assert root.get("aria-label") == 'says "<this>"'
+    assert root.get("aria-label") == 'described as "<this>"'
     assert not [element for element in root.iter() if element.tag.endswith("script")]
-
-
-def test_the_same_figure_is_drawn_the_same_twice():
-    def draw():
-        with drawing.style():
-            axes = drawing.new_axes("x", "y")
-            axes.plot([1, 2], [3, 4], label="a", **drawing.arm_style(1))
-            return drawing.to_svg(axes, "name", "says")
-
-    assert draw() == draw()

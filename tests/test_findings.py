@@ -1,4 +1,4 @@
-"""What a report says, in which words, and with which names: findings, warnings, figures."""
+"""Findings, warnings and names in a report."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,12 @@ from xml.etree import ElementTree
 import pytest
 from grids import Cell, run, write_run, write_sweep
 
+from smallbatch.analysis import heat_maps
+from smallbatch.analysis.analyze import analyze
 from smallbatch.analysis.read import columns, sweeps
 from smallbatch.analysis.read.run_table import RunTable
-from smallbatch.analysis.report import output, study
+from smallbatch.analysis.report import output
+from smallbatch.analysis.report.section import Analysis
 from smallbatch.runs.records import read_json, write_json
 
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None}
@@ -24,25 +27,18 @@ HOSTILE = [
 HOSTILE += ["#000000 #0a0001", "--c-->", "日本 😀", "A", "a", "_hidden", "=1+1"]
 
 
-def test_names_of_any_kind_are_drawn_shown_and_printed(tmp_path, capfd):
+def test_names_with_any_characters_are_drawn_and_printed(tmp_path, capfd):
     runs = [
         run(name, size, 3 + i / 100 + size / 1000 + abs(rate - 0.002), setting="</style>\\1 \ud800",
             steps=1000 / size + 9, point=(("kind \\2", name), ("optimizer.peak_lr", rate)))
         for i, name in enumerate(HOSTILE) for size in (1, 4, 16) for rate in (0.001, 0.002)
     ]  # fmt: skip
-    found = study.analyze(RunTable(tuple(runs)))
+    found = analyze(RunTable(tuple(runs)))
     page = output.write(found, tmp_path / "out").read_text()
     drawn = sorted((tmp_path / "out" / "figures").iterdir())
     words = {word for path in drawn for word in "\n".join(ElementTree.parse(path).getroot().itertext()).split("\n")}
-    for shown in (
-        "back\\slash \\1",
-        "bell\\x07 \\x1b[2J\\r",
-        "$x$ $\\frac$",
-        "#000000 #0a0001",
-        "--c-->",
-        "\\ud800 half",
-    ):
-        assert shown in words
+    shown = {"back\\slash \\1", "bell\\x07 \\x1b[2J\\r", "$x$ $\\frac$", "#000000 #0a0001", "--c-->", "\\ud800 half"}
+    assert shown <= words
     assert any(word.strip() == "_hidden" for word in words)
     assert "<script>alert" not in page and page.count("</style>") == 1
     ids = re.findall(r'<[^>]* id="([^"]*)"', page)
@@ -51,15 +47,15 @@ def test_names_of_any_kind_are_drawn_shown_and_printed(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_long_text_hyperparameter_leaves_room_for_its_map(tmp_path):
+def test_a_long_value_of_a_hyperparameter_leaves_room_for_the_map(tmp_path):
     runs = [run("adam", 4, 3.0, point=(("a", name), ("b", value))) for name in ("x" * 400, "y") for value in "zw"]
-    assert output.page.draw(study.analyze(RunTable(tuple(runs))))["robustness"]
+    assert output.page.draw(analyze(RunTable(tuple(runs))))[heat_maps.SECTION]
 
 
-def compared(*differences: float, **changes) -> study.Study:
+def compared(*differences: float, **changes) -> Analysis:
     sizes = [4**i for i in range(len(differences))]
     runs = [run("adam", size, 3.0, **changes) for size in sizes]
-    return study.analyze(
+    return analyze(
         RunTable((*runs, *(run("sgd", size, 3.0 + d, **changes) for size, d in zip(sizes, differences, strict=True))))
     )
 
@@ -70,34 +66,34 @@ def compared(*differences: float, **changes) -> study.Study:
         ((0.2,), "sgd minus adam: +0.200 nats at batch size 1."),
         (
             (0.1, -0.3, 0.2),
-            "sgd minus adam: the largest gap over 3 batch sizes is -0.300 nats at batch size 4. Its sign changes "
-            "between batch sizes 1 (+0.100) and 4 (-0.300), between 4 (-0.300) and 16 (+0.200).",
+            "sgd minus adam: the largest gap is -0.300 nats at batch size 4; the sign changes between 1 (+0.100) and 4 "
+            "(-0.300), between 4 (-0.300) and 16 (+0.200).",
         ),
         (
             (0.1, 0.4, 0.2),
-            "sgd minus adam: the largest gap over 3 batch sizes is +0.400 nats at batch size 4. Its sign is the same "
-            "at all of them; the smallest is +0.100 nats at 1.",
+            "sgd minus adam: the largest gap is +0.400 nats at batch size 4, the smallest is +0.100 nats at 1; the "
+            "sign is the same at all 3 batch sizes.",
         ),
         ((0.0, 0.0), "sgd minus adam: the gap is 0 nats at all 2 batch sizes."),
         (
             (-0.1, 0.0, 0.2),
-            "sgd minus adam: the largest gap over 3 batch sizes is +0.200 nats at batch size 16. Its sign changes "
-            "between batch sizes 1 (-0.100) and 16 (+0.200).",
+            "sgd minus adam: the largest gap is +0.200 nats at batch size 16; the sign changes between 1 (-0.100) and "
+            "16 (+0.200).",
         ),
     ],
 )
-def test_a_gap_is_told_by_its_largest_value_and_every_change_of_sign(differences, sentence):
-    assert output.answers(compared(*differences))["Which optimizer"] == [sentence]
+def test_a_gap_is_reported_by_its_largest_value_and_all_changes_of_sign(differences, sentence):
+    assert compared(*differences).findings()["Gaps between methods"] == [sentence]
 
 
-def test_two_methods_at_one_batch_size_have_a_gap_and_no_text_that_asks_for_two(tmp_path):
+def test_two_methods_at_one_batch_size_have_a_gap(tmp_path):
     values = {"train.batch_size": 4}
     cells = [Cell(values, 3.0), Cell({**values, **SGD}, 3.2)]
     for paths in ([write_sweep(tmp_path / "sweep", cells)], one_by_one(tmp_path, cells)):
-        found = study.analyze(sweeps.read(paths))
-        assert output.answers(found)["Which optimizer"] == ["sgd minus adam: +0.200 nats at batch size 4."]
+        found = analyze(sweeps.read(paths))
+        assert found.findings()["Gaps between methods"] == ["sgd minus adam: +0.200 nats at batch size 4."]
         page = output.write(found, tmp_path / f"{paths[0].name}-report").read_text()
-        assert 'id="data-gaps"' in page and "A gap needs" not in page and "No two arms" not in page
+        assert 'id="data-gaps"' in page and "A gap needs" not in page and "No two methods" not in page
 
 
 def one_by_one(tmp_path: Path, cells: list[Cell]) -> list[Path]:
@@ -114,22 +110,20 @@ def test_critical_batch_sizes_with_different_targets_are_not_compared():
             for i, size in enumerate((1, 4, 16, 64))
         ]
 
-    apart = study.analyze(RunTable((*runs("adam", 3.0), *runs("sgd", 3.4))))
-    together = study.analyze(RunTable((*runs("adam", 3.0), *runs("sgd", 3.0))))
-    topics = [topic for topic in output.answers(apart) if topic.startswith("Critical")]
+    apart = analyze(RunTable((*runs("adam", 3.0), *runs("sgd", 3.4))))
+    together = analyze(RunTable((*runs("adam", 3.0), *runs("sgd", 3.0))))
+    topics = [topic for topic in apart.findings() if topic.startswith("Critical")]
     assert topics == ["Critical batch size, target 3.02 nats", "Critical batch size, target 3.42 nats"]
-    warning = (
-        "The critical batch sizes have different target losses (adam 3.02 nats, sgd 3.42 nats) and cannot be compared"
-    )
+    warning = "different target losses (adam 3.02 nats and sgd 3.42 nats) and cannot be compared"
     assert warning in output.text(apart).replace("\n    ", " ") and "cannot be compared" not in output.text(together)
-    assert "Critical batch size" in output.answers(together)
+    assert "Critical batch size" in together.findings()
     for name in ("critical_batch", "steps_to_target"):
-        assert len(output.page.comparable(apart.sheets[name])) == 2
-        assert output.page.comparable(together.sheets[name]) == [together.sheets[name]]
+        assert len(output.page.comparable(apart.tables[name])) == 2
+        assert output.page.comparable(together.tables[name]) == [together.tables[name]]
 
 
-def test_a_gap_below_the_standard_error_of_the_validation_loss_is_warned_of():
-    words = "The standard error of the validation loss, 0.05 nats, is larger than 1 of 2 gaps between arms"
+def test_a_gap_below_the_standard_error_of_the_validation_loss_gives_a_warning():
+    words = "The standard error of the validation loss, 0.05 nats, is larger than 1 of 2 gaps between methods"
     assert words in output.text(compared(0.04, 0.06, validation_loss_se_nats=0.05)).replace("\n    ", " ")
     assert "standard error" not in output.text(compared(0.06, 0.06, validation_loss_se_nats=0.05))
     assert "standard error" not in output.text(compared(0.04, 0.06))
@@ -145,18 +139,18 @@ def test_the_standard_error_is_read_from_a_run_and_from_a_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("multipliers", "said"),
+    ("multipliers", "ending"),
     [
-        ((1 / 8, 8), "cannot be given at batch size 4: no run at the tuned point (multiplier 1) has a result."),
+        ((1 / 8, 8), "is unknown at batch size 4: no run at the tuned config (multiplier 1) has a result."),
         (
             (1 / 8, 1 / 2, 2, 8),
-            "cannot be given at batch size 4: no run at the tuned point (multiplier 1) has a result.",
+            "is unknown at batch size 4: no run at the tuned config (multiplier 1) has a result.",
         ),
-        ((1, 2), "cannot be given at batch size 4: only two of its values have a result."),
-        ((1 / 2, 1, 2), "of its best spans at least 2.0 doublings at batch size 4."),
+        ((1, 2), "is unknown at batch size 4: only two of its values have a result."),
+        ((1 / 2, 1, 2), "of the lowest loss spans at least a factor of 4 at batch size 4."),
     ],
 )
-def test_a_sensitivity_table_without_its_tuned_point_gives_no_width(multipliers, said):
-    found = study.analyze(RunTable(tuple(run("adam", 4, 3.0, point=(("multiplier", m),)) for m in multipliers)))
-    (sentence,) = output.answers(found)["How robust"]
-    assert sentence.startswith("adam: the range of multiplier within 0.02 nats ") and sentence.endswith(said)
+def test_a_sensitivity_table_without_its_tuned_point_gives_no_width(multipliers, ending):
+    found = analyze(RunTable(tuple(run("adam", 4, 3.0, point=(("multiplier", m),)) for m in multipliers)))
+    (sentence,) = found.findings()["Robustness"]
+    assert "range of multiplier within 0.02 nats of the lowest loss" in sentence and sentence.endswith(ending)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from grids import Basin, basin_cells, coverage, table_of
 
-from smallbatch.analysis import batch_law, gaps, learning_rates, robustness
+from smallbatch.analysis import gaps, learning_rates, robustness
+from smallbatch.analysis.analyze import analyze
 from smallbatch.analysis.read.run_table import RunTable, joined
-from smallbatch.analysis.report.study import analyze
-from smallbatch.analysis.stats import intervals
+from smallbatch.analysis.stats import batch_law, intervals
 from smallbatch.analysis.stats.equal_flops import choose
 from smallbatch.analysis.stats.intervals import Noise
 
@@ -58,9 +58,9 @@ def test_intervals_do_not_depend_on_names_or_on_the_order_of_runs():
     cells = basin_cells(Basin(noise=0.002), [4, 16, 64], LOG2_LRS, range(3), np.random.default_rng(0))
     numbers = []
     for arm, own in (("adam", cells), ("another.csv", cells[::-1])):
-        study = analyze(table_of(own, setting=arm, arm=arm))
+        analysis = analyze(table_of(own, setting=arm, arm=arm))
         names = ("equal_flops", "robustness", "learning_rates", "learning_rate_laws")
-        rows = [row for name in names for row in study.rows(name)]
+        rows = [row for name in names for row in analysis.rows(name)]
         numbers.append([{k: v for k, v in row.items() if k not in ("setting", "arm")} for row in rows])
     assert numbers[0] == numbers[1]
 
@@ -127,7 +127,7 @@ def test_the_width_of_a_basin_is_within_its_interval():
         (group,) = table.groups
         found = robustness.profile(group, "optimizer.peak_lr")
         noiseless = np.array([basin.loss(4, value) for value in found.values])
-        truth = float(robustness.width_log2(found.log2_multipliers, noiseless, 0.02)[0])
+        truth, _ = robustness.width_log2(found.log2_multipliers, noiseless, 0.02)
         hits += within(robustness.width_interval(group, found, 0.02), truth)
     assert coverage(hits, REPEATS)
 

@@ -1,9 +1,9 @@
-"""Arms, hyperparameters and settings: one rule, from the configs alone."""
+"""Methods, hyperparameters and settings follow from the configs."""
 
 from grids import base
 
-from smallbatch.analysis.report import naming
-from smallbatch.analysis.report.naming import Named, flatten, identify
+from smallbatch.analysis.read import naming
+from smallbatch.analysis.read.naming import Named, flatten, identify
 
 
 def config(**changes):
@@ -17,18 +17,18 @@ def identities(*configs, name="s", arms=()):
 B2 = {"optimizer__t2_tokens": None, "optimizer__b2": 0.95}
 
 
-def test_an_optimizer_that_is_the_only_one_of_its_name_is_called_by_it():
+def test_an_optimizer_with_a_unique_name_is_named_by_it():
     found = identities(config(), config(optimizer__name="sgd", optimizer__b1=None, optimizer__t2_tokens=None))
     assert [i.arm for i in found] == ["adam", "sgd"]
 
 
-def test_how_an_average_is_given_makes_an_arm_and_its_value_does_not():
+def test_methods_differ_by_how_an_average_is_set_and_not_by_its_value():
     found = identities(config(), config(**B2), config(optimizer__t2_tokens=4e6), config(**B2))
     assert [i.arm for i in found] == ["adam, t2_tokens", "adam, b2 0.95", "adam, t2_tokens", "adam, b2 0.95"]
     assert found[0].point == (("optimizer.t2_tokens", 1e6),) and found[1].point == ()
 
 
-def test_arms_can_be_told_apart_by_a_key_of_the_grid():
+def test_a_grid_can_name_the_keys_that_define_a_method():
     grid = [config(optimizer__transfer_rule=rule) for rule in ("sqrt", "half_life")]
     assert [i.arm for i in identities(*grid)] == ["adam", "adam"]
     told = identities(*grid, arms=("optimizer.transfer_rule",))
@@ -36,7 +36,7 @@ def test_arms_can_be_told_apart_by_a_key_of_the_grid():
     assert [i.point for i in told] == [(), ()]
 
 
-def test_hyperparameters_are_what_differs_but_not_what_changes_no_number():
+def test_hyperparameters_are_the_keys_that_differ_and_affect_the_result():
     grid = [
         config(optimizer__peak_lr=lr, train__batch_size=b, train__seed=s, train__log_every_tokens=b * 8, mesh__data=b)
         for lr in (1e-3, 2e-3) for b in (1, 4) for s in (0, 1)
@@ -46,30 +46,30 @@ def test_hyperparameters_are_what_differs_but_not_what_changes_no_number():
     assert {i.setting for i in found} == {"s"}
 
 
-def test_a_model_and_a_budget_that_are_swept_make_settings():
+def test_sweeping_the_model_or_the_budget_makes_settings():
     found = identities(config(model__width=128), config(model__width=256))
     assert [i.setting for i in found] == ["s, width 128", "s, width 256"]
     found = identities(config(train__budget_tokens=2**20), config(train__budget_tokens=2**21))
     assert [i.setting for i in found] == ["s, budget_tokens 1.05M", "s, budget_tokens 2.1M"]
 
 
-def test_a_budget_rounded_to_whole_batches_makes_no_setting():
+def test_rounding_the_budget_makes_no_setting():
     found = identities(
         config(train__batch_size=1, train__budget_tokens=1000), config(train__batch_size=3, train__budget_tokens=999)
     )
     assert {i.setting for i in found} == {"s"}
 
 
-def test_a_key_that_older_runs_do_not_know_is_no_difference():
+def test_a_key_that_older_runs_lack_is_no_difference():
     old = {key: value for key, value in config().items() if key != "optimizer.interpolation"}
     assert {i.point for i in identities(old, config())} == {()}
 
 
-def test_arms_have_one_name_in_all_sweeps():
+def test_a_method_has_the_same_name_in_all_sweeps():
     found = identify([Named("a", [config()]), Named("b", [config(**B2)])])
     assert [own[0].arm for own in found] == ["adam, t2_tokens 1M", "adam, b2 0.95"]
     assert [own[0].setting for own in found] == ["a", "b"]
 
 
-def test_every_key_that_is_ignored_exists():
-    assert set(naming.flatten(base())) >= naming.NO_NUMBER | {key for pair in naming.PAIRS for key in pair}
+def test_all_ignored_keys_exist():
+    assert set(naming.flatten(base())) >= naming.NO_EFFECT | {key for pair in naming.PAIRS for key in pair}

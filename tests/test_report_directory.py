@@ -1,15 +1,17 @@
-"""The directory of a report: only files that a report wrote are replaced or removed."""
+"""Only files that a report wrote are replaced or removed."""
 
 from pathlib import Path
 
 import pytest
 from grids import Cell, run, write_sweep
 
+from smallbatch.analysis.analyze import analyze
 from smallbatch.analysis.read import columns
 from smallbatch.analysis.read.run_table import RunTable
-from smallbatch.analysis.report import output, study
+from smallbatch.analysis.report import output
 from smallbatch.analysis.report import report_dir as directory
 from smallbatch.analysis.report.report_dir import LIST, ReportDirectory
+from smallbatch.analysis.report.section import Analysis
 from smallbatch.errors import UserError
 from smallbatch.runs.records import read_json, write_json
 
@@ -22,12 +24,12 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def written_report(directory: Path) -> dict[str, bytes]:
     """Write a small report and return its files."""
-    output.write(study.analyze(RunTable((run("adam", 4, 3.0),))), directory)
+    output.write(analyze(RunTable((run("adam", 4, 3.0),))), directory)
     return contents(directory)
 
 
 @pytest.mark.parametrize("out", ["sweep", "sweep/cells", "sweep/cells/000000", ".", "link", "file"])
-def test_a_report_is_not_written_over_a_sweep_a_run_or_a_file(tmp_path, out):
+def test_a_report_does_not_overwrite_a_sweep_a_run_or_a_file(tmp_path, out):
     sweep = write_sweep(tmp_path / "sweep", [Cell({"train.batch_size": 4}, 2.5)])
     (tmp_path / "link").symlink_to(sweep)
     (tmp_path / "file").write_text("mine")
@@ -38,7 +40,7 @@ def test_a_report_is_not_written_over_a_sweep_a_run_or_a_file(tmp_path, out):
     assert ReportDirectory(sweep / "report", [sweep]).path == sweep / "report"
 
 
-def test_an_input_that_is_a_link_into_the_directory_or_out_of_it_is_seen(tmp_path):
+def test_an_input_that_is_a_link_into_or_out_of_the_directory_is_refused(tmp_path):
     written_report(tmp_path / "out")
     (tmp_path / "runs.csv").write_text(RUNS)
     (tmp_path / "out" / "runs-link.csv").symlink_to(tmp_path / "runs.csv")
@@ -48,8 +50,8 @@ def test_an_input_that_is_a_link_into_the_directory_or_out_of_it_is_seen(tmp_pat
             ReportDirectory(tmp_path / "out", [given])
 
 
-def test_a_report_replaces_the_last_one_and_keeps_what_a_person_put_beside_it(tmp_path):
-    output.write(columns_report(tmp_path), tmp_path / "out")
+def test_a_report_replaces_the_previous_one_and_keeps_other_files(tmp_path):
+    output.write(two_methods(tmp_path), tmp_path / "out")
     ours = contents(tmp_path / "out")
     assert "figures/curve.svg" not in ours and len(ours) > 5
     for name in ("notes.csv", "figures/mine.svg"):
@@ -60,27 +62,25 @@ def test_a_report_replaces_the_last_one_and_keeps_what_a_person_put_beside_it(tm
     listed = read_json(tmp_path / "out" / LIST)["files"]
     assert set(listed) == second.keys() - {"notes.csv", "figures/mine.svg", LIST}
     (tmp_path / "out" / "gaps.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"gaps.csv is not a file of a report"):
-        output.write(columns_report(tmp_path), tmp_path / "out")
+    with pytest.raises(UserError, match=r"gaps.csv was not written by a report"):
+        output.write(two_methods(tmp_path), tmp_path / "out")
     assert (tmp_path / "out" / "gaps.csv").read_text() == "mine"
 
 
-def columns_report(tmp_path: Path) -> study.Study:
+def two_methods(tmp_path: Path) -> Analysis:
     path = tmp_path / "two.csv"
     path.write_text("batch_size,loss_nats,arm,setting\n4,3.1,adam,grid\n4,3.3,sgd,grid\n")
-    return study.analyze(columns.read(path, ""))
+    return analyze(columns.read(path, ""))
 
 
-def test_a_report_without_a_list_is_known_by_its_summary(tmp_path):
-    output.write(columns_report(tmp_path), tmp_path / "out")
+def test_a_report_without_its_list_is_not_overwritten(tmp_path):
+    written_report(tmp_path / "out")
     (tmp_path / "out" / LIST).unlink()
-    (tmp_path / "out" / "figures" / "mine.svg").write_text("mine")
-    found = written_report(tmp_path / "out")
-    assert "gaps.csv" not in found and "figures/gap-grid.svg" not in found
-    assert found["figures/mine.svg"] == b"mine"
+    with pytest.raises(UserError, match=r"has no report_files\.json of an earlier report"):
+        written_report(tmp_path / "out")
 
 
-def test_a_report_that_was_interrupted_can_be_written_again(tmp_path, monkeypatch):
+def test_an_interrupted_report_can_be_written_again(tmp_path, monkeypatch):
     write = directory.write_bytes
 
     def interrupted(path, content):
@@ -100,7 +100,7 @@ def test_a_report_that_was_interrupted_can_be_written_again(tmp_path, monkeypatc
     [["../mine.csv"], ["/etc/passwd"], ["figures/../../mine.csv"], ["notes.txt"], [3], {}, "index.html", None],
     ids=str,
 )
-def test_a_list_cannot_make_a_report_remove_other_files(tmp_path, listed):
+def test_a_changed_list_cannot_remove_other_files(tmp_path, listed):
     written_report(tmp_path / "out")
     for name in ("mine.csv", "out/notes.txt"):
         (tmp_path / name).write_text("mine")
@@ -111,7 +111,7 @@ def test_a_list_cannot_make_a_report_remove_other_files(tmp_path, listed):
     assert contents(tmp_path) == before
 
 
-def test_a_directory_of_figures_that_is_a_link_is_refused(tmp_path):
+def test_a_link_in_place_of_the_figures_directory_is_refused(tmp_path):
     written_report(tmp_path / "out")
     (tmp_path / "out" / "figures").rename(tmp_path / "elsewhere")
     (tmp_path / "out" / "figures").symlink_to(tmp_path / "elsewhere")

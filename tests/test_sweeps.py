@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from grids import BUDGET_TOKENS, CONTEXT_TOKENS, Basin, Cell, basin_cells, replaced, write_run, write_sweep
 
-from smallbatch.analysis import gradients, hardware
+from smallbatch.analysis import hardware
 from smallbatch.analysis.read import sweeps
+from smallbatch.analysis.read.gradient_records import SUCCESSIVE
 from smallbatch.errors import UserError
 from smallbatch.runs.records import write_json
 
@@ -198,5 +199,5 @@ def test_a_plan_says_that_the_noise_scale_comes_from_successive_gradients(tmp_pa
         write_run(directory := tmp_path / "runs" / name, replaced(cell, values=cell.values | {"train.seed": seed}))
         write_json(directory / "plan.json", {"hyperparams": {"peak_lr": 0.003}, "optimizer": {"diagnostics": name}})
     found = sweeps.read([tmp_path / "runs"]).runs
-    marked = {Path(run.source).name: gradients.SUCCESSIVE in run.gradients for run in found}
+    marked = {Path(run.source).name: SUCCESSIVE in run.gradients for run in found}
     assert marked == {"parts": False, "successive": True}

@@ -1,4 +1,4 @@
-"""Random search: the exact formulas against all subsets of a small grid."""
+"""The exact formulas of random search match enumeration of all subsets."""
 
 from itertools import combinations
 
@@ -18,13 +18,13 @@ def test_the_expected_best_is_the_mean_over_all_subsets(n):
 
 @pytest.mark.parametrize("n", range(1, 8))
 @pytest.mark.parametrize("quantile", [0.05, 0.5, 0.95])
-def test_the_quantiles_are_those_of_all_subsets(n, quantile):
+def test_the_quantiles_match_all_subsets(n, quantile):
     best = np.sort([min(chosen) for chosen in combinations(LOSSES, n)])
     brute = best[int(np.ceil(quantile * len(best) - 1e-9)) - 1]
     assert trials.quantile_best(LOSSES, n, quantile) == brute
 
 
-def test_a_diverged_cell_is_infinite_until_it_cannot_be_all_that_was_tried():
+def test_the_expected_best_is_infinite_while_all_trials_may_diverge():
     losses = np.array([2.0, np.inf, 3.0, np.inf])
     assert trials.expected_best(losses, 1) == np.inf == trials.expected_best(losses, 2)
     subsets = [min(chosen) for chosen in combinations(losses, 3)]

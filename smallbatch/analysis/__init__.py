@@ -1,5 +1,5 @@
-"""From run directories to answers: files in, numbers, tables and one page out; never JAX.
+"""Turn run directories, or a CSV file of runs, into tables, figures and a report. Nothing here imports JAX.
 
-One idea: an analysis is a pure function of the run table (`table.py`), so that it works on the sweeps of this trainer
-(`sweeps.py`) and on a CSV of any other (`columns.py`) alike.
+`read` makes a run table. Each analysis, in a file of its own, computes its tables from the run table and ends with a
+`Section`. `analyze.py` lists the sections, and `report` writes them.
 """

@@ -1,106 +1,137 @@
-"""Gradients and updates against batch size, where runs recorded them (train.diagnostics).
+"""Summarize gradients and updates against batch size, if the runs recorded them (train.diagnostics).
 
-One idea: E|g_B|^2 = |G|^2 + tr(S)/B. Over batch sizes that is a line in 1/B whose ratio of slope to intercept is the
-noise scale; inside each run it was estimated too, from parts of a batch or successive gradients. The two need not
-agree: runs at different batch sizes are at different places. Source: McCandlish et al. 2018 (arXiv 1812.06162),
-section 2 and appendix A.1.
+E|g_B|^2 = |G|^2 + tr(S)/B, for the gradient g_B of a batch of B sequences, the true gradient G and the covariance S of
+the gradients of single sequences. The ratio tr(S)/|G|^2 is the noise scale. It is estimated in two ways: by a fit over
+batch sizes, and within each run, from parts of a batch or from successive gradients. The two may differ, since runs
+with different batch sizes reach different weights.
+Source: McCandlish et al. 2018 (arXiv 1812.06162), section 2 and appendix A.1.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from smallbatch.analysis import batch_law
+from smallbatch.analysis.read.gradient_records import FIELDS, SQUARES, SUCCESSIVE
 from smallbatch.analysis.read.run_table import RunTable
-from smallbatch.analysis.report.tables import Row
+from smallbatch.analysis.report import drawing
+from smallbatch.analysis.report.options import Options
+from smallbatch.analysis.report.section import Analysis, Figure, Section, Table
+from smallbatch.analysis.report.tables import Row, column, group_columns, split
+from smallbatch.analysis.stats import batch_law
 from smallbatch.analysis.stats.equal_flops import bounds, choose
 
-FIELDS = ("grad_norm", "update_norm", "update_rms", "update_cosine", "path_per_token", "clipped_frac")
-SQUARES = ("grad_signal_sq", "grad_noise_sq")
-# Marks runs whose noise scale is estimated from successive gradients. This estimate is biased while the weights change
-# fast (1,161 sequences instead of 252 on a quadratic), so it has a separate column and is never compared.
-SUCCESSIVE = "noise_from_successive_gradients"
 
-
-def second_half(records: Sequence[dict[str, Any]], context_tokens: float) -> dict[str, float]:
-    """Return the means of the gradient and update fields over the second half of the train records.
-
-    The first half includes the warm-up and the initial drop of the loss, where norms differ in magnitude. Fields
-    without any number are omitted.
-
-    `grad_norm_sq` is E|g|^2, computed from the recorded means as |G|^2 + tr(S)/B. Both estimators of the noise scale
-    (optim/diagnostics.py) satisfy this exactly at every update. The square of the recorded mean of |g| would be too
-    low by the variance of |g|, which is larger at smaller batch sizes.
-    """
-    half = records[len(records) // 2 :]
-    found: dict[str, float] = {}
-    recorded = {name for record in half[-1:] for name in record}  # a run records the same fields throughout
-    for name in recorded.intersection((*FIELDS, *SQUARES)):
-        values = [record[name] for record in half if record.get(name) is not None]
-        if values:
-            found[name] = float(np.mean(values))
-    squares = _squared_norms(records, context_tokens)[len(records) // 2 :]
-    if np.isfinite(squares).any():
-        found["grad_norm_sq"] = float(np.nanmean(squares))
-    return found
-
-
-def _squared_norms(records: Sequence[dict[str, Any]], context_tokens: float) -> np.ndarray:
-    """Return E|g|^2 of each record, NaN where it is unknown.
-
-    The batch size is computed from the tokens and steps of each record, since it may change during a run.
-    """
-    column = lambda name: np.array([np.nan if (x := record.get(name)) is None else x for record in records], float)
-    tokens, steps = (np.diff(column(name), prepend=0.0) for name in ("tokens", "step"))
-    batch_size = np.divide(tokens / context_tokens, steps, out=np.full(len(records), np.nan), where=steps > 0)
-    return column("grad_signal_sq") + column("grad_noise_sq") / batch_size
-
-
-def gradient_rows(table: RunTable) -> list[Row]:
-    """Return gradient and update norms of the chosen cell at each batch size, means over its seeds."""
+def gradient_rows(runs: RunTable) -> list[Row]:
+    """Return gradient and update norms of the selected config at each batch size, means over its seeds."""
     rows: list[Row] = []
-    for group in table.groups:
+    for group in runs.groups:
         choice = choose(group)
-        runs = [run for run in group.runs[choice.index] if run and run.gradients] if choice else []
-        if not runs:
+        recorded = [run for run in group.runs[choice.index] if run and run.gradients] if choice else []
+        if not recorded:
             continue
-        mean = lambda name, runs=runs: _mean([run.gradients[name] for run in runs if name in run.gradients])
-        signal, noise = mean("grad_signal_sq"), mean("grad_noise_sq")
+        names = ("grad_norm_sq", *SQUARES, *FIELDS[1:])
+        mean = {name: _mean([run.gradients.get(name, math.nan) for run in recorded]) for name in names}
+        signal, noise = mean["grad_signal_sq"], mean["grad_noise_sq"]
         scale = noise / signal if noise is not None and signal is not None and signal > 0 else None
-        successive = any(SUCCESSIVE in run.gradients for run in runs)
-        biased_scale, scale = (scale, None) if successive else (None, scale)
-        context = _mean([run.context_tokens for run in runs if np.isfinite(run.context_tokens)])
+        biased = any(SUCCESSIVE in run.gradients for run in recorded)
+        context_tokens = _mean([run.context_tokens for run in recorded])
         rows.append(
-            {"setting": group.setting, "arm": group.arm, "batch_size": group.batch_size, "seeds": len(runs),
-             "grad_norm_sq": mean("grad_norm_sq"), "grad_signal_sq": signal, "grad_noise_sq": noise,
-             "noise_scale_seqs": scale, "noise_scale_tokens": scale * context if scale and context else None,
-             "biased_noise_scale_seqs_of_successive_gradients": biased_scale,
-             **{name: mean(name) for name in FIELDS if name != "grad_norm"}}
-        )  # fmt: skip
+            {
+                **group_columns(group),
+                "seeds": len(recorded),
+                **{name: mean[name] for name in ("grad_norm_sq", *SQUARES)},
+                "noise_scale_seqs": None if biased else scale,
+                "noise_scale_tokens": scale * context_tokens if scale and context_tokens and not biased else None,
+                "biased_noise_scale_seqs_of_successive_gradients": scale if biased else None,
+                **{name: mean[name] for name in FIELDS[1:]},
+            }
+        )
     return rows
 
 
-def noise_scale_fits(rows: list[Row]) -> list[Row]:
-    """Fit E|g|^2 = |G|^2 + tr(S)/B over the batch sizes of each arm; needs three."""
+def _mean(values: list[float]) -> float | None:
+    """Return the mean of the known values; None if there are none."""
+    known = [value for value in values if np.isfinite(value)]
+    return float(np.mean(known)) if known else None
+
+
+def noise_scale_fits(rows: Sequence[Row]) -> list[Row]:
+    """Fit E|g|^2 = |G|^2 + tr(S)/B over the batch sizes of each method, for methods with at least three."""
     fits: list[Row] = []
-    for setting, arm in dict.fromkeys((row["setting"], row["arm"]) for row in rows):
-        own = [r for r in rows if (r["setting"], r["arm"]) == (setting, arm) and (r["grad_norm_sq"] or 0) > 0]
-        if len(own) < 3:
-            continue
-        sizes = np.array([row["batch_size"] for row in own])
-        law = batch_law.fit(sizes, np.array([row["grad_norm_sq"] for row in own]))
+    usable = (row for row in rows if (row["grad_norm_sq"] or 0) > 0)
+    for (setting, method), own in split(usable, "setting", "arm").items():
+        law = batch_law.fit(column(own, "batch_size"), column(own, "grad_norm_sq")) if len(own) > 2 else None
         if law is None:
             continue
         low, high = law.ratio_interval or (0.0, math.inf)
-        ratio = law.ratio if low > 0 and math.isfinite(high) else None  # no estimate if bounded on one side only
+        bounded = low > 0 and math.isfinite(high)  # otherwise there is no estimate
         fits.append(
-            {"setting": setting, "arm": arm, "signal_sq": law.a, "noise_sq": law.b, "noise_scale_seqs": ratio,
-             **bounds("noise_scale_seqs", law.ratio_interval), "batch_sizes": law.points}
-        )  # fmt: skip
+            {
+                "setting": setting,
+                "arm": method,
+                "signal_sq": law.a,
+                "noise_sq": law.b,
+                "noise_scale_seqs": law.ratio if bounded else None,
+                **bounds("noise_scale_seqs", law.ratio_interval),
+                "batch_sizes": law.points,
+            }
+        )
     return fits
 
 
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def tables(runs: RunTable, options: Options) -> list[Table]:
+    rows = gradient_rows(runs)
+    return [
+        Table("gradients", "Gradients and updates", rows),
+        Table("noise_scale_fits", "Noise scale over batch sizes", noise_scale_fits(rows)),
+    ]
+
+
+def figures(analysis: Analysis) -> Iterator[Figure]:
+    labels = {
+        "grad_norm_sq": "mean squared gradient norm",
+        "update_norm": "norm of an update",
+        "path_per_token": "path length per token",
+        "noise_scale_seqs": "noise scale (sequences)",
+    }
+    fits = split(analysis.rows("noise_scale_fits"), "setting", "arm")
+    for (setting,), rows in split(analysis.rows("gradients"), "setting").items():
+        for name, label in labels.items():
+            known = [row for row in rows if (row[name] or 0) > 0]
+            if len({row["batch_size"] for row in known}) < 2:
+                continue
+            axes = drawing.batch_axes(label, [row["batch_size"] for row in known])
+            for own, style in drawing.by_method(analysis.runs.arms, known):
+                x = column(own, "batch_size")
+                fit = fits.get((setting, own[0]["arm"])) if name == "grad_norm_sq" else None
+                if fit:
+                    sizes = np.geomspace(x.min(), x.max(), 40)
+                    fitted = fit[0]["signal_sq"] + fit[0]["noise_sq"] / sizes
+                    axes.plot(sizes, fitted, color=style["color"], linewidth=1.0)
+                    style["linestyle"] = "none"
+                axes.plot(x, column(own, name), **style)
+            drawing.count_axis(axes.yaxis)
+            where = analysis.in_setting(setting)
+            caption = f"{label[0].upper()}{label[1:]} against batch size{where}, mean over the second half of the runs."
+            caption += " Lines: fitted |G|² + tr(S)/B." if fits and name == "grad_norm_sq" else ""
+            yield Figure(f"{name}-{setting}", axes, caption, "gradients")
+
+
+def empty(analysis: Analysis) -> str:
+    from_file = all("file" in source for source in analysis.runs.provenance)
+    reason = "a file of runs has no gradients" if from_file else "set train.diagnostics to record them"
+    return f"No run recorded gradients; {reason}."
+
+
+SECTION = Section(
+    name="gradients",
+    title="Gradients and updates",
+    description=(
+        "E|g|² = |G|² + tr(S)/B; the noise scale tr(S)/|G|² is the batch size at which both terms are equal "
+        "(McCandlish et al. 2018)."
+    ),
+    tables=tables,
+    figures=figures,
+    empty=empty,
+)

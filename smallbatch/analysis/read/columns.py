@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis.learning_rates import LEARNING_RATE
+from smallbatch.analysis.read import number_format as written_numbers
 from smallbatch.analysis.read import run_files
+from smallbatch.analysis.read.naming import LEARNING_RATE
+from smallbatch.analysis.read.number_format import UNSET, Written
+from smallbatch.analysis.read.number_format import is_number as is_written_number
 from smallbatch.analysis.read.run_files import RowsFile
 from smallbatch.analysis.read.run_table import Run, RunTable, without_duplicates
-from smallbatch.analysis.report import number_format as written_numbers
-from smallbatch.analysis.report.number_format import UNSET, Written
-from smallbatch.analysis.report.number_format import is_number as is_written_number
 from smallbatch.analysis.report.tables import key_text, value_text
 from smallbatch.errors import UserError, did_you_mean
 from smallbatch.runs.escaping import without_apostrophes

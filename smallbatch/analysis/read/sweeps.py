@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis import gradients
+from smallbatch.analysis.read import gradient_records, naming
+from smallbatch.analysis.read.naming import Identity, Named
 from smallbatch.analysis.read.run_table import Run, RunTable, without_duplicates
-from smallbatch.analysis.report import naming
-from smallbatch.analysis.report.naming import Identity, Named
 from smallbatch.analysis.stats import curves
 from smallbatch.errors import UserError
 from smallbatch.files import json_files, paths
@@ -254,7 +253,7 @@ def _along_the_run(where: Path, context_tokens: float, notes: Counter[str]) -> d
         train = [record for record in records if record["kind"] == "train"]
         if train:
             known["training"] = curves.training_curve(train)
-            known["gradients"] = gradients.second_half(train, context_tokens)
+            known["gradients"] = gradient_records.second_half(train, context_tokens)
             validations = [record for record in records if record["kind"] == "validation"]
             if validations:
                 known["validation"] = curves.validation_curve(validations, known["training"])
@@ -268,7 +267,7 @@ def _along_the_run(where: Path, context_tokens: float, notes: Counter[str]) -> d
         known["peak_lr"] = _number(plan["hyperparams"]["peak_lr"])
         optimizer = plan.get("optimizer")
         if known.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
-            known["gradients"][gradients.SUCCESSIVE] = 1.0
+            known["gradients"][gradient_records.SUCCESSIVE] = 1.0
     except UserError as error:
         notes[f"{error}; the learning rate is that of the config, without transfer rules"] += 1
     return known

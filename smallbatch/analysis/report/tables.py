@@ -1,49 +1,63 @@
-"""A sheet: the rows that an analysis gives out, as they go into CSV, JSON, the page and the answers.
+"""Rows of tables, and how their values are written for a reader.
 
-One idea: an analysis returns plain rows, {column: value}, with units in the column names; how a number is written for a
-person is decided once, here.
+A row is {column: value}. The last word of a column name is the unit. A column with an interval has two more columns,
+NAME_low and NAME_high.
 """
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
-from smallbatch.analysis.read.run_table import Point
+import numpy as np
+
+from smallbatch.analysis.read.run_table import Group, Point
 from smallbatch.runs.progress import format_bytes, format_count, format_secs
 
 Row: TypeAlias = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Rows of one analysis, all with the same columns; `name` is that of its CSV file."""
-
-    name: str
-    title: str
-    rows: tuple[Row, ...]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self.rows[0]) if self.rows else ()
+def group_columns(group: Group) -> Row:
+    """Return the first columns of a row about one group of runs."""
+    return {"setting": group.setting, "arm": group.arm, "batch_size": group.batch_size}
 
 
 def split(rows: Iterable[Row], *keys: str) -> dict[tuple, list[Row]]:
-    """Return the rows by the values of some columns, in the order of their first."""
+    """Return the rows by their values in some columns, in the order in which the values first occur."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
     return found
 
 
+def column(rows: Sequence[Row], name: str) -> np.ndarray:
+    """Return one column as floats; NaN where the value is unknown."""
+    return np.array([np.nan if row[name] is None else row[name] for row in rows], float)
+
+
+def finite_number(value: float | None) -> bool:
+    """Return whether a value of a row is known and finite."""
+    return value is not None and math.isfinite(value)
+
+
+def interval(row: Row, name: str) -> tuple[float, float] | None:
+    """Return the interval of a column, or None if it has none in this row."""
+    return None if row[f"{name}_low"] is None else (row[f"{name}_low"], row[f"{name}_high"])
+
+
+def interval_text(row: Row, name: str, form: str) -> str:
+    """Write the interval of a column, such as ' (0.1 to 0.3)'; empty if there is none."""
+    found = interval(row, name)
+    return f" ({found[0]:{form}} to {found[1]:{form}})" if found else ""
+
+
 def point_text(point: Point) -> str:
-    """Write a point for a person: 'peak_lr 0.0039, t2_tokens 1M'."""
+    """Write a configuration, such as 'peak_lr 0.0039, t2_tokens 1M'."""
     return ", ".join(f"{key_text(name)} {value_text(name, value)}" for name, value in point if value is not None)
 
 
 def key_text(key: str) -> str:
-    """A config key without its section: optimizer.peak_lr -> peak_lr."""
+    """Return a config key without its section, such as peak_lr for optimizer.peak_lr."""
     return key.rpartition(".")[2]
 
 
@@ -57,24 +71,22 @@ def value_text(key: str, value: Any) -> str:
 
 
 def short_count(count: float) -> str:
-    """Write a count with a suffix and no more digits than it needs: 1M, 20.1k."""
+    """Write a count with a suffix and without trailing zeros, such as 1M or 20.1k."""
     return re.sub(r"\.(\d*?)0*(?=[A-Za-z])", lambda m: f".{m[1]}" if m[1] else "", format_count(count))
 
 
 def batch_text(size: float) -> str:
-    """Write a batch size: a whole number of sequences where it is one."""
+    """Write a batch size, as an integer if it is one."""
     return f"{size:.0f}" if float(size).is_integer() else f"{size:g}"
 
 
-def loss_text(loss_nats: float, interval: tuple[float, float] | None = None) -> str:
-    """Write a loss with three decimals, and with its interval where there is one."""
-    if not math.isfinite(loss_nats):
-        return "unknown" if math.isnan(loss_nats) else "diverged"
-    return f"{loss_nats:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+def size_text(size: float) -> str:
+    """Write an estimated batch size with three digits, without an exponent below a million."""
+    return f"{size:.0f}" if 100 <= size < 1e6 else f"{size:.3g}"
 
 
 def cell_text(column: str, value: Any) -> str:
-    """Write one value of a sheet for the page, by the unit that its column is named after."""
+    """Write one value of a table for the page, by the unit in the name of its column."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, bool):
@@ -97,21 +109,11 @@ def cell_text(column: str, value: Any) -> str:
     return batch_text(value) if float(value).is_integer() and abs(value) < 1e6 else f"{value:.4g}"
 
 
-def size_text(size: float) -> str:
-    """Write a batch size that was worked out: three digits, and no power of ten below a million."""
-    return f"{size:.0f}" if 100 <= size < 1e6 else f"{size:.3g}"
-
-
-def listed(words: list[str]) -> str:
-    """Write a list as a person would: 'a, b and c'."""
+def listed(words: Sequence[str]) -> str:
+    """Write a list, such as 'a, b and c'."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def counted(number: int, name: str) -> str:
-    """Write '1 seed', '2 seeds'."""
+    """Write a count with its noun, such as '1 seed' or '2 seeds'."""
     return f"{number} {name}{'s' * (number != 1)}"
-
-
-def finite_number(value: float | None) -> bool:
-    """Whether a value of a row is known and finite."""
-    return value is not None and math.isfinite(value)

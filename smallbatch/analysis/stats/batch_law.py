@@ -1,7 +1,7 @@
-"""Fit the law y = a + b / B to the steps to a loss, or to the mean squared gradient, against batch size B.
+"""Fit y = a + b / B to the steps to a loss, or to the mean squared gradient norm, against batch size B.
 
-Both fall as 1/B and level off at a; the two terms are equal at B = b/a. The law is fitted in log y, so every batch
-size has the same weight.
+Both fall as 1/B and level off at a. The two terms are equal at B = b/a. The law is fitted in log y, so every batch size
+has the same weight.
 
 The data may bound b/a on one side only: under perfect scaling (a = 0) any large b/a fits, and where y is constant
 (b = 0) any small b/a fits. The interval of b/a then ends at infinity or at 0. tests/test_coverage.py tests its

@@ -1,13 +1,11 @@
-"""Which arm a run belongs to, what its hyperparameters are, and what is a setting that nobody tunes.
+"""Determine the method, the hyperparameters and the setting of each run from the configs of its sweep.
 
-One idea: all of it follows from the configs of a sweep, by one rule, whoever laid out the grid.
-
-- arm = optimizer.name + which key of each average's pair is set (b1 or t1_tokens, b2 or t2_tokens); where grid.json
-  names `arms`, a key or a list of keys, optimizer.name + their values instead.
-- hyperparameters of an arm = the keys that differ between its runs, but for the batch size, the seed, and keys that
-  change no number (where data is cached, how many devices).
-- setting = the sweep + what differs in the model and the data, + the budget where runs of one arm and batch size
-  differ in it (a budget rounded to whole batches does not make a setting).
+- Method (`arm` in files): optimizer.name, and which key of each pair is set (b1 or t1_tokens, b2 or t2_tokens). If
+  grid.json has `arms`, a key or a list of keys, it is optimizer.name and the values of these keys instead.
+- Hyperparameters: the keys that differ between the runs of a method, except the batch size, the seed, and keys that do
+  not affect the result, such as the cache directory or the number of devices.
+- Setting: the sweep, the keys of model and data that differ, and the budget if it differs between runs of the same
+  method and batch size. A budget that differs only by rounding to whole batches does not make a setting.
 """
 
 import json
@@ -23,10 +21,11 @@ FlatConfig: TypeAlias = Mapping[str, Any]
 
 PAIRS = (("optimizer.b1", "optimizer.t1_tokens"), ("optimizer.b2", "optimizer.t2_tokens"))
 BATCH_SIZE, SEED, NAME, BUDGET = "train.batch_size", "train.seed", "optimizer.name", "train.budget_tokens"
+LEARNING_RATE = "optimizer.peak_lr"
 SETTING_SECTIONS = ("data", "model")
-# Keys that say how a run is carried out, and not what is trained.
-NO_NUMBER_SECTIONS = ("mesh", "records")
-NO_NUMBER = {
+# Keys that do not affect the result of a run.
+NO_EFFECT_SECTIONS = ("mesh", "records")
+NO_EFFECT = {
     *("data.cache_dir", "model.attention", "model.max_logits", "model.remat", "train.microbatch_size"),
     *("train.steps_per_dispatch", "train.log_every_tokens", "train.validate_every_tokens", "train.diagnostics"),
     *("train.checkpoint_every_secs", "train.sample_tokens", "train.sample_prompt"),
@@ -35,7 +34,7 @@ NO_NUMBER = {
 
 @dataclass(frozen=True)
 class Identity:
-    """Where a run belongs in the run table."""
+    """The place of a run in the run table."""
 
     setting: str
     arm: str
@@ -44,7 +43,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Named:
-    """The configs of one sweep, by its name, and the keys that tell its arms apart, if it says so."""
+    """The configs of a sweep, and the keys that define its methods, if its grid.json has them."""
 
     name: str
     configs: Sequence[FlatConfig]
@@ -61,41 +60,41 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identify(sweeps: Sequence[Named]) -> list[list[Identity]]:
-    """Return the identity of every run of every sweep, in their order. Arms have one name in all sweeps."""
+    """Return the identity of every run of every sweep. A method has the same name in all sweeps."""
     arms = [[_arm(config, sweep.arm_keys) for config in sweep.configs] for sweep in sweeps]
-    flat = [(arm, config) for own, sweep in zip(arms, sweeps, strict=True) for arm, config in zip(own, sweep.configs, strict=True)]  # fmt: skip # noqa: E501
-    labels = _labels(flat)
+    configs: dict[tuple, list[FlatConfig]] = defaultdict(list)
+    for own, sweep in zip(arms, sweeps, strict=True):
+        for arm, config in zip(own, sweep.configs, strict=True):
+            configs[arm].append(config)
+    labels = _labels(configs)
     return [_identities(sweep, own, labels) for sweep, own in zip(sweeps, arms, strict=True)]
 
 
 def _arm(config: FlatConfig, arm_keys: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
-    """The identity of an arm: ((key, value or None where it is only said to be set), ...)."""
+    """Return the keys that define a method, as ((key, value), ...); the value is None if only its presence counts."""
     name = (NAME, config.get(NAME))
     if arm_keys:
         return name, *((key, _hashable(config.get(key))) for key in arm_keys if key != NAME)
     return name, *((key, None) for pair in PAIRS for key in pair if config.get(key) is not None)
 
 
-def _labels(runs: list[tuple[tuple, FlatConfig]]) -> dict[tuple, str]:
-    """Name the arms: by the optimizer where it is the only one of that name, and else by what tells them apart.
+def _labels(configs: dict[tuple, list[FlatConfig]]) -> dict[tuple, str]:
+    """Return the names of the methods: the optimizer, and if several have the same optimizer, what differs.
 
-    'adam, b2 0.95' and 'adam, t2_tokens 1M' where each is held fixed, 'adam, t2_tokens' where it is swept.
+    A fixed value is included, as in 'adam, b2 0.95'; a swept one is not, as in 'adam, t2_tokens'.
     """
-    configs: dict[tuple, list[FlatConfig]] = defaultdict(list)
-    for arm, config in runs:
-        configs[arm].append(config)
     labels = {}
     for arm, own in configs.items():
         name = str(arm[0][1])
-        rivals = [other for other in configs if other[0] == arm[0]]
-        shared = set.intersection(*(set(rival) for rival in rivals))
+        same_optimizer = [other for other in configs if other[0] == arm[0]]
+        shared = set.intersection(*(set(other) for other in same_optimizer))
         words = []
         for key, value in arm[1:]:
             if (key, value) in shared:
                 continue
             values = {_hashable(config.get(key)) for config in own}
             words.append(f"{key_text(key)} {value_text(key, values.pop())}" if len(values) == 1 else key_text(key))
-        plain = ["no averages" if len(arm) == 1 else "the rest shared"] if len(rivals) > 1 and not words else []
+        plain = ["no averages" if len(arm) == 1 else "the rest shared"] if len(same_optimizer) > 1 and not words else []
         labels[arm] = ", ".join([name, *words, *plain])
     return labels
 
@@ -128,7 +127,7 @@ def _setting_keys(configs: Sequence[FlatConfig], arms: list[tuple]) -> list[str]
 
 
 def _differing(configs: Sequence[FlatConfig]) -> list[str]:
-    """Return the keys with two values or more, sorted. A key that older runs do not have yet is compared in others."""
+    """Return the keys with two or more values, sorted. Runs of older versions may lack a key."""
     values: dict[str, set] = defaultdict(set)
     for config in configs:
         for key, value in config.items():
@@ -136,7 +135,7 @@ def _differing(configs: Sequence[FlatConfig]) -> list[str]:
     return sorted(
         key
         for key, found in values.items()
-        if len(found) > 1 and key not in NO_NUMBER and key.partition(".")[0] not in NO_NUMBER_SECTIONS
+        if len(found) > 1 and key not in NO_EFFECT and key.partition(".")[0] not in NO_EFFECT_SECTIONS
     )
 
 
