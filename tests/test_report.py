@@ -81,7 +81,7 @@ def test_findings_warnings_and_the_path_are_printed(full):
         "1 of 216 runs failed",
         "1 of 216 runs stopped early",
         "1 of 216 runs diverged",
-        "1 of 216 runs is counted as diverged, since a lower learning rate diverged",
+        "1 of 216 runs is marked as skipped (a lower learning rate diverged) and counted as diverged",
     ):
         assert words in printed
 

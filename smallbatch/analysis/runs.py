@@ -45,7 +45,7 @@ def warnings(analysis: Analysis) -> Iterator[str]:
         "missing": f"{be('missing')} missing (not started or not finished) and left out",
         "failed": f"failed ({'; '.join(failed[:MAX_NAMED])}{more}) and {be('failed')} counted as missing",
         "cut": f"stopped early and {be('cut')} counted as worse than any finished run",
-        "skipped": f"{be('skipped')} counted as diverged, since a lower learning rate diverged",
+        "skipped": f"{be('skipped')} marked as skipped (a lower learning rate diverged) and counted as diverged",
         "diverged": f"diverged and {be('diverged')} counted as a loss of +infinity",
     }
     for status, effect in effects.items():

@@ -1,1 +1,1 @@
-"""The report: findings, figures, tables and the page."""
+"""Draw the figures of a report, and write its page, tables and summary."""
