@@ -6,27 +6,24 @@ and summary.json. It needs no accelerator, and the runs may be years old.
 
 from pathlib import Path
 
-from absl import flags as absl_flags
-
 from smallbatch.config import cli
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 
-
-def define_flags(flags) -> None:
-    string = lambda name, text: absl_flags.DEFINE_string(name, None, text, flag_values=flags)
-    string("out", "directory of the report; unset: WORKDIR/report, and ./report for several or for a --csv")
-    string("csv", "a CSV or Parquet file of runs, a row each")
-    string(
-        "columns",
-        "what its columns are: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter's without =, one that "
-        "tells nothing as -COLUMN",
-    )
-    cli.number(flags, "delta_nats", 0.02, "losses up to this much above the best count as good", 0.0, 1000.0)
-    target = "target loss of costs and critical batch sizes; unset: one that many grids reach"
-    cli.number(flags, "target_loss_nats", None, target, 0.0, 1000.0)
-    cli.number(flags, "overhead_frac", 0.2, "overhead that defines the critical batch size", 0.0, 1e6)
-    cli.number(flags, "reference_batch_size", None, "start of perfect scaling; unset: the smallest", 0.0, 1e12)
+COLUMNS = (
+    "meaning of its columns: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter's COLUMN alone; -COLUMN to ignore"
+)
+NATS = Interval(0, 1000)
+FLAGS = (
+    Key("--out", None, str, "directory of the report; unset: WORKDIR/report, or ./report for several or for a --csv"),
+    Key("--csv", None, str, "CSV or Parquet file with one row per run"),
+    Key("--columns", None, str, COLUMNS),
+    Key("--delta_nats", 0.02, float, "losses up to this much above the best count as good", NATS),
+    Key("--target_loss_nats", None, float, "target loss of costs and critical batch sizes; unset: chosen", NATS),
+    Key("--overhead_frac", 0.2, float, "overhead that defines the critical batch size", Interval(0, 1e6)),
+    Key("--reference_batch_size", None, float, "start of perfect scaling; unset: the smallest", Interval(0, 1e12)),
+)
 
 
 def main(words: list[str], flags) -> None:
@@ -57,4 +54,4 @@ def main(words: list[str], flags) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, config=False, words="WORKDIR ...")
+    cli.run(main, FLAGS, config=False, words="WORKDIR ...")

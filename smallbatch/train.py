@@ -6,26 +6,19 @@ run again.
 
 import json
 
-from absl import flags as absl_flags
-
 from smallbatch.config import cli
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
 
-
-def define_flags(flags) -> None:
-    absl_flags.DEFINE_string(
-        "workdir", None, "run directory, resumed with its own config; unset: runs/CONFIG-FINGERPRINT", flag_values=flags
-    )
-    absl_flags.DEFINE_boolean("dry_run", False, "print the plan and the memory it needs, then stop", flag_values=flags)
-    absl_flags.DEFINE_string("topology", None, "with --dry_run: a TPU slice that is not here, such as v5e:2x4",
-                             flag_values=flags)  # fmt: skip
-    absl_flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, for a run in several processes; unset: as Slurm, a TPU "
-        "slice or Kubernetes have it", flag_values=flags,
-    )  # fmt: skip
-    cli.integer(flags, "process_count", None, "number of processes", 1, 2**20)
-    cli.integer(flags, "process_id", None, "index of this process, from 0", 0, 2**20 - 1)
-    cli.number(flags, "join_secs", 60.0, "seconds to wait for all processes at the start", 1.0, 86_400.0)
+FLAGS = (
+    Key("--workdir", None, str, "run directory, which is resumed with its own config; unset: runs/CONFIG-FINGERPRINT"),
+    Key("--dry_run", False, bool, "print the plan and the memory it needs, then exit"),
+    Key("--topology", None, str, "with --dry_run: a TPU slice to plan for, such as v5e:2x4, which need not exist here"),
+    Key("--coordinator_address", None, str, "HOST:PORT of process 0; unset: from Slurm, a TPU slice or Kubernetes"),
+    Key("--process_count", None, int, "number of processes", Interval(1, 2**20)),
+    Key("--process_id", None, int, "index of this process, from 0", Interval(0, 2**20, "[)")),
+    Key("--join_secs", 60.0, float, "seconds to wait for all processes at the start", Interval(1, 86_400)),
+)
 
 
 def saved_config(flags):
@@ -57,7 +50,7 @@ def main(config, flags) -> int:
         print(summary.result_text(result, path))
         return 0
 
-    from smallbatch.config.keys import fingerprint
+    from smallbatch.config import fingerprint
     from smallbatch.runs.progress import log
     from smallbatch.training import distributed, run
     from smallbatch.training.signals import AGAIN
@@ -84,4 +77,4 @@ def main(config, flags) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, saved_config=saved_config)
+    cli.run(main, FLAGS, saved_config=saved_config)

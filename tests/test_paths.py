@@ -168,7 +168,7 @@ def test_a_directory_without_search_permission_is_one_line(tmp_path, monkeypatch
 def test_a_run_in_a_directory_without_search_permission_is_one_line(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o000)
-    code = "import sys; from smallbatch import train, cli; cli.run(train.main, train.define_flags)"
+    code = "from smallbatch import train; from smallbatch.config import cli; cli.run(train.main, train.FLAGS)"
     drop = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
     root = str(Path(__file__).parents[1])
     if drop and subprocess.run([*drop, "ls", root, sys.prefix], capture_output=True).returncode:

@@ -103,9 +103,7 @@ def devices(of: Command) -> tuple[DeviceSpec, int]:
 def parsed(of: Command, monkeypatch, capsys) -> list:
     """Return what the command's main gets: the config, if it takes one, its words, if it takes any, and its flags."""
     got, run = [], cli.run
-    monkeypatch.setattr(
-        cli, "run", lambda main, define_flags=None, **how: run(lambda *given: got.extend(given), define_flags, **how)
-    )
+    monkeypatch.setattr(cli, "run", lambda main, flags=(), **how: run(lambda *given: got.extend(given), flags, **how))
     monkeypatch.setattr(sys, "argv", [of.name, *of.words])
     monkeypatch.chdir(runs.ROOT)
     with pytest.raises(SystemExit) as end:

@@ -34,7 +34,7 @@ def run_dir(tmp_path):
 def command(monkeypatch, capfd, *words: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.run(sample.main, sample.define_flags, config=False)
+        cli.run(sample.main, sample.FLAGS, config=False)
     return ended.value.code, *capfd.readouterr()
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from smallbatch import units
 from smallbatch.config import Config
 from smallbatch.config.batch_schedule import LR_RULES, Stage, stages, used_tokens
-from smallbatch.config.transfer import Tuned, transfer
 from smallbatch.errors import UserError
 from smallbatch.optim.schedule_shapes import rate_share
+from smallbatch.plan.transfer import Tuned, transfer
 from smallbatch.specs import DEFAULT_PEAK_LR, OPTIMIZER_KEYS
 
 # With 1 - b below this, the bias-corrected average over at most 2^31 updates is the plain mean, and products of 1 - b
