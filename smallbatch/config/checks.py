@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from smallbatch.config.batch_schedule import Stage, stages
+from smallbatch.config.batch_schedule import stages
 from smallbatch.config.config_dict import Config, flatten
 from smallbatch.config.keys import KEY_BY_NAME, KEYS, unknown_key
 from smallbatch.errors import UserError
@@ -145,26 +145,17 @@ def _peak_lr(flat: Flat) -> Iterator[str]:
 
 
 def _schedule(flat: Flat) -> Iterator[str]:
-    schedule = flat["optimizer.schedule"]
+    yield from _exactly_one(flat, WARMUP_PAIR)
+    schedule, decay_frac = flat["optimizer.schedule"], flat["optimizer.decay_frac"]
+    warmup_tokens, budget_tokens = flat["optimizer.warmup_tokens"], flat["train.budget_tokens"]
+    warmup_frac = flat["optimizer.warmup_frac"] or (warmup_tokens or 0) / budget_tokens
+    if warmup_tokens is not None and warmup_tokens > budget_tokens:
+        yield f"optimizer.warmup_tokens is {warmup_tokens:,}, above train.budget_tokens, {budget_tokens:,}"
     if schedule == "constant":
         yield from _no_effect(flat, "optimizer.final_lr_frac", "optimizer.schedule constant")
     if not schedule.startswith("wsd"):
         yield from _no_effect(flat, "optimizer.decay_frac", f"optimizer.schedule {schedule}")
-
-
-def _warmup(flat: Flat) -> Iterator[str]:
-    yield from _exactly_one(flat, WARMUP_PAIR)
-    warmup_tokens, budget_tokens = flat["optimizer.warmup_tokens"], flat["train.budget_tokens"]
-    if warmup_tokens is not None and warmup_tokens > budget_tokens:
-        yield f"optimizer.warmup_tokens is {warmup_tokens:,}, above train.budget_tokens, {budget_tokens:,}"
-
-
-def _decay(flat: Flat) -> Iterator[str]:
-    schedule, decay_frac = flat["optimizer.schedule"], flat["optimizer.decay_frac"]
-    warmup_frac = flat["optimizer.warmup_frac"] or (flat["optimizer.warmup_tokens"] or 0) / flat["train.budget_tokens"]
-    if not schedule.startswith("wsd"):
-        return
-    if decay_frac is None:
+    elif decay_frac is None:
         yield f"optimizer.decay_frac is unset, but optimizer.schedule {schedule} needs it, e.g. 0.2"
     elif warmup_frac + decay_frac > 1:
         yield (
@@ -241,19 +232,6 @@ def _weights(flat: Flat) -> Iterator[str]:
             yield f"optimizer.schedule is {schedule}, but {name} replaces a schedule; set it to constant"
 
 
-def _budget(flat: Flat) -> Iterator[str]:
-    try:
-        _stages(flat)
-    except UserError as error:
-        key = "budget_tokens" if flat["train.batch_size_schedule"] is None else "batch_size_schedule"
-        yield f"train.{key}: {error}"
-
-
-def _stages(flat: Flat) -> tuple[Stage, ...]:
-    size, schedule = flat["train.batch_size"], flat["train.batch_size_schedule"]
-    return stages(size, schedule, flat["model.context_tokens"], flat["train.budget_tokens"])
-
-
 def _batch_size_schedule(flat: Flat) -> Iterator[str]:
     if flat["train.batch_size_schedule"] is None:
         yield from _no_effect(flat, "train.batch_size_lr_rule", "train.batch_size_schedule unset")
@@ -264,34 +242,35 @@ def _batch_size_schedule(flat: Flat) -> Iterator[str]:
         yield from _no_effect(flat, key, "train.batch_size_schedule, which keeps all half-lives")
 
 
-def _microbatch(flat: Flat) -> Iterator[str]:
+def _stages(flat: Flat) -> Iterator[str]:
+    schedule, context = flat["train.batch_size_schedule"], flat["model.context_tokens"]
+    try:
+        sizes = [
+            stage.batch_size
+            for stage in stages(flat["train.batch_size"], schedule, context, flat["train.budget_tokens"])
+        ]
+    except UserError as error:
+        yield f"train.{'budget_tokens' if schedule is None else 'batch_size_schedule'}: {error}"
+        return
+    updates, step_tokens = flat["train.steps_per_dispatch"], max(sizes) * context
+    if updates is not None and updates * step_tokens > MAX_DISPATCH_TOKENS:
+        yield (
+            f"train.steps_per_dispatch is {updates:,}, or {updates * step_tokens:,} tokens on the devices; at most "
+            f"{MAX_DISPATCH_TOKENS:,} are allowed: use {max(1, MAX_DISPATCH_TOKENS // step_tokens):,} or less"
+        )
     microbatch_size = flat["train.microbatch_size"]
-    with suppress(UserError):  # reported by _budget
-        for stage in _stages(flat):
-            if microbatch_size is not None and stage.batch_size % microbatch_size:
-                most = min(microbatch_size, stage.batch_size)
-                divisor = max(size for size in range(1, most + 1) if stage.batch_size % size == 0)
-                yield (
-                    f"train.microbatch_size is {microbatch_size}, which does not divide train.batch_size, "
-                    f"{stage.batch_size}; the next smaller divisor is {divisor}"
-                )
-
-
-def _dispatch(flat: Flat) -> Iterator[str]:
-    updates = flat["train.steps_per_dispatch"]
-    with suppress(UserError):  # reported by _budget
-        step_tokens = max(stage.batch_size for stage in _stages(flat)) * flat["model.context_tokens"]
-        if updates is not None and updates * step_tokens > MAX_DISPATCH_TOKENS:
+    for size in sizes:
+        if microbatch_size is not None and size % microbatch_size:
+            divisor = max(n for n in range(1, min(microbatch_size, size) + 1) if size % n == 0)
             yield (
-                f"train.steps_per_dispatch is {updates:,}, or {updates * step_tokens:,} tokens on the devices; at most "
-                f"{MAX_DISPATCH_TOKENS:,} are allowed: use {max(1, MAX_DISPATCH_TOKENS // step_tokens):,} or less"
+                f"train.microbatch_size is {microbatch_size}, which does not divide train.batch_size, {size}; the next "
+                f"smaller divisor is {divisor}"
             )
 
 
 RULES = (
-    *(_source, _tokens, _validation_source, _tokenizer, _paths),
-    *(_shape, _peak_lr, _schedule, _warmup, _decay, _optimizer, _b2_limits, _transfer, _weights),
-    *(_budget, _batch_size_schedule, _microbatch, _dispatch),
+    *(_source, _tokens, _validation_source, _tokenizer, _paths, _shape, _schedule, _peak_lr, _optimizer, _b2_limits),
+    *(_transfer, _weights, _stages, _batch_size_schedule),
 )
 
 
