@@ -1,6 +1,6 @@
-"""Run a grid of training runs, or go on with one: compiled once per batch size, spread over cores, safe to stop.
+"""Run a grid of training runs in parallel, or resume a stopped one. Runs of one batch size share a compiled program.
 
-The config file has a get_grid() beside its get_config(). Writes grid.json, a run directory a cell, and results.csv.
+The config file defines get_grid() and get_config(). Writes grid.json, one run directory per cell, and results.csv.
 """
 
 from pathlib import Path
@@ -46,7 +46,7 @@ def main(config, flags) -> int:
 
     file = flags.config or ""
     if not file and not flags.workdir:
-        raise UserError("which grid? write --config=configs/quickstart_grid.py, or another file with a get_grid()")
+        raise UserError("no grid is given; use --config=configs/quickstart_grid.py, or another file with a get_grid()")
     name = file.rpartition("/")[2].replace(".py", "").replace(":", "-")
     directory = SweepDirectory(paths.local(flags.workdir, "--workdir") if flags.workdir else Path("sweeps") / name)
     if flags.status:
@@ -57,7 +57,7 @@ def main(config, flags) -> int:
     else:
         name, grid = directory.saved_grid()
     if swept := set(flags.overrides) & set(grid_cells.swept_keys(grid)):
-        raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; choose among its values with --only=KEY=VALUE")
+        raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; select among its values with --only=KEY=VALUE")
     if not file:
         directory.check_config(config)
     cells = grid_cells.enumerate_cells(config, grid)

@@ -1,7 +1,7 @@
-"""Train a GPT at any batch size, or go on with a run that was stopped.
+"""Train a GPT at any batch size, or resume a stopped run.
 
-Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run is not
-run again.
+Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run prints its
+result and trains no further.
 """
 
 import json
@@ -37,16 +37,14 @@ def main(config, flags) -> int:
     from smallbatch.runs import summary
 
     if flags.topology and not flags.dry_run:
-        raise UserError("--topology is for --dry_run: there is nothing to train on")
+        raise UserError(f"--topology={flags.topology} only plans; add --dry_run, or remove it to train")
     path = paths.local(flags.workdir, "--workdir") if flags.workdir else workdirs.default_path(config, flags.config)
     workdir = workdirs.RunDir(path)
     workdirs.check_owner(workdir, config)
     if flags.dry_run:
         paths.check_writable(path, "choose another --workdir")
     if (result := workdirs.finished(workdir)) is not None and not flags.dry_run:
-        print(
-            "this run is finished; --config.train.seed=N or another --workdir starts a new one (another mesh does not)"
-        )
+        print("this run is finished; start another with --config.train.seed=N or another --workdir")
         print(summary.result_text(result, path))
         return 0
 
@@ -58,7 +56,7 @@ def main(config, flags) -> int:
     where = distributed.place(flags.coordinator_address, flags.process_count, flags.process_id)
 
     def train() -> int:
-        # Not in the fingerprint, and yet all must do the same: where devices lie, what is sampled, where it is written.
+        # Not in the fingerprint, but equal in all processes: the mesh, the sample and the run directory.
         common = (fingerprint(config), config.mesh.to_dict(), config.train.sample_tokens, str(path))
         distributed.join(where, json.dumps(common), flags.join_secs, log)
         with distributed.only_first_speaks(where):

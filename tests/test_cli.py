@@ -273,8 +273,8 @@ BAD_SAVED = {
     '{"train": {"sede": 1}}': "or is from another version: there is no key train.sede; did you mean train.seed?",
     '{"optimiser": {"name": "adam"}}': "there is no key optimiser.name; did you mean",
     '{"train": {"seed": "x"}}': "train.seed is 'x', but must be an integer in [0, 2^32)",
-    '{"train": 3}': "is not the config of a run (train is 3, not an object)",
-    "[1]": "is not the config of a run (it is [1], not an object)",
+    '{"train": 3}': "is damaged, or is not the config of a run (train is 3, not an object)",
+    "[1]": "is damaged, or is not the config of a run (it is [1], not an object)",
     "{": "is damaged",
 }
 

@@ -204,7 +204,7 @@ def test_a_mismatch_names_the_key_the_value_and_the_shape():
     sound = {"a": 1, "b": {"c": None, "more": 1}, "d": ["x"]}
     assert json_files.mismatch(sound, shape) == "" == json_files.mismatch(sound | {"b": {"c": 3}}, shape)
     assert json_files.mismatch([], shape) == "it is [], not an object"
-    assert json_files.mismatch(sound | {"a": True}, shape) == "a is True, not a whole number"
+    assert json_files.mismatch(sound | {"a": True}, shape) == "a is True, not an integer"
     assert json_files.mismatch(sound | {"b": {}}, shape) == "the key b.c is missing"
     assert json_files.mismatch(sound | {"b": {"c": "x"}}, shape) == "b.c is 'x', not a number or null"
     assert json_files.mismatch(sound | {"d": ["x", 3]}, shape) == "d.1 is 3, not text"

@@ -190,7 +190,7 @@ def test_what_cannot_be_said_is_said(tmp_path, cells, said, unsaid):
         (["."], "error: . is no sweep (grid.json), no run (config.json, result.json) and holds no runs"),
         (["--csv=nowhere.csv"], "error: --csv=nowhere.csv does not exist"),
         ([".", "--columns=batch_size=b"], "error: --columns names the columns of a --csv, and there is none"),
-        (["--delta_nats=-1", "."], "error: flag --delta_nats=-1"),
+        (["--delta_nats=-1", "."], "error: --delta_nats is -1.0, but must be a number in [0, 1000]"),
         (["--delta=1", "."], "error: there is no flag --delta; did you mean --delta_nats?"),
     ],
 )
