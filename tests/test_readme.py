@@ -1,6 +1,6 @@
-"""Every command that README.md, the launch scripts and the configs show is accepted, on the devices it is shown for.
+"""Every command shown in README.md, docs/, the launch scripts and the configs is parsed and planned.
 
-Nothing is trained: a command line is parsed by its own command, and its plan is made for made-up devices.
+Nothing is trained: each command parses its own command line, and the plan is made for hypothetical devices.
 """
 
 import math
@@ -23,7 +23,8 @@ from smallbatch.specs import DeviceSpec
 
 GPT2_VOCABULARY = 50257
 LAUNCH = runs.ROOT / "launch"
-FILES = [runs.ROOT / "README.md", LAUNCH / "Containerfile", *LAUNCH.glob("*.sh"), *runs.ROOT.glob("configs/*.py")]
+PAGES = [runs.ROOT / "README.md", *sorted((runs.ROOT / "docs").glob("*.md"))]
+FILES = [*PAGES, LAUNCH / "Containerfile", *LAUNCH.glob("*.sh"), *runs.ROOT.glob("configs/*.py")]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def parsed(of: Command, monkeypatch, capsys) -> list:
 
 
 def test_commands_are_found_where_they_are_shown():
-    assert {path.name for path in FILES} - {"tpu_hosts.sh", "README.md"} <= {found.where for found in COMMANDS}
+    assert {path.name for path in FILES if path not in PAGES} - {"tpu_hosts.sh"} <= {found.where for found in COMMANDS}
     assert {"TPU VM", "Slurm", "Container", "Several processes, elsewhere"} <= {found.where for found in COMMANDS}
     assert len(COMMANDS) > 40 and len(ON_TPU_VMS) == 2
 
@@ -152,3 +153,11 @@ def test_what_is_shown_in_place_of_a_corpus_needs_no_file(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert prepare.vocab_size(plans.data_spec(config)) == GPT2_VOCABULARY
     assert prepare.lookup(plans.data_spec(config)) is None
+
+
+def test_the_readme_is_short_and_its_links_lead_to_files():
+    text = PAGES[0].read_text()
+    assert len(text.splitlines()) <= 150 and len(text.split()) <= 1500
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
