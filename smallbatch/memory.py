@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from smallbatch.config import cli
 from smallbatch.config.key_types import Interval, Key
-from smallbatch.specs import OPTIMIZER_KEYS
+from smallbatch.optim import OPTIMIZERS
 
 ADAM_BYTES = 16  # a float32 parameter, its gradient and two averages
 
 
 FLAGS = (
-    Key("--optimizers", ("sgd", "adafactor", "momentum", "adam"), str, "optimizers to compare", tuple(OPTIMIZER_KEYS)),
+    Key("--optimizers", ("sgd", "adafactor", "momentum", "adam"), str, "optimizers to compare", tuple(OPTIMIZERS)),
     Key("--batch_sizes", (1, 16), int, "sequences per update", Interval(1, 2**16)),
     Key("--topology", None, str, "a TPU slice to compile for, such as v5e:2x4, which need not exist here"),
     Key("--lora_rank", 16, int, "rank of the LoRA adapters", Interval(1, 2**16)),

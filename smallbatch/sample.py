@@ -9,11 +9,12 @@ from smallbatch.config.key_types import Interval, Key
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
 from smallbatch.files import json_files, paths
+from smallbatch.optim import OPTIMIZERS
 from smallbatch.plan import mesh_plan as layout
 from smallbatch.plan import plan as plans
 from smallbatch.runs.progress import log
 from smallbatch.runs.run_dir import RunDir
-from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec, ModelSpec
+from smallbatch.specs import DeviceSpec, ModelSpec
 
 PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # the keys that are read from plan.json
 
@@ -55,7 +56,7 @@ def read_plan(workdir: RunDir, vocab_size: int) -> dict:
     try:
         plan = json_files.read_object(workdir.plan, PLAN, "the plan of a run", fix)
         unknown = plan["model"].keys() - PLAN["model"].keys()
-        if unknown or plan["optimizer"]["name"] not in OPTIMIZER_KEYS:
+        if unknown or plan["optimizer"]["name"] not in OPTIMIZERS:
             what = f"model.{min(unknown)} is unknown" if unknown else f"optimizer.name is {plan['optimizer']['name']!r}"
             raise UserError(f"{workdir.plan} is damaged ({what}); {fix}")
         if _averages(plan) and (problem := json_files.mismatch(plan, {"hyperparams": {"interpolation": float}})):
@@ -87,7 +88,7 @@ def _plan_of_config(workdir: RunDir, vocab_size: int) -> dict:
 
 def _averages(plan: dict) -> bool:
     """Return whether a run is evaluated at an interpolation of two sets of weights."""
-    return "interpolation" in OPTIMIZER_KEYS[plan["optimizer"]["name"]]
+    return OPTIMIZERS[plan["optimizer"]["name"]].schedule_free
 
 
 def _continue(workdir: RunDir, plan: dict, spec: ModelSpec, prompt_ids: list[int], end_id: int, flags) -> list[int]:

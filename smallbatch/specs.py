@@ -55,39 +55,18 @@ class ModelSpec:
         return self.width // self.head_width
 
 
-# What an optimizer reads of a config's `optimizer` section beside the learning rate and weight decay. b1 and b2 stand
-# for running averages, each given as a decay per step or as a half-life in tokens.
-OPTIMIZER_KEYS: dict[str, tuple[str, ...]] = {
-    "adam": ("b1", "b2", "eps"),
-    "sgd": (),
-    "sign_sgd": (),
-    "momentum": ("b1", "nesterov"),
-    "heavy_ball": ("b1", "nesterov"),
-    "signum": ("b1",),
-    "lion": ("b1", "b2"),
-    "muon": ("b1", "b2", "eps", "nesterov", "embed_lr", "muon_matrices"),
-    "adafactor": ("b2",),
-    "adafactor_power": ("decay_exponent",),
-    "schedule_free_sgd": ("interpolation",),
-    "schedule_free_adamw": ("b2", "eps", "interpolation"),
-}
-# Value of an unset optimizer.peak_lr. Other optimizers need other learning rates, so they have no default.
-DEFAULT_PEAK_LR = {"adam": 0.003}
-SCHEDULES = ("cosine", "linear", "constant", "wsd_linear", "wsd_sqrt")
-
-
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """The static half of an update: what is compiled in. Its numbers travel in `HyperParams`."""
+    """The compile-time part of an optimizer. Its traced numbers are in `HyperParams`."""
 
-    name: str  # a key of OPTIMIZER_KEYS
-    schedule: str  # one of SCHEDULES
+    name: str  # a key of optim.OPTIMIZERS
+    schedule: str  # a key of optim.schedules.SCHEDULES
     nesterov: bool = False
-    muon_heads: bool = False  # Muon on the q, k, v and output matrices of each head; False: one for all
-    clip: bool = False  # gradients to a largest norm
+    muon_heads: bool = False  # Muon: one q, k, v and output matrix per head; False: one for all heads
+    clip: bool = False  # clip gradients by global norm
     stochastic_rounding: bool = False  # of bfloat16 parameters
     weight_average: bool = False
-    diagnostics: str = "off"  # off, or what the noise scale is estimated from: parts of a batch | successive batches
+    diagnostics: str = "off"  # off | parts | successive: gradients from which the noise scale is estimated
 
 
 @dataclass(frozen=True)

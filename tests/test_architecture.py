@@ -55,10 +55,11 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def imports_at_start(tree: ast.Module) -> set[str]:
-    """Return what importing the module imports: not what its functions import when they are called."""
+    """Return what importing the module imports: not what its functions import, or what only type checkers read."""
     names: set[str] = set()
     for node in tree.body:
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if not for_types and not isinstance(node, ast.FunctionDef | ast.ClassDef):
             names |= imports(node)
     return names
 

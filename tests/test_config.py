@@ -17,7 +17,7 @@ from smallbatch.config import files as config_files
 from smallbatch.config.key_types import Interval
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
-from smallbatch.specs import OPTIMIZER_KEYS
+from smallbatch.optim import OPTIMIZERS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -111,7 +111,7 @@ INVALID = {
     "optimizer.peak_lr=nan": "optimizer.peak_lr is nan, but must be a number in (0, inf), or None",
     "optimizer.b1=1.0": "optimizer.b1 is 1.0, but must be a number in [0, 1), or None",
     "optimizer.name='adan'": (
-        f"optimizer.name is 'adan', but must be one of {', '.join(OPTIMIZER_KEYS)}; did you mean adam?"
+        f"optimizer.name is 'adan', but must be one of {', '.join(OPTIMIZERS)}; did you mean adam?"
     ),
     "model.remat='Full'": "model.remat is 'Full', but must be one of none, dots, full; did you mean full?",
     "data.source='pystdlb'": (

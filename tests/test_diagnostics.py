@@ -1,4 +1,4 @@
-"""The noise scale is found again where it is known; norms and cosines are what they say."""
+"""Norms, cosines, and the gradient noise scale where it is known."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def within_four_errors(values: np.ndarray, expected: float) -> bool:
     return abs(values.mean() - expected) < 4 * values.std() / len(values) ** 0.5
 
 
-def test_norms_dots_and_cosines():
+def test_norms_inner_products_and_cosines():
     a, b = {"x": jnp.asarray([3.0, 0.0]), "y": jnp.asarray([4.0])}, {"x": jnp.asarray([1.0, 7.0]), "y": jnp.ones(1)}
     assert optim.squared_norm(a) == 25 and optim.dot(a, b) == 7
     np.testing.assert_allclose(optim.cosine(a, b), 7 / np.sqrt(25 * 51), rtol=1e-6)
@@ -30,7 +30,7 @@ def test_norms_dots_and_cosines():
     assert optim.squared_norm({"x": jnp.full(4096, 2.0**-8, jnp.bfloat16)}) == 4096 * 2.0**-16  # summed in float32
 
 
-def test_the_noise_scale_from_parts_is_unbiased_in_both_terms():
+def test_noise_scale_from_parts_is_unbiased():
     g = gradients(4000, 8)
     parts = g.reshape(4000, 4, 2, 40).mean(2)  # 4 parts of 2 sequences
     part_squares = np.sum(parts**2, -1).mean(-1)
@@ -38,7 +38,7 @@ def test_the_noise_scale_from_parts_is_unbiased_in_both_terms():
     assert within_four_errors(np.asarray(signal), SIGNAL) and within_four_errors(np.asarray(noise), TRACE)
 
 
-def test_the_noise_scale_from_successive_gradients_is_unbiased_where_the_true_gradient_stays():
+def test_noise_scale_from_successive_gradients_is_unbiased_at_a_constant_gradient():
     g = gradients(8000, 2).mean(1)
     inner = np.sum(g[1:] * g[:-1], -1)
     signal, noise = optim.noise_from_successive(np.sum(g[1:] ** 2, -1), inner, 2)

@@ -1,4 +1,4 @@
-"""Every optimizer against float64 numpy and against optax; half-lives, state, precision, lanes."""
+"""Every optimizer against float64 numpy and against optax; half-lives, state, precision, vectorized runs."""
 
 import functools
 
@@ -11,8 +11,9 @@ from model_specs import hyperparams, normal, tiny
 
 from smallbatch import optim
 from smallbatch.model import decoder
-from smallbatch.optim.adafactor import matrix_shape
-from smallbatch.specs import OPTIMIZER_KEYS, OptimizerSpec
+from smallbatch.optim import OPTIMIZERS
+from smallbatch.optim._adafactor import matrix_shape
+from smallbatch.specs import OptimizerSpec
 from smallbatch.units import one_minus_b_from_half_life
 
 STEPS, SHAPE = 200, (12, 8)
@@ -26,7 +27,7 @@ def average(old, new, one_minus_b):
 
 
 def reference(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
-    """Return the parameters after STEPS updates in float64, each rule written down anew from its source."""
+    """Return the parameters after STEPS updates in float64, computed from the formulas of the papers."""
     if name.startswith("schedule_free"):
         return schedule_free_reference(name, c2)
     p, b1, b2 = START.astype(np.float64), 1 - c1, 1 - c2
@@ -70,7 +71,7 @@ def reference(name: str, c1: float, c2: float, nesterov: bool = False) -> np.nda
 
 
 def schedule_free_reference(name: str, c2: float) -> np.ndarray:
-    """Return y of Defazio et al. 2024, equations 3 to 5, with x and z kept apart; equal weights at a constant rate."""
+    """Return y of Defazio et al. 2024, equations 3 to 5; at a constant learning rate all weights are equal."""
     x = z = y = START.astype(np.float64)
     v = np.zeros(SHAPE)
     for t, g in enumerate(GRADS.astype(np.float64), 1):
@@ -93,8 +94,8 @@ def scan(transformation: optax.GradientTransformation) -> jax.Array:
 
 
 def ours(name: str, c1: float, c2: float, nesterov: bool = False) -> np.ndarray:
-    numbers = hyperparams(peak_lr=LR, one_minus_b1=c1, one_minus_b2=c2, eps=EPS, weight_decay=WD, decay_exponent=C,
-                     interpolation=A)  # fmt: skip
+    averages = {"one_minus_b1": c1, "one_minus_b2": c2, "decay_exponent": C, "interpolation": A}
+    numbers = hyperparams(peak_lr=LR, eps=EPS, weight_decay=WD, **averages)
     spec = OptimizerSpec(name, "constant", nesterov)
     return np.asarray(jax.jit(lambda h: scan(optim.build(spec, h)))(numbers))
 
@@ -105,8 +106,20 @@ def error(found: np.ndarray, exact: np.ndarray) -> float:
 
 
 DECAYS = [(None, None), (16, 1e7), (512, 1e7), (65_536, 1e7)]  # per-step 0.1 and 0.01, or tokens per step and t2
-VARIANTS = [(name, False) for name in OPTIMIZER_KEYS]
-VARIANTS += [(name, True) for name, keys in OPTIMIZER_KEYS.items() if "nesterov" in keys]
+REFERENCES = [
+    "adam",
+    "sgd",
+    "sign_sgd",
+    "momentum",
+    "heavy_ball",
+    "signum",
+    "lion",
+    "muon",
+    "adafactor",
+    "adafactor_power",
+]
+REFERENCES += ["schedule_free_sgd", "schedule_free_adamw"]
+VARIANTS = [(name, False) for name in REFERENCES] + [(name, True) for name in ("momentum", "heavy_ball", "muon")]
 
 
 def one_minus_bs(tokens_per_step: int | None, t2_tokens: float | None) -> tuple[float, float]:
@@ -117,19 +130,19 @@ def one_minus_bs(tokens_per_step: int | None, t2_tokens: float | None) -> tuple[
 
 @pytest.mark.parametrize("decays", DECAYS, ids=str)
 @pytest.mark.parametrize(("name", "nesterov"), VARIANTS)
-def test_200_updates_equal_float64_to_1e_6(name, nesterov, decays):
+def test_updates_equal_float64_numpy(name, nesterov, decays):
     c1, c2 = one_minus_bs(*decays)
     assert error(reference(name, c1, c2, nesterov), START) > 0.01
     assert error(ours(name, c1, c2, nesterov), reference(name, c1, c2, nesterov)) < 1e-6
 
 
 @pytest.mark.parametrize(("tokens_per_step", "off_by"), [(16, 0.01), (512, 5e-4)])
-def test_the_second_moment_is_exact_where_a_float32_b2_would_be_off(tokens_per_step, off_by):
+def test_second_moment_is_exact_where_a_float32_b2_is_not(tokens_per_step, off_by):
     _, c2 = one_minus_bs(tokens_per_step, 1e7)
 
     @jax.jit
     def second_moments(c2, b2):
-        adam = optim.adam(lambda _: LR, one_minus_b1=0.1, one_minus_b2=c2)
+        adam = optim.scale_by_adam(b1=0.9, b2=optim.Decay(c2))
 
         def body(carry, g):
             state, naive = carry
@@ -171,7 +184,7 @@ THEIRS = {
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_optax_agrees_where_it_defines_the_same_rule(name):
+def test_updates_equal_optax(name):
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
         theirs = np.asarray(jax.jit(lambda: scan(THEIRS[name]()))())
     nesterov = name == "nesterov"
@@ -179,13 +192,14 @@ def test_optax_agrees_where_it_defines_the_same_rule(name):
 
 
 @pytest.mark.parametrize("tokens_per_step", [16, 512, 4096])
-@pytest.mark.parametrize(("name", "field"), [("adam", "mu"), ("adam", "nu"), ("momentum", "mu"), ("signum", "mu"),
-                                             ("heavy_ball", "mu"), ("lion", "mu"), ("adafactor", "row")])  # fmt: skip
-def test_the_weight_of_a_gradient_halves_after_one_half_life(name, field, tokens_per_step):
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("adam", "mu"), ("adam", "nu"), ("momentum", "mu"), ("signum", "mu"), ("heavy_ball", "mu"), ("adafactor", "row")],
+)
+def test_weight_of_a_gradient_halves_after_one_half_life(name, field, tokens_per_step):
     half_life_tokens = 10 * 4096
-    one_minus_b = one_minus_b_from_half_life(half_life_tokens, tokens_per_step)
-    numbers = hyperparams(one_minus_b1=one_minus_b, one_minus_b2=one_minus_b)
-    transformation = optim.build(OptimizerSpec(name, "constant"), numbers)
+    half_lives = {f"t{b[1]}_tokens": half_life_tokens for b in OPTIMIZERS[name].hyperparams if b in ("b1", "b2")}
+    transformation = getattr(optim, name)(LR, **half_lives, tokens_per_step=tokens_per_step)
 
     @jax.jit
     def after(steps):
@@ -197,11 +211,11 @@ def test_the_weight_of_a_gradient_halves_after_one_half_life(name, field, tokens
     np.testing.assert_allclose(after(half_life_tokens // tokens_per_step) / after(0), 0.5, rtol=1e-4)
 
 
-def test_the_published_adafactor_forgets_more_slowly_the_longer_it_runs():
-    transformation = optim.adafactor_power(lambda _: 0.0, decay_exponent=C)
+def test_half_life_of_published_adafactor_grows_with_the_run():
+    transformation = optim.adafactor_power(0.0, decay_exponent=C)
 
     def weight_left(before: int) -> float:
-        """Return what is left, 100 updates later, of the weight of the gradient of update `before`."""
+        """Return the fraction of the weight of the gradient of update `before` that is left 100 updates later."""
         state = transformation.init({"w": jnp.zeros((1, 1))})._replace(count=jnp.int32(before - 1))
         update = jax.jit(lambda g, state: transformation.update({"w": g}, state, {"w": jnp.zeros((1, 1))})[1])
         state = update(jnp.ones((1, 1)), state)
@@ -219,35 +233,33 @@ def abstract_state(name: str, param_dtype: str = "float32"):
     return state, params
 
 
-STATE_BYTES = {"adam": 8, "sgd": 0, "sign_sgd": 0, "momentum": 4, "heavy_ball": 4, "signum": 4, "lion": 4, "muon": 4,
-               "schedule_free_sgd": 4, "schedule_free_adamw": 8}  # fmt: skip
-
-
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
-def test_state_in_bytes(name, param_dtype):
-    if name.startswith("schedule_free") and param_dtype == "bfloat16":
-        with pytest.raises(ValueError, match="a parameter is bfloat16, and schedule-free optimizers need float32"):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_is_float32_and_of_the_size_in_the_table(name, param_dtype):
+    if OPTIMIZERS[name].schedule_free and param_dtype == "bfloat16":
+        with pytest.raises(ValueError, match=r"parameter is bfloat16\. Schedule-free optimizers need float32\. Cast"):
             abstract_state(name, param_dtype)
         return
     state, params = abstract_state(name, param_dtype)
-    shapes = [x.shape for x in params.values()]
-    if name.startswith("adafactor"):
-        # qkv is D x 3NH, out NH x D: rows and columns of the matrices that they multiply with.
-        d, f, v = 32, 48, 64
-        expected = 4 * (2 * (d + 3 * d + d + d + 2 * (d + f)) + 2 * (v + d))
-    else:
-        expected = STATE_BYTES[name] * sum(int(np.prod(shape)) for shape in shapes)
-        expected += 4 * 2 * 32 * 64 * (name == "muon")  # Adam's second moment of the two embeddings
-        expected += 12 * name.startswith("schedule_free")  # sum of weights in two parts, largest learning rate
-    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == expected + 4
+    size = sum(int(np.prod(x.shape)) for x in params.values())
+    d, f, v = 32, 48, 64  # Adafactor: qkv is a matrix of D x 3NH, out of NH x D; Muon: Adam's nu of the two embeddings
+    by_shape = {
+        "adafactor": 4 * (2 * (d + 3 * d + d + d + 2 * (d + f)) + 2 * (v + d)),
+        "muon": 4 * size + 4 * 2 * v * d,
+    }
+    by_shape["adafactor_power"] = by_shape["adafactor"]
+    per_param = OPTIMIZERS[name].state_bytes
+    if name in by_shape or isinstance(per_param, int):
+        expected = by_shape[name] if name in by_shape else per_param * size
+        scalars = 4 + 12 * OPTIMIZERS[name].schedule_free  # count; weight_sum, weight_rest, max_lr
+        assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)) == expected + scalars
     assert state.count.dtype == jnp.int32
     assert {x.dtype.name for x in jax.tree.leaves(state._replace(count=None))} <= {"float32"}
 
 
-def test_averages_of_bfloat16_gradients_do_not_stand_still():
+def test_averages_of_bfloat16_gradients_are_float32():
     c2 = np.float32(one_minus_b_from_half_life(1e7, 512))  # far below bfloat16's 2^-8
-    adam = optim.adam(lambda _: 0.0, one_minus_b1=0.1, one_minus_b2=c2)
+    adam = optim.adam(0.0, b1=0.9, t2_tokens=1e7, tokens_per_step=512)
     p = {"w": jnp.ones(1, jnp.bfloat16)}
 
     @jax.jit
@@ -258,8 +270,8 @@ def test_averages_of_bfloat16_gradients_do_not_stand_still():
     np.testing.assert_allclose(nu_after(1000), -np.expm1(1000 * np.log1p(-float(c2))), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
-def test_a_second_update_and_other_hyperparameters_compile_nothing(name):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_other_hyperparameters_do_not_recompile(name):
     @jax.jit
     def update(state, params, hyperparams):
         return optim.build(OptimizerSpec(name, "cosine"), hyperparams).update(params, state, params)
@@ -274,27 +286,26 @@ def test_a_second_update_and_other_hyperparameters_compile_nothing(name):
     assert update._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
-def test_a_lane_of_vmapped_runs_equals_the_run_alone(name):
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_vectorized_runs_equal_runs_alone(name):
     rates, one_minus_b = np.float32([0.001, 0.01]), np.float32([0.1, 0.001])
 
     def run(lr, c):
         numbers = hyperparams()._replace(peak_lr=lr, one_minus_b1=c, one_minus_b2=c)
         return scan(optim.build(OptimizerSpec(name, "constant"), numbers))
 
-    lanes = jax.jit(jax.vmap(run))(rates, one_minus_b)
-    assert error(lanes[0], lanes[1]) > 1e-3
-    for lane, lr, c in zip(lanes, rates, one_minus_b, strict=True):
-        assert error(lane, np.asarray(jax.jit(run)(lr, c))) < 1e-6
+    together = jax.jit(jax.vmap(run))(rates, one_minus_b)
+    assert error(together[0], together[1]) > 1e-3
+    for params, lr, c in zip(together, rates, one_minus_b, strict=True):
+        assert error(params, np.asarray(jax.jit(run)(lr, c))) < 1e-6
 
 
-@pytest.mark.parametrize(("shape", "matrix"), [((5,), (5, 1)), ((4, 6), (4, 6)), ((32, 3, 4, 8), (32, 96)),
-                                               ((4, 8, 32), (32, 32))])  # fmt: skip
-def test_adafactor_reads_a_parameter_as_the_matrix_that_it_is(shape, matrix):
-    assert matrix_shape(shape) == matrix
+def test_adafactor_factors_a_parameter_as_the_matrix_it_multiplies_by():
+    expected = {(5,): (5, 1), (4, 6): (4, 6), (32, 3, 4, 8): (32, 96), (4, 8, 32): (32, 32)}
+    assert {shape: matrix_shape(shape) for shape in expected} == expected
 
 
-def test_schedule_free_is_scored_at_the_average_of_its_iterates_weighted_by_the_largest_rate_so_far():
+def test_schedule_free_evaluates_the_average_of_iterates_weighted_by_the_largest_rate_so_far():
     rates = np.array([0.0, 0.01, 0.03, 0.02, 0.03])
     y, z = jnp.asarray(START), START.astype(np.float64)
     transformation = optim.schedule_free_sgd(lambda count: jnp.asarray(rates, jnp.float32)[count], interpolation=A)
@@ -310,15 +321,16 @@ def test_schedule_free_is_scored_at_the_average_of_its_iterates_weighted_by_the_
     assert error(np.asarray(y), x) > 1e-4
 
 
-@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
-def test_an_average_that_goes_on_at_another_batch_size_stays_unbiased(name):
+# Not heavy_ball, whose sum of gradients grows with their number, nor adafactor_power, whose averages have no half-life.
+@pytest.mark.parametrize("name", [*(n for n, o in OPTIMIZERS.items() if o.bias_corrected), "signum", "lion"])
+def test_averages_stay_unbiased_after_a_change_of_batch_size(name):
     """A constant gradient: 8 updates of one sequence, then 2 of four, equal 4 of four sequences from the start."""
     c1, c2 = 0.02, 0.005
     stretched = {f"one_minus_b{i}": -np.expm1(4 * np.log1p(-c)) for i, c in ((1, c1), (2, c2))}
     g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
     numbers = hyperparams(peak_lr=0.0, one_minus_b1=c1, one_minus_b2=c2)
 
-    def go_on(state, count, h):
+    def updated(state, count, h):
         update = jax.jit(lambda s: optim.build(OptimizerSpec(name, "constant"), h).update(g, s, p)[1])
         for _ in range(count):
             state = update(state)
@@ -326,11 +338,9 @@ def test_an_average_that_goes_on_at_another_batch_size_stays_unbiased(name):
 
     start = optim.build(OptimizerSpec(name, "constant"), numbers).init(p)
     offsets = {"step_offset": 8 / 4 - 8, "b1_step_offset": 8 / 4 - 8}
-    changed = go_on(go_on(start, 8, numbers), 2, hyperparams(peak_lr=0.0, **offsets, **stretched))
-    alone = go_on(start, 4, hyperparams(peak_lr=0.0, **stretched))
+    changed = updated(updated(start, 8, numbers), 2, hyperparams(peak_lr=0.0, **offsets, **stretched))
+    alone = updated(start, 4, hyperparams(peak_lr=0.0, **stretched))
     assert changed.count == 10
-    if name == "heavy_ball" or name.endswith("power"):
-        return  # a sum of gradients grows with their number; t^-c is no half-life
     corrected = lambda state, h: optim.build(OptimizerSpec(name, "constant"), h).update(g, state, p)[0]
     last = hyperparams(peak_lr=1.0, **offsets, **stretched)
     found = corrected(changed, last)
@@ -339,7 +349,7 @@ def test_an_average_that_goes_on_at_another_batch_size_stays_unbiased(name):
 
 
 @pytest.mark.parametrize("name", ["adam", "momentum", "muon"])
-def test_a_b1_that_stays_per_step_stays_unbiased_where_the_batch_grows(name):
+def test_b1_per_step_stays_unbiased_after_a_change_of_batch_size(name):
     """A constant gradient: its average is that gradient, whatever the batch sizes were."""
     c1, c2 = 0.02, 0.005
     g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
@@ -347,24 +357,25 @@ def test_a_b1_that_stays_per_step_stays_unbiased_where_the_batch_grows(name):
     after = before._replace(one_minus_b2=jnp.float32(-np.expm1(4 * np.log1p(-c2))), step_offset=jnp.float32(2.0 - 8))
 
     @functools.partial(jax.jit, static_argnums=2)
-    def go_on(state, h, count):
+    def updated(state, h, count):
         for _ in range(count):
             delta, state = optim.build(OptimizerSpec(name, "constant"), h).update(g, state, p)
         return delta, state
 
-    first, state = go_on(optim.build(OptimizerSpec(name, "constant"), before).init(p), before, 1)
-    _, state = go_on(state, before, 7)
-    last, _ = go_on(state, after, 2)
+    first, state = updated(optim.build(OptimizerSpec(name, "constant"), before).init(p), before, 1)
+    _, state = updated(state, before, 7)
+    last, _ = updated(state, after, 2)
     assert error(np.asarray(last), np.asarray(first)) < 1e-5
 
 
+BOUNDED = {"adam", "sign_sgd", "signum", "lion", "muon", "adafactor", "adafactor_power", "schedule_free_adamw"}
 BIG_THEN_SMALL = np.concatenate([np.full((3, *SHAPE), 1e4), np.full((3, *SHAPE), 1e-9), np.zeros((2, *SHAPE))])
 
 
 @pytest.mark.parametrize("one_minus_b", [1.0, float(np.float32(1) - np.float32(2) ** -24), 0.75, 1e-3, 1e-12])
-@pytest.mark.parametrize("name", OPTIMIZER_KEYS)
-def test_every_optimizer_is_finite_and_right_where_averages_forget_at_once_or_never(name, one_minus_b):
-    """Gradients that fall by 13 orders of magnitude, and then to 0, against the exact averages in float64."""
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updates_are_finite_at_extreme_decay_rates(name, one_minus_b):
+    """The gradients fall by 13 orders of magnitude and then to 0."""
     numbers = hyperparams(peak_lr=0.01, one_minus_b1=one_minus_b, one_minus_b2=one_minus_b)
     transformation = optim.build(OptimizerSpec(name, "constant"), numbers)
     p = {"w": jnp.asarray(START)}
@@ -372,20 +383,20 @@ def test_every_optimizer_is_finite_and_right_where_averages_forget_at_once_or_ne
     for g in BIG_THEN_SMALL.astype(np.float32):
         deltas, state = update({"w": jnp.asarray(g)}, state, p)
         p = {"w": p["w"] + deltas["w"]}
-        if name not in ("sgd", "momentum", "heavy_ball", "schedule_free_sgd"):  # which move as far as gradients say
+        if name in BOUNDED:
             assert np.abs(deltas["w"]).max() < 0.02, g.flat[0]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((p, state)))
 
 
 @pytest.mark.parametrize("one_minus_b", [1.0, 0.9, 0.5, 0.1, 1e-3])
-def test_an_average_keeps_small_values_beside_large_ones(one_minus_b):
+def test_average_keeps_small_values_beside_large_ones(one_minus_b):
     old, new = np.float32([1e8, 1.0, 1e-8]), np.float32([1e-8, 1e-30, 1e8])
     exact = (1 - one_minus_b) * old.astype(np.float64) + one_minus_b * new.astype(np.float64)
     np.testing.assert_allclose(optim.average(old, new, one_minus_b), exact, rtol=3e-7)
 
 
 @pytest.mark.parametrize("warmup", [1, 1_000_000])
-def test_schedule_free_weights_are_summed_exactly_over_10_million_updates(warmup):
+def test_schedule_free_weights_sum_exactly_over_10_million_updates(warmup):
     updates, peak = 10_000_000, np.float32(0.003)
     rate = lambda count: peak * jnp.minimum(1, (count + 1).astype(jnp.float32) / warmup)
     schedule_free = optim.schedule_free_sgd(rate)
@@ -403,12 +414,12 @@ def singular_values(m) -> np.ndarray:
     return np.linalg.svd(np.asarray(m), compute_uv=False)
 
 
-def test_muon_moves_q_k_v_and_the_output_as_matrices_and_embeddings_by_adam():
+def test_muon_orthogonalizes_matrices_and_updates_embeddings_by_adam():
     d, n, h = 32, 4, 8
     shapes = {"embed_VxD": (64, d), "b.qkv_Dx3xNxH": (d, 3, n, h), "b.out_NxHxD": (n, h, d), "b.up_DxF": (d, 128)}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     grads = {name: jnp.asarray(normal(*shape, seed=i)) for i, (name, shape) in enumerate(shapes.items())}
-    muon = optim.muon(lambda _: 1.0, one_minus_b1=0.1, one_minus_b2=0.01, embed_lr_ratio=0.25)
+    muon = optim.muon(1.0, b1=0.9, b2=0.99, embed_lr_ratio=0.25)
     deltas, _ = jax.jit(muon.update)(grads, muon.init(params), params)
     moved = {name: -np.asarray(delta) for name, delta in deltas.items()}
     np.testing.assert_allclose(moved["embed_VxD"], 0.25 * np.sign(grads["embed_VxD"]), rtol=1e-3)  # Adam's first step
@@ -419,7 +430,7 @@ def test_muon_moves_q_k_v_and_the_output_as_matrices_and_embeddings_by_adam():
     assert singular_values(np.asarray(grads["b.up_DxF"])).max() > 10
 
 
-def test_muon_can_move_the_matrices_of_each_head():
+def test_muon_orthogonalizes_the_matrices_of_each_head():
     d, n, h = 32, 4, 8
     shapes = {"b.qkv_Dx3xNxH": (d, 3, n, h), "b.out_NxHxD": (n, h, d), "b.up_DxF": (d, 128)}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
@@ -439,8 +450,8 @@ def test_muon_can_move_the_matrices_of_each_head():
     assert error(np.asarray(whole["b.out_NxHxD"]), np.asarray(deltas["b.out_NxHxD"])) > 0.1
 
 
-def test_an_unknown_optimizer_and_missing_parameters_raise():
-    with pytest.raises(ValueError, match="adamax"):
+def test_unknown_optimizer_and_missing_parameters_raise():
+    with pytest.raises(ValueError, match=r"Unknown optimizer 'adamax'\. Use one of adam, sgd"):
         optim.build(OptimizerSpec("adamax", "cosine"), hyperparams())
-    with pytest.raises(ValueError, match="needs the parameters"):
-        optim.sgd(lambda _: LR).update({}, optim.SgdState(jnp.int32(0)))
+    with pytest.raises(ValueError, match=r"params is None\. This optimizer needs the parameters\. Call update"):
+        optim.sgd(LR, weight_decay=WD).update({}, optim.SgdState(jnp.int32(0)))

@@ -15,7 +15,7 @@ from smallbatch.config import files as config_files
 from smallbatch.errors import UserError
 from smallbatch.plan import mesh_plan as layout
 from smallbatch.plan import plan
-from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec
+from smallbatch.specs import DeviceSpec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -280,7 +280,8 @@ def test_a_floor_and_a_ceiling_limit_the_decay_that_follows_from_a_half_life():
 
 def test_a_plan_has_the_averages_that_its_optimizer_keeps():
     off = {"optimizer__b1": None, "optimizer__t2_tokens": None}
-    for name, keys in OPTIMIZER_KEYS.items():
+    for name, optimizer in optim.OPTIMIZERS.items():
+        keys = optimizer.hyperparams
         given = {"b1": {"optimizer__b1": 0.9}, "b2": {"optimizer__t2_tokens": 1e6}}
         if "embed_lr" in keys:
             off["optimizer__embed_lr"] = 0.003

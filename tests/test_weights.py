@@ -1,4 +1,4 @@
-"""Rounding that is right in the mean, and the average of the weights."""
+"""Stochastic rounding and the running average of the weights."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from smallbatch import optim
 KEY = jax.random.key(0)
 
 
-def test_stochastic_rounding_is_unbiased_and_takes_one_of_the_two_neighbours():
+def test_stochastic_rounding_is_unbiased_between_two_neighbours():
     x = normal(64, seed=1) * np.geomspace(1e-20, 1e20, 64, dtype=np.float32)
     draws = 20_000
     rounded = jax.vmap(lambda key: optim.stochastic_bfloat16(key, x))(jax.random.split(KEY, draws))
@@ -25,20 +25,20 @@ def test_stochastic_rounding_is_unbiased_and_takes_one_of_the_two_neighbours():
     error = (rounded.mean(0) - x) / gap
     assert (np.abs(error) < five_sigma + 1e-9).all()
     nearest = np.asarray(jnp.asarray(x).astype(jnp.bfloat16), np.float64)
-    assert (np.abs((nearest - x) / gap) > five_sigma).mean() > 0.9  # what the test would notice
+    assert (np.abs((nearest - x) / gap) > five_sigma).mean() > 0.9  # nearest rounding would fail
 
 
 @pytest.mark.parametrize("x", [0.0, -0.0, 1.0, -3.5, np.inf, -np.inf])
-def test_what_bfloat16_can_hold_is_left_as_it_is(x):
+def test_exact_bfloat16_values_and_infinities_are_unchanged(x):
     values = optim.stochastic_bfloat16(KEY, jnp.full(1000, x, jnp.float32))
     assert (np.asarray(values, np.float32) == x).all()
 
 
-def test_a_nan_stays_one():
+def test_nan_stays_nan():
     assert np.isnan(np.asarray(optim.stochastic_bfloat16(KEY, jnp.full(1000, jnp.nan)), np.float32)).all()
 
 
-def test_small_updates_are_lost_by_nearest_rounding_only():
+def test_only_nearest_rounding_loses_small_updates():
     params, delta = {"w": jnp.ones(4096, jnp.bfloat16)}, {"w": jnp.full(4096, 2.0**-11)}
 
     @jax.jit
@@ -53,14 +53,14 @@ def test_small_updates_are_lost_by_nearest_rounding_only():
     np.testing.assert_allclose(np.asarray(after_64(KEY)).mean(), exact, atol=1e-3)
 
 
-def test_two_parameters_of_one_shape_are_rounded_apart():
+def test_parameters_of_equal_shape_are_rounded_independently():
     params = {name: jnp.ones(1000, jnp.bfloat16) for name in "ab"}
     moved = optim.rounded(params, {name: jnp.full(1000, 2.0**-9) for name in "ab"}, KEY)
     assert 300 < np.sum(np.asarray(moved["a"] != moved["b"])) < 700
 
 
 @pytest.mark.parametrize("one_minus_b", [0.1, 3.5e-5])
-def test_the_average_of_the_weights_is_unbiased_from_the_first_update_on(one_minus_b):
+def test_average_of_weights_is_unbiased_from_the_first_update(one_minus_b):
     weights, steps = normal(50, 6) + 5, np.arange(1, 51)
     average = {"w": jnp.zeros(6)}
     for t, w in enumerate(weights, 1):

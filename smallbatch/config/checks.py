@@ -12,7 +12,8 @@ from smallbatch.config.config_dict import Config, flatten
 from smallbatch.config.keys import KEY_BY_NAME, KEYS, unknown_key
 from smallbatch.errors import UserError
 from smallbatch.files import paths
-from smallbatch.specs import DEFAULT_PEAK_LR, LARGEST_VOCAB, OPTIMIZER_KEYS, SMALLEST_BPE_VOCAB, is_bpe_vocab
+from smallbatch.optim import OPTIMIZERS
+from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
 
 Flat = dict[str, Any]  # {dotted key: value}
 
@@ -32,7 +33,6 @@ SOURCES_OF = {  # {key: the sources that read it}
 PATHS = ("data.source", "data.validation_source", "data.tokenizer", "data.cache_dir", "data.tfds_data_dir")
 PATH_PREFIXES = ("text:", "tokens:", "file:")
 RULES_WITH_EXPONENT = ("half_life", "fixed")  # transfer rules that need optimizer.lr_exponent
-SQRT_OPTIMIZERS = ("adam", "adafactor", "schedule_free_adamw")  # Malladi et al. 2022 derive it for RMSprop and Adam
 
 
 def validate(config: Config) -> None:
@@ -136,8 +136,9 @@ def _shape(flat: Flat) -> Iterator[str]:
 
 def _peak_lr(flat: Flat) -> Iterator[str]:
     name = flat["optimizer.name"]
-    if flat["optimizer.peak_lr"] is None and name not in DEFAULT_PEAK_LR:
-        known = ", ".join(f"{rate:g} for {other}" for other, rate in DEFAULT_PEAK_LR.items())
+    if flat["optimizer.peak_lr"] is None and OPTIMIZERS[name].default_peak_lr is None:
+        rates = {other: optimizer.default_peak_lr for other, optimizer in OPTIMIZERS.items()}
+        known = ", ".join(f"{rate:g} for {other}" for other, rate in rates.items() if rate is not None)
         yield (
             f"optimizer.peak_lr is unset, and {name} has no default (only {known}); set --config.optimizer.peak_lr "
             f"to a learning rate tuned for {name}"
@@ -166,8 +167,8 @@ def _schedule(flat: Flat) -> Iterator[str]:
 
 def _optimizer(flat: Flat) -> Iterator[str]:
     name = flat["optimizer.name"]
-    read = OPTIMIZER_KEYS[name]
-    for word in {word: None for words in OPTIMIZER_KEYS.values() for word in words}:
+    read = OPTIMIZERS[name].hyperparams
+    for word in {word: None for optimizer in OPTIMIZERS.values() for word in optimizer.hyperparams}:
         keys = PAIRS.get(word, (f"optimizer.{word}",))
         if word == "b2":
             keys = (*keys, "optimizer.b2_min", "optimizer.b2_max")
@@ -199,10 +200,11 @@ def _transfer(flat: Flat) -> Iterator[str]:
         for key in ("optimizer.tuned_at_batch_size", "optimizer.lr_exponent", "optimizer.transfer_keeps_tau"):
             yield from _no_effect(flat, key, "optimizer.transfer_rule unset")
         return
-    if rule == "sqrt" and flat["optimizer.name"] not in SQRT_OPTIMIZERS:
+    if rule == "sqrt" and not OPTIMIZERS[flat["optimizer.name"]].sqrt_rule:
+        valid = ", ".join(name for name, optimizer in OPTIMIZERS.items() if optimizer.sqrt_rule)
         yield (
             f"optimizer.transfer_rule is sqrt, but optimizer.name is {flat['optimizer.name']}, and the rule holds only "
-            f"for {', '.join(SQRT_OPTIMIZERS)}; use linear, fixed or half_life"
+            f"for {valid}; use linear, fixed or half_life"
         )
     if keeps_tau and not flat["optimizer.weight_decay"]:
         yield from _no_effect(flat, "optimizer.transfer_keeps_tau", "optimizer.weight_decay 0")
@@ -225,7 +227,7 @@ def _weights(flat: Flat) -> Iterator[str]:
         yield from _no_effect(flat, "optimizer.rounding", "model.param_dtype float32")
     if flat["optimizer.weight_average_b"] is not None:
         yield from _at_most_one(flat, ("optimizer.weight_average_b", "optimizer.weight_average_tokens"))
-    if "interpolation" in OPTIMIZER_KEYS[name]:
+    if OPTIMIZERS[name].schedule_free:
         if dtype != "float32":
             yield f"model.param_dtype is {dtype}, but {name} computes its average from the parameters; use float32"
         if schedule != "constant":

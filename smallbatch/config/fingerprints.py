@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from smallbatch.config.config_dict import Config, flatten
-from smallbatch.specs import DEFAULT_PEAK_LR
+from smallbatch.optim import OPTIMIZERS
 
 # Keys that may change between two sessions of one run. The mesh changes rounding only.
 WITHOUT_EFFECT_ON_NUMBERS = (
@@ -40,7 +40,8 @@ def resolved_flat(flat: dict[str, Any]) -> dict[str, Any]:
     """Return {dotted key: value}, with the default of the optimizer for an unset learning rate."""
     if flat.get("optimizer.peak_lr", 0.0) is not None:
         return flat
-    return flat | {"optimizer.peak_lr": DEFAULT_PEAK_LR.get(flat.get("optimizer.name", ""))}
+    optimizer = OPTIMIZERS.get(flat.get("optimizer.name", ""))
+    return flat | {"optimizer.peak_lr": optimizer and optimizer.default_peak_lr}
 
 
 def resolved(config: Config) -> dict[str, Any]:

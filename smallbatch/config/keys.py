@@ -10,7 +10,9 @@ import math
 from smallbatch.config.batch_schedule import LR_RULES, MAX_BATCH_SIZE
 from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
-from smallbatch.specs import LARGEST_VOCAB, OPTIMIZER_KEYS, SCHEDULES
+from smallbatch.optim import OPTIMIZERS
+from smallbatch.optim.schedules import SCHEDULES
+from smallbatch.specs import LARGEST_VOCAB
 
 POSITIVE = Interval(0, math.inf, "()")
 NONNEGATIVE = Interval(0, math.inf, "[)")
@@ -62,9 +64,9 @@ KEYS = (
     Key("model.remat", "none", str, REMAT, ("none", "dots", "full")),
     Key("model.attention", "auto", str, "attention kernel", ("auto", "xla", "cudnn", "splash")),
     Key("model.max_logits", 2**26, int, "logits per device above which the loss is computed in slices", COUNT),
-    Key("optimizer.name", "adam", str, "optimizer", tuple(OPTIMIZER_KEYS)),
+    Key("optimizer.name", "adam", str, "optimizer", tuple(OPTIMIZERS)),
     Key("optimizer.peak_lr", None, float, "learning rate after the warm-up; unset: the optimizer's default", POSITIVE),
-    Key("optimizer.schedule", "cosine", str, "learning-rate schedule after the warm-up", SCHEDULES),
+    Key("optimizer.schedule", "cosine", str, "learning-rate schedule after the warm-up", tuple(SCHEDULES)),
     Key("optimizer.warmup_frac", None, float, "warm-up as a fraction of the budget; or set warmup_tokens", FRACTION),
     Key("optimizer.warmup_tokens", None, int, "warm-up in tokens; or set warmup_frac", Interval(0, 2**53)),
     Key("optimizer.decay_frac", None, float, "final fraction of the budget in which a wsd schedule decays", SHARE),

@@ -1,50 +1,35 @@
-"""Optax transformations whose running averages forget with a half-life in tokens."""
+"""Optimizers as optax gradient transformations, whose decay rates can be half-lives in tokens.
 
-from smallbatch.optim.adafactor import AdafactorState, adafactor, adafactor_power
-from smallbatch.optim.adam import AdamState, adam
-from smallbatch.optim.build import build
-from smallbatch.optim.descent import average, bias_correction, zeros
-from smallbatch.optim.diagnostics import cosine, dot, noise_from_parts, noise_from_successive, squared_norm
-from smallbatch.optim.hyperparams import HyperParams
-from smallbatch.optim.momentum import MomentumState, heavy_ball, lion, momentum, signum
-from smallbatch.optim.muon import MuonState, muon
-from smallbatch.optim.schedule_free import ScheduleFreeState, evaluated, schedule_free_adamw, schedule_free_sgd
-from smallbatch.optim.schedules import learning_rate
-from smallbatch.optim.sgd import SgdState, sgd, sign_sgd
-from smallbatch.optim.weights import averaged_weights, rounded, stochastic_bfloat16
+Importing this package does not import JAX, so that config checks and reports can read OPTIMIZERS. Every other name is
+imported from its module when it is first used (PEP 562).
+"""
+# ruff: noqa: F401
 
-__all__ = [
-    "AdafactorState",
-    "AdamState",
-    "HyperParams",
-    "MomentumState",
-    "MuonState",
-    "ScheduleFreeState",
-    "SgdState",
-    "adafactor",
-    "adafactor_power",
-    "adam",
-    "average",
-    "averaged_weights",
-    "bias_correction",
-    "build",
-    "cosine",
-    "dot",
-    "evaluated",
-    "heavy_ball",
-    "learning_rate",
-    "lion",
-    "momentum",
-    "muon",
-    "noise_from_parts",
-    "noise_from_successive",
-    "rounded",
-    "schedule_free_adamw",
-    "schedule_free_sgd",
-    "sgd",
-    "sign_sgd",
-    "signum",
-    "squared_norm",
-    "stochastic_bfloat16",
-    "zeros",
-]
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+
+from smallbatch.optim.table import OPTIMIZERS, Optimizer, markdown_table
+
+if TYPE_CHECKING:
+    from smallbatch.optim._adafactor import AdafactorState, adafactor, adafactor_power
+    from smallbatch.optim._adam import AdamState, adam, scale_by_adam
+    from smallbatch.optim._momentum import MomentumState, heavy_ball, lion, momentum, signum
+    from smallbatch.optim._muon import MuonState, muon
+    from smallbatch.optim._schedule_free import ScheduleFreeState, evaluated, schedule_free_adamw, schedule_free_sgd
+    from smallbatch.optim._sgd import SgdState, sgd, sign_sgd
+    from smallbatch.optim.decay_rates import Decay, bias_correction
+    from smallbatch.optim.diagnostics import cosine, dot, noise_from_parts, noise_from_successive, squared_norm
+    from smallbatch.optim.hyperparams import HyperParams, build
+    from smallbatch.optim.schedules import learning_rate
+    from smallbatch.optim.transform import average, with_learning_rate, zeros
+    from smallbatch.optim.weights import averaged_weights, rounded, stochastic_bfloat16
+
+
+def __getattr__(name: str) -> Any:
+    for module in iter_modules(__path__, f"{__name__}."):
+        value = vars(import_module(module.name)).get(name)
+        if getattr(value, "__module__", "").startswith(__name__):
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,19 +1,20 @@
-"""What gradients and updates say about themselves: norms, cosines, the gradient noise scale.
+"""Statistics of gradients and updates: norms, cosines, the gradient noise scale.
 
-A noise scale B = tr(S) / |G|^2 compares the noise of one sequence's gradient, of covariance S, with the true gradient
-G: a batch far below B sequences averages little but noise, one far above gains nothing more (McCandlish et al. 2018,
-arXiv 1812.06162, section 2). Both estimators below return |G|^2 and tr(S), each unbiased. Average the two over many
-updates *separately* and divide then: the ratio of a single update is useless.
+The noise scale B = tr(S) / |G|^2 compares the covariance S of one sequence's gradient with the true gradient G.
+Averaging fewer sequences leaves mostly noise; averaging many more gains little (McCandlish et al. 2018, arXiv
+1812.06162, section 2). Both estimators return unbiased |G|^2 and tr(S). Average each over many updates before you
+divide: the ratio of a single update is useless.
 """
 
 import jax
 import jax.numpy as jnp
 
-from smallbatch.optim.descent import Scalar, Tree
+from smallbatch.optim.decay_rates import Scalar
+from smallbatch.optim.transform import Tree
 
 
 def squared_norm(tree: Tree) -> jax.Array:
-    """Return the sum of the squares of everything in a pytree, float32."""
+    """Return the sum of squares of a pytree, float32."""
     return dot(tree, tree)
 
 
@@ -24,7 +25,7 @@ def dot(a: Tree, b: Tree) -> jax.Array:
 
 
 def cosine(a: Tree, b: Tree) -> jax.Array:
-    """Return the cosine of the angle between two pytrees; NaN where one is 0, which has no direction."""
+    """Return the cosine of the angle between two pytrees; NaN if one is 0."""
     return dot(a, b) / jnp.sqrt(squared_norm(a) * squared_norm(b))
 
 
@@ -33,13 +34,13 @@ def noise_from_parts(
 ) -> tuple[jax.Array, jax.Array]:
     """Return (|G|^2, tr(S)) from the gradients of one batch and of its parts: micro-batches or devices.
 
-    E|g_B|^2 = |G|^2 + tr(S)/B at two batch sizes is two equations (McCandlish et al. 2018, appendix A.1). Assumes that
-    the parts are independent samples; that holds for shuffled sequences.
+    Solves E|g_B|^2 = |G|^2 + tr(S)/B at two batch sizes (McCandlish et al. 2018, appendix A.1). Assumes independent
+    parts, which shuffled sequences are.
 
     Args:
-        part_squared_norm: mean over the parts of |g|^2.
+        part_squared_norm: mean of |g|^2 over the parts.
         squared_norm: |g|^2 of the mean gradient.
-        part_seqs, batch_seqs: sequences in a part and in the batch; the batch is larger.
+        part_seqs, batch_seqs: sequences per part and per batch, part_seqs < batch_seqs.
     """
     signal = (batch_seqs * squared_norm - part_seqs * part_squared_norm) / (batch_seqs - part_seqs)
     noise = (part_squared_norm - squared_norm) / (1 / part_seqs - 1 / batch_seqs)
@@ -47,11 +48,10 @@ def noise_from_parts(
 
 
 def noise_from_successive(squared_norm: jax.Array, dot_with_previous: Scalar, batch_seqs: float):
-    """Return (|G|^2, tr(S)) from a gradient and its predecessor, where a batch has no parts (batch size 1).
+    """Return (|G|^2, tr(S)) from a gradient and its predecessor, for a batch without parts (batch size 1).
 
-    E<g_t, g_(t-1)> = |G|^2 and E|g_t|^2 = |G|^2 + tr(S)/B. Assumes that the true gradient does not change over one
-    update. It does: by as much as the update changed the weights along high curvature. Where the learning rate is so
-    high that successive gradients point back (a negative mean of the inner product), this says nothing; look at
-    `update_cosine` beside it, and repeat with a lower learning rate when in doubt.
+    E<g_t, g_(t-1)> = |G|^2 and E|g_t|^2 = |G|^2 + tr(S)/B if the true gradient does not change in one update. An update
+    does change it along directions of high curvature. If the mean inner product is negative, the learning rate is too
+    high for this estimate: check `update_cosine`, and repeat with a lower learning rate when in doubt.
     """
     return dot_with_previous, batch_seqs * (squared_norm - dot_with_previous)

@@ -1,34 +1,43 @@
-"""The numbers of an optimizer as traced float32 scalars, so that one compiled step serves every cell of a grid."""
+"""The hyperparameters of a run as traced scalars, and the optimizer that they define."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from smallbatch import optim
+from smallbatch.optim._muon import head_matrices, whole_matrices
+from smallbatch.optim.decay_rates import Decay
+from smallbatch.optim.schedules import learning_rate
+from smallbatch.optim.table import OPTIMIZERS
+from smallbatch.specs import OptimizerSpec
 
 
 class HyperParams(NamedTuple):
-    """What may differ between runs that share a compiled program; scalars, or vectors of R lanes under vmap.
+    """Hyperparameters that may differ between runs of one compiled program: scalars, or vectors over runs under vmap.
 
-    Decays are one_minus_bs, 1 - b: b itself is too close to 1 for float32 (see `smallbatch.units`).
+    Decay rates are given as 1 - b: b itself is too close to 1 for float32 (see `smallbatch.units`).
     """
 
     peak_lr: jax.Array
     final_lr_frac: jax.Array  # learning rate at the end / peak
     warmup_steps: jax.Array  # a real number: tokens of warm-up / tokens per step
     total_steps: jax.Array
-    decay_steps: jax.Array  # length of the last part of a wsd schedule
+    decay_steps: jax.Array  # length of the decay of a wsd schedule
     one_minus_b1: jax.Array
     one_minus_b2: jax.Array
     eps: jax.Array
     weight_decay: jax.Array
     decay_exponent: jax.Array  # c of adafactor_power
-    embed_lr_ratio: jax.Array  # of muon: peak learning rate of what Adam moves / peak_lr
+    embed_lr_ratio: jax.Array  # of muon: learning rate of Adam / peak_lr
     interpolation: jax.Array  # a of schedule-free optimizers
-    clip_norm: jax.Array  # largest norm of a gradient that is left as it is
+    clip_norm: jax.Array  # gradients of a larger norm are scaled down to it
     one_minus_weight_average_b: jax.Array
-    step_offset: jax.Array  # see `smallbatch.optim.descent`; 0 unless the batch size changes during the run
-    b1_step_offset: jax.Array  # of b1: 0 if b1 stays per step when the batch size changes
-    seed: jax.Array  # uint32, of the weights and of stochastic rounding
+    step_offset: jax.Array  # effective step - count; not 0 after a change of the batch size during a run
+    b1_step_offset: jax.Array  # the same for b1: 0 if b1 is set per step
+    seed: jax.Array  # uint32, for the initial weights and stochastic rounding
 
     @classmethod
     def abstract(cls, sharding: jax.sharding.Sharding | None = None) -> "HyperParams":
@@ -38,5 +47,28 @@ class HyperParams(NamedTuple):
 
     @classmethod
     def from_floats(cls, *, seed: int, **values: float) -> "HyperParams":
-        """Round float64 values to float32, once, here."""
+        """Round float64 values to float32."""
         return cls(seed=jnp.uint32(seed), **{name: jnp.float32(value) for name, value in values.items()})
+
+
+def build(spec: OptimizerSpec, hyperparams: HyperParams) -> optax.GradientTransformation:
+    """Return the optimizer of a run. Call it inside the compiled step, so that `hyperparams` are traced.
+
+    Its state has a field `count`, the number of finished updates.
+    """
+    if spec.name not in OPTIMIZERS:
+        raise ValueError(f"Unknown optimizer {spec.name!r}. Use one of {', '.join(OPTIMIZERS)}.")
+    h = hyperparams
+    arguments = {
+        "b1": {"b1": Decay(h.one_minus_b1, h.b1_step_offset)},
+        "b2": {"b2": Decay(h.one_minus_b2, h.step_offset)},
+        "eps": {"eps": h.eps},
+        "nesterov": {"nesterov": spec.nesterov},
+        "decay_exponent": {"decay_exponent": h.decay_exponent, "step_offset": h.step_offset},
+        "embed_lr": {"embed_lr_ratio": h.embed_lr_ratio},
+        "muon_matrices": {"matrix_axes": head_matrices if spec.muon_heads else whole_matrices},
+        "interpolation": {"interpolation": h.interpolation},
+    }
+    given = {name: value for key in OPTIMIZERS[spec.name].hyperparams for name, value in arguments[key].items()}
+    schedule = partial(learning_rate, spec.schedule, h)
+    return getattr(optim, spec.name)(schedule, weight_decay=h.weight_decay, **given)

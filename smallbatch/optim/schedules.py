@@ -6,16 +6,44 @@ rate x tokens over a run is then the midpoint rule for the integral of the sched
 the batch size, so the mean learning rate per token hardly depends on the batch size. The start of the interval, as in
 optax, would give the first update of a warm-up a learning rate of 0; the end would give 0 to the last update of a
 schedule that decays to 0. Warm-up and decay lengths are not rounded to whole steps.
+
+The formulas use the array namespace of their arguments: float32 in the compiled step, float64 numpy in a plan.
 """
 
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING, Any
 
-from smallbatch.optim.hyperparams import HyperParams
-from smallbatch.optim.schedule_shapes import rate_share
+if TYPE_CHECKING:
+    from smallbatch.optim.hyperparams import HyperParams
+
+# Learning rate / peak after the warm-up. x: completed fraction of the steps after the warm-up; y: that of the last
+# `decay_steps`; final: final_lr_frac; xp: numpy or jax.numpy.
+SCHEDULES = {
+    "cosine": lambda x, y, final, xp: final + (1 - final) * 0.5 * (1 + xp.cos(xp.pi * x)),
+    "linear": lambda x, y, final, xp: 1 - (1 - final) * x,
+    "constant": lambda x, y, final, xp: xp.ones_like(x),
+    # Warm-up, stable, decay: Hu et al. 2024, arXiv 2404.06395; the square root: Haegele et al. 2024, arXiv 2405.18392.
+    "wsd_linear": lambda x, y, final, xp: 1 - (1 - final) * y,
+    "wsd_sqrt": lambda x, y, final, xp: 1 - (1 - final) * xp.sqrt(y),
+}
 
 
-def learning_rate(schedule: str, hyperparams: HyperParams, count: jax.Array) -> jax.Array:
-    """Return the learning rate of update `count` (from 0) as a float32 scalar; see `rate_share` for the formulas."""
-    step = count.astype(jnp.float32) + hyperparams.step_offset + 0.5
-    return hyperparams.peak_lr * rate_share(schedule, step, hyperparams._asdict(), jnp)
+def lr_frac(schedule: str, step: Any, hyperparams: dict[str, Any]) -> Any:
+    """Return learning rate / peak after `step` completed updates, a real number or an array of them.
+
+    Args:
+        hyperparams: warmup_steps, total_steps, decay_steps and final_lr_frac.
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"Unknown schedule {schedule!r}. Use one of {', '.join(SCHEDULES)}.")
+    h, xp = hyperparams, step.__array_namespace__()
+    warmup, total, decay = h["warmup_steps"], h["total_steps"], h["decay_steps"]
+    x = xp.clip((step - warmup) / xp.maximum(total - warmup, 1e-9), 0, 1)
+    y = xp.clip((step - (total - decay)) / xp.maximum(decay, 1e-9), 0, 1)
+    after_warmup = SCHEDULES[schedule](x, y, h["final_lr_frac"], xp)
+    return xp.where(step < warmup, step / xp.maximum(warmup, 1e-9), after_warmup)
+
+
+def learning_rate(schedule: str, hyperparams: "HyperParams", count: Any) -> Any:
+    """Return the learning rate of update `count` (from 0) as a float32 scalar."""
+    step = count.astype("float32") + hyperparams.step_offset + 0.5
+    return hyperparams.peak_lr * lr_frac(schedule, step, hyperparams._asdict())

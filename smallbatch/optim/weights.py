@@ -1,24 +1,25 @@
-"""The weights themselves: their running average, and how an update is rounded into them."""
+"""The running average of the weights, and rounding of updates into bfloat16 weights."""
 
 import jax
 import jax.numpy as jnp
 
-from smallbatch.optim.descent import Scalar, Tree, bias_correction
+from smallbatch.optim.decay_rates import Scalar, bias_correction
+from smallbatch.optim.transform import Tree
 
 
-def averaged_weights(average: Tree, age: Scalar, one_minus_b: Scalar) -> Tree:
-    """Return the bias-corrected average of the weights after `age` updates: avg / (1 - b^age), float32.
+def averaged_weights(average: Tree, step: Scalar, one_minus_b: Scalar) -> Tree:
+    """Return the bias-corrected average of the weights, average / (1 - b^step), float32.
 
-    avg += (1-b)(weights - avg) from avg = 0 (`smallbatch.optim.descent.average`), after each update.
+    `average` starts at 0 and is updated by `smallbatch.optim.average` after each update.
     """
-    return jax.tree.map(lambda a: a / bias_correction(age, one_minus_b), average)
+    return jax.tree.map(lambda a: a / bias_correction(step, one_minus_b), average)
 
 
 def rounded(params: Tree, deltas: Tree, key: jax.Array | None = None) -> Tree:
-    """Return params + deltas, added in float32, in the dtype of params; with a key rounded at random, else to nearest.
+    """Return params + deltas in the dtype of params: rounded to nearest, or with a key stochastically to bfloat16.
 
     Nearest rounding drops an update below half of a weight's last bit (bfloat16: 2^-9 of it), however often it is
-    repeated. Rounding up with the probability of the cut-off remainder keeps every update in the mean.
+    repeated. Stochastic rounding keeps every update in the mean.
     """
     leaves, structure = jax.tree.flatten(params)
     sums = [p.astype(jnp.float32) + d for p, d in zip(leaves, structure.flatten_up_to(deltas), strict=True)]
@@ -29,9 +30,9 @@ def rounded(params: Tree, deltas: Tree, key: jax.Array | None = None) -> Tree:
 
 
 def stochastic_bfloat16(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Return float32 x as one of the two bfloat16 around it, at random and unbiased; what is not finite stays.
+    """Round float32 x to one of its two bfloat16 neighbours at random, unbiased; infinities and NaN stay.
 
-    A bfloat16 is the upper half of a float32: add 16 random bits to it and drop the lower half.
+    A bfloat16 is the upper half of a float32, so add 16 random bits and drop the lower half.
     """
     noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)

@@ -15,9 +15,9 @@ from smallbatch import units
 from smallbatch.config import Config
 from smallbatch.config.batch_schedule import LR_RULES, Stage, stages, used_tokens
 from smallbatch.errors import UserError
-from smallbatch.optim.schedule_shapes import rate_share
+from smallbatch.optim import OPTIMIZERS
+from smallbatch.optim.schedules import lr_frac
 from smallbatch.plan.transfer import Tuned, transfer
-from smallbatch.specs import DEFAULT_PEAK_LR, OPTIMIZER_KEYS
 
 # With 1 - b below this, the bias-corrected average over at most 2^31 updates is the plain mean, and products of 1 - b
 # with squared gradients underflow to 0 in float32.
@@ -84,7 +84,7 @@ def check_float32(name: str, found: dict[str, Any]) -> None:
     """Raise UserError for a hyperparameter, or a product of two in an update, outside the range of float32."""
     peak_lr = found["peak_lr"]
     products = {"learning rate x weight decay": (peak_lr * found["weight_decay"], "optimizer.weight_decay or peak_lr")}
-    if "interpolation" in OPTIMIZER_KEYS[name]:
+    if OPTIMIZERS[name].schedule_free:
         products["the squared learning rate, the weight in the average,"] = (peak_lr**2, "optimizer.peak_lr")
     for field, value in found.items():
         if field != "seed":
@@ -102,7 +102,10 @@ def check_float32(name: str, found: dict[str, Any]) -> None:
 def peak_lr(config: Config) -> float:
     """Return `optimizer.peak_lr`, or the default of the optimizer if it is unset."""
     set_lr = config.optimizer.peak_lr
-    return DEFAULT_PEAK_LR[config.optimizer.name] if set_lr is None else set_lr
+    if set_lr is None:
+        set_lr = OPTIMIZERS[config.optimizer.name].default_peak_lr
+    assert set_lr is not None, "config.validate requires a learning rate"
+    return set_lr
 
 
 def budget_tokens(config: Config) -> int:
@@ -114,7 +117,7 @@ def budget_tokens(config: Config) -> int:
 def first_rates(schedule: str, found: dict[str, Any], stage: Stage, count: int = 3) -> tuple[float, ...]:
     """Return the learning rates of the first updates of a stage, from its hyperparameters."""
     steps = np.arange(stage.first_step, min(stage.first_step + count, stage.last_step)) + found["step_offset"] + 0.5
-    return tuple((found["peak_lr"] * rate_share(schedule, steps, found, np)).tolist())
+    return tuple((found["peak_lr"] * lr_frac(schedule, steps, found)).tolist())
 
 
 def averages(config: Config, stage: Stage) -> tuple[RunningAverage, ...]:
@@ -191,7 +194,7 @@ def _at_start(config: Config) -> tuple[Tuned, float | None]:
     optimizer = config.optimizer
     tokens_per_step = config.train.batch_size * config.model.context_tokens
     tuned_tokens_per_step = (optimizer.tuned_at_batch_size or config.train.batch_size) * config.model.context_tokens
-    keys = OPTIMIZER_KEYS[optimizer.name]
+    keys = OPTIMIZERS[optimizer.name].hyperparams
     tuned = Tuned(
         peak_lr(config),
         _one_minus_b(optimizer.b1, optimizer.t1_tokens, tuned_tokens_per_step) if "b1" in keys else None,

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from smallbatch.optim import OPTIMIZERS
 from smallbatch.plan.plan import Plan
 from smallbatch.runs.progress import format_bytes, format_count, format_secs
 from smallbatch.runs.records import Result
-from smallbatch.specs import OPTIMIZER_KEYS
 
 
 def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
@@ -147,7 +147,7 @@ def _status(result: Result) -> str:
 
 def _optimizer(plan: Plan) -> str:
     h = plan.hyperparams
-    keys = OPTIMIZER_KEYS[plan.optimizer.name]
+    keys = OPTIMIZERS[plan.optimizer.name].hyperparams
     embed = f" ({h['peak_lr'] * h['embed_lr_ratio']:g} for embeddings and output)" if "embed_lr" in keys else ""
     eps = f", eps {h['eps']:g}" if "eps" in keys else ""
     nesterov = " with Nesterov's look ahead" if plan.optimizer.nesterov else ""

@@ -27,7 +27,7 @@ from smallbatch.model import sharding_rules as placement
 from smallbatch.plan.mesh_plan import fits_cpu_cache
 from smallbatch.plan.plan import Plan
 from smallbatch.runs.progress import format_bytes
-from smallbatch.specs import OPTIMIZER_KEYS, DeviceSpec, ModelSpec, ProgramSpec
+from smallbatch.specs import DeviceSpec, ModelSpec, ProgramSpec
 from smallbatch.training import sharding
 from smallbatch.training import traffic as collectives
 from smallbatch.training import train_step as steps
@@ -274,7 +274,7 @@ class Programs:
 
     def evaluation_params(self, state: steps.TrainState) -> decoder.Params:
         """Return what a run is scored with: its parameters, not copied, but for schedule-free optimizers."""
-        if "interpolation" in OPTIMIZER_KEYS[self.plan.optimizer.name]:
+        if optim.OPTIMIZERS[self.plan.optimizer.name].schedule_free:
             return self.compiled.interpolated_params(self.hyperparams, state)
         return state.params
 

@@ -1,0 +1,127 @@
+"""Muon: orthogonalized momentum for matrices, Adam for embeddings and the output."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from smallbatch.optim._momentum import bias_corrected_momentum
+from smallbatch.optim.decay_rates import DecayRate, Scalar, Tokens, decay
+from smallbatch.optim.transform import LearningRate, as_float32, average, required, with_learning_rate, zeros
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, singular values end in about 0.7 to 1.2
+NEWTON_SCHULZ_STEPS = 5
+
+# (path, shape) -> (input axes, output axes) of a matrix, where other axes count separate matrices; or None for Adam.
+MatrixAxes = Callable[[str, tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]] | None]
+
+
+class MuonState(NamedTuple):
+    count: jax.Array  # shape=(), dtype=int32
+    mu: optax.Updates
+    nu: dict[str, jax.Array]  # by path, only for parameters that Adam updates
+
+
+def whole_matrices(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the matrix axes of a decoder parameter: q, k, v and output are one matrix each, over all heads.
+
+    This is the choice of Muon's authors; `head_matrices` is that of Marek et al. 2025.
+    """
+    if "embed" in path or len(shape) < 2:
+        return None
+    if len(shape) == 4:  # qkv_Dx3xNxH
+        return (0,), (2, 3)
+    return ((0, 1), (2,)) if len(shape) == 3 else ((0,), (1,))  # out_NxHxD; up_DxF, down_FxD
+
+
+def head_matrices(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return the matrix axes with one q, k, v and output matrix per head."""
+    if "embed" not in path and len(shape) > 2:
+        return ((0,), (3,)) if len(shape) == 4 else ((1,), (2,))  # qkv_Dx3xNxH; out_NxHxD
+    return whole_matrices(path, shape)
+
+
+def muon(
+    learning_rate: LearningRate,
+    b1: DecayRate = None,
+    b2: DecayRate = None,
+    *,
+    t1_tokens: Tokens = None,
+    t2_tokens: Tokens = None,
+    tokens_per_step: Tokens = None,
+    embed_lr_ratio: Scalar,
+    eps: Scalar = 1e-8,
+    nesterov: bool = False,
+    weight_decay: Scalar = 0.0,
+    matrix_axes: MatrixAxes = whole_matrices,
+) -> optax.GradientTransformation:
+    """Return Muon (Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks).
+
+    Matrices: mu <- b1 mu + (1-b1) g; p -= lr (sqrt(max(1, out/in)) orthogonal(mu/(1-b1^t)) + wd p), where
+    orthogonal(U S V^T) is close to U V^T. `nesterov` is that of `momentum`. Other parameters: Adam with the same b1 and
+    the learning rate lr x embed_lr_ratio.
+
+    Args:
+        b1, b2, t1_tokens, t2_tokens, tokens_per_step: see `scale_by_adam`.
+        embed_lr_ratio: learning rate of Adam / learning_rate.
+        matrix_axes: returns the axes that form the matrices of a parameter, or None for Adam.
+    """
+    decay_1 = decay("b1", b1, t1_tokens, tokens_per_step)
+    decay_2 = decay("b2", b2, t2_tokens, tokens_per_step)
+
+    def init(params):
+        adam_params = {name: p for name, p in _by_path(params).items() if matrix_axes(name, p.shape) is None}
+        return MuonState(jnp.zeros((), jnp.int32), zeros(params), zeros(adam_params))
+
+    def update(updates, state, params=None):
+        params, grads, count = required(params), as_float32(updates), state.count + 1
+        mu = average(state.mu, grads, decay_1.one_minus_b)
+        grad_of = _by_path(grads)
+        nu = average(state.nu, {name: jnp.square(grad_of[name]) for name in state.nu}, decay_2.one_minus_b)
+        momentum = bias_corrected_momentum(mu, grads, decay_1, count, nesterov)
+        nu_scale = 1 / decay_2.bias_correction(count)
+
+        def update_of(path, m, p):
+            name = _name(path)
+            decayed = weight_decay * p.astype(jnp.float32)
+            axes = matrix_axes(name, p.shape)
+            if axes is None:
+                return embed_lr_ratio * (m / (jnp.sqrt(nu[name] * nu_scale) + eps) + decayed)
+            return _orthogonal(m, *axes) + decayed
+
+        return jax.tree_util.tree_map_with_path(update_of, momentum, params), MuonState(count, mu, nu)
+
+    return with_learning_rate(optax.GradientTransformation(init, update), learning_rate)
+
+
+def newton_schulz(x_KxIxO: jax.Array) -> jax.Array:
+    """Return about U V^T of each of K matrices U S V^T, by five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
+    a, b, c = NEWTON_SCHULZ
+    wide = x_KxIxO.shape[1] <= x_KxIxO.shape[2]
+    x = x_KxIxO if wide else jnp.swapaxes(x_KxIxO, 1, 2)  # the smaller Gram matrix
+    x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True)) + 1e-8)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = jnp.einsum("kio,kjo->kij", x, x)
+        polynomial = b * gram + c * jnp.einsum("kij,kjl->kil", gram, gram)
+        x = a * x + jnp.einsum("kij,kjo->kio", polynomial, x)
+    return x if wide else jnp.swapaxes(x, 1, 2)
+
+
+def _orthogonal(m: jax.Array, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> jax.Array:
+    others = tuple(axis for axis in range(m.ndim) if axis not in inputs + outputs)
+    order = (*others, *inputs, *outputs)
+    fan_in, fan_out = (math.prod(m.shape[axis] for axis in axes) for axes in (inputs, outputs))
+    ordered = jnp.transpose(m, order)
+    x_KxIxO = newton_schulz(ordered.reshape(-1, fan_in, fan_out)) * math.sqrt(max(1.0, fan_out / fan_in))
+    return jnp.transpose(x_KxIxO.reshape(ordered.shape), [order.index(axis) for axis in range(m.ndim)])
+
+
+def _by_path(tree) -> dict[str, jax.Array]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
