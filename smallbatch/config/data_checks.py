@@ -4,37 +4,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from smallbatch.errors import did_you_mean
-from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
+from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, SOURCES, is_bpe_vocab
 
 Flat = dict[str, Any]
-
-TEXT_SOURCES = ("pystdlib", "tfds:", "text:")
-SOURCES_OF = {  # keys that other sources do not read
-    "data.split": ("tfds:",),
-    "data.text_key": ("tfds:", "text:"),
-    "data.document_separator": ("text:",),
-    "data.tfds_data_dir": ("pystdlib", "tfds:"),
-    "data.tokenizer": TEXT_SOURCES,
-    "data.tokens_dtype": ("tokens:",),
-    "data.tokens_vocab_size": ("tokens:",),
-    "data.tokens_eod_id": ("tokens:",),
-}
 
 
 def sources(flat: Flat, defaults: Flat) -> Iterator[str]:
     source = flat["data.source"]
     kind, colon, rest = source.partition(":")
-    if source != "pystdlib" and not (kind in ("tfds", "text", "tokens") and rest):
-        allowed = "pystdlib | tfds:NAME | text:GLOB | tokens:PATH"
-        meant = did_you_mean(kind, ("pystdlib", "tfds", "text", "tokens"))
-        yield f"data.source is {source!r}; it takes {allowed}{meant}"
+    if kind not in SOURCES or not bool(colon) == bool(rest) == (":" in SOURCES[kind].form):
+        allowed = " | ".join(entry.form for entry in SOURCES.values())
+        yield f"data.source is {source!r}; it takes {allowed}{did_you_mean(kind, SOURCES)}"
         return
-    for key, readers in SOURCES_OF.items():
-        if key == "data.tokenizer" and flat.get(key, "").startswith("file:"):
-            continue  # a corpus of tokens is not encoded with it, but its samples are decoded
-        if "text:" in readers and (flat.get("data.validation_source") or "").startswith("text:"):
-            continue  # validation_source uses this key
-        if kind + colon not in readers and key in flat and flat[key] != defaults[key]:
+    read = set(SOURCES[kind].reads)
+    if (flat.get("data.validation_source") or "").startswith("text:"):
+        read |= set(SOURCES["text"].reads)
+    if flat.get("data.tokenizer", "").startswith("file:"):
+        read.add("tokenizer")  # a corpus of tokens is not encoded with it, but its samples are decoded
+    for name in {name: None for entry in SOURCES.values() for name in entry.reads if name not in read}:
+        key = f"data.{name}"
+        if key in flat and flat[key] != defaults[key]:
             yield no_effect(key, flat[key], f"data.source {source!r}", f"leave it at {defaults[key]!r}")
     for key in ("data.cache_dir", "data.tfds_data_dir"):
         if flat[key] == "":
