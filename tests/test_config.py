@@ -124,15 +124,13 @@ INVALID = {
         " did you mean text?"
     ),
     "data.validation_source='split:test'": (
-        "data.validation_source is 'split:test', which needs data.source tfds:NAME, not 'pystdlib'; use text:GLOB or "
-        "tokens:GLOB"
+        "data.validation_source is 'split:test', but data.source 'pystdlib' needs one of text:GLOB"
     ),
     "data.source='tfds:c4/en' data.validation_source='split:train'": (
         "data.validation_source is 'split:train', which is data.split, the training set; choose another split"
     ),
     "data.validation_source='tokens:v.bin'": (
-        "data.validation_source is 'tokens:v.bin' and data.source is 'pystdlib'; use tokens:GLOB for both, or "
-        "text:GLOB with a text source"
+        "data.validation_source is 'tokens:v.bin', but data.source 'pystdlib' needs one of text:GLOB"
     ),
     "data.validation_source='text:v.txt' data.validation_frac=0.1": (
         "data.validation_frac is 0.1, which has no effect with data.validation_source set; leave it at 0.05"
@@ -307,7 +305,7 @@ def test_unknown_and_missing_keys_are_problems():
 
 
 def test_rules_name_existing_keys():
-    named = {*checks.SOURCES_OF, *checks.PATHS, *checks.WARMUP_PAIR, *sum(checks.PAIRS.values(), ())}
+    named = {*checks.PATHS, *checks.WARMUP_PAIR, *sum(checks.PAIRS.values(), ())}
     assert named | {*fingerprints.WITHOUT_EFFECT_ON_NUMBERS} <= config.KEY_BY_NAME.keys()
 
 

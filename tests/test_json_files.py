@@ -14,7 +14,8 @@ from test_records import RESULT, train, validation
 from smallbatch import config as configs
 from smallbatch import sample
 from smallbatch.analysis.read import sweeps
-from smallbatch.data import prepare, shards, text_files, tokenizers
+from smallbatch.data import dataset as datasets
+from smallbatch.data import prepare, sources, tokenizers
 from smallbatch.errors import UserError
 from smallbatch.files import json_files
 from smallbatch.grid import cell_locks as claims
@@ -148,8 +149,8 @@ def test_claims_and_groups_of_lanes(tmp_path):
 
 def test_meta_json_of_a_dataset(tmp_path):
     dataset = prepare.prepare(data_spec(tmp_path / "cache", source=write_corpus(tmp_path / "corpus", sentences(30))))
-    meta = dataset.dir / shards.META_FILE
-    attack(meta, json.loads(meta.read_text()), lambda: len(shards.open_dataset(dataset.dir).train))
+    meta = dataset.dir / datasets.META_FILE
+    attack(meta, json.loads(meta.read_text()), lambda: len(datasets.open_dataset(dataset.dir).train))
 
 
 def test_tokenizer_files(tmp_path):
@@ -164,7 +165,7 @@ def test_tokenizer_files(tmp_path):
 
 def test_lines_of_jsonl_text(tmp_path):
     path = tmp_path / "corpus.jsonl"
-    read = lambda: list(text_files.documents([path], "text", None))
+    read = lambda: list(sources.documents(data_spec(tmp_path, source=f"text:{path}")))
     for content in [*(text.encode() for text in MALFORMED), *BYTES]:
         path.write_bytes(b'{"text": "x"}\n' + content + b"\n")
         assert ends_well(path, read) or not content.strip()

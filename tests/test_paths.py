@@ -13,7 +13,8 @@ from data_specs import data_spec
 from test_records import RESULT
 
 from smallbatch import config as configs
-from smallbatch.data import prepare, sources, text_files, tfds_source
+from smallbatch.data import prepare, source_text, source_tfds, sources
+from smallbatch.data.corpus_files import Skipped
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 from smallbatch.grid import command as grid_command
@@ -132,12 +133,13 @@ def test_every_flag_expands_home(home, command):
 def test_every_path_in_a_config_expands_home(home, monkeypatch):
     (home / "a.txt").write_text("text")
     (home / "ids.bin").write_bytes(bytes(100))
-    assert text_files.matched_files("~/*.txt") == [home / "a.txt"]
+    assert source_text.matched_files("text:~/*.txt", Skipped()) == [home / "a.txt"]
     spec = data_spec(Path("~/cache"), source="tokens:~/ids.bin", tokens_vocab_size=256)
     assert str(home / "ids.bin") in str(sources.identity(spec)) and prepare.dataset_dir(spec).parent == home / "cache"
     asked = []
-    monkeypatch.setattr(tfds_source, "documents", lambda *words: asked.extend(words) or iter(["text"]))
-    list(sources.documents(data_spec(home, source="tfds:c4", tfds_data_dir="~/tfds")))
+    monkeypatch.setattr(source_tfds, "_prepared_builder", lambda *words: asked.extend(words) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(sources.documents(data_spec(home, source="tfds:c4", tfds_data_dir="~/tfds")))
     assert asked[-1] == str(home / "tfds")
 
 

@@ -9,29 +9,19 @@ from typing import Any
 
 from smallbatch.config.batch_schedule import stages
 from smallbatch.config.config_dict import Config, flatten
+from smallbatch.config.key_types import Interval
 from smallbatch.config.keys import KEY_BY_NAME, KEYS, unknown_key
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 from smallbatch.optim import OPTIMIZERS
-from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
+from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, SOURCES, is_bpe_vocab
 
 Flat = dict[str, Any]  # {dotted key: value}
 
 MAX_DISPATCH_TOKENS = 2**30  # 4 GiB of token ids
 WARMUP_PAIR = ("optimizer.warmup_frac", "optimizer.warmup_tokens")
 PAIRS = {"b1": ("optimizer.b1", "optimizer.t1_tokens"), "b2": ("optimizer.b2", "optimizer.t2_tokens")}
-SOURCES_OF = {  # {key: the sources that read it}
-    "data.split": ("tfds:",),
-    "data.text_key": ("tfds:", "text:"),
-    "data.document_separator": ("text:",),
-    "data.tfds_data_dir": ("pystdlib", "tfds:"),
-    "data.tokenizer": ("pystdlib", "tfds:", "text:"),
-    "data.tokens_dtype": ("tokens:",),
-    "data.tokens_vocab_size": ("tokens:",),
-    "data.tokens_eod_id": ("tokens:",),
-}
 PATHS = ("data.source", "data.validation_source", "data.tokenizer", "data.cache_dir", "data.tfds_data_dir")
-PATH_PREFIXES = ("text:", "tokens:", "file:")
 RULES_WITH_EXPONENT = ("half_life", "fixed")  # transfer rules that need optimizer.lr_exponent
 
 
@@ -62,14 +52,15 @@ def problems(flat: Flat) -> list[str]:
 
 
 def _source(flat: Flat) -> Iterator[str]:
-    source, validation_source = flat["data.source"], flat["data.validation_source"] or ""
-    for key, sources in SOURCES_OF.items():
-        if key == "data.tokenizer" and flat.get(key, "").startswith("file:"):
-            continue  # it decodes the samples of a model trained on token files
-        if "text:" in sources and validation_source.startswith("text:"):
-            continue  # validation_source reads the key
-        if not source.startswith(sources) and key in flat:
-            yield from _no_effect(flat, key, f"data.source {source!r}")
+    source = flat["data.source"]
+    read = set(SOURCES[source.partition(":")[0]].reads)
+    if (flat["data.validation_source"] or "").startswith("text:"):
+        read |= set(SOURCES["text"].reads)
+    if flat["data.tokenizer"].startswith("file:"):
+        read.add("tokenizer")  # it decodes the samples of a model trained on token files
+    for name in {name: None for kind in SOURCES.values() for name in kind.reads if name not in read}:
+        if f"data.{name}" in flat:
+            yield from _no_effect(flat, f"data.{name}", f"data.source {source!r}")
 
 
 def _tokens(flat: Flat) -> Iterator[str]:
@@ -90,15 +81,11 @@ def _validation_source(flat: Flat) -> Iterator[str]:
     if given is None:
         return
     kind, _, rest = given.partition(":")
-    if kind == "split" and not source.startswith("tfds:"):
-        yield f"{key} is {given!r}, which needs data.source tfds:NAME, not {source!r}; use text:GLOB or tokens:GLOB"
+    forms = SOURCES[source.partition(":")[0]].validation_forms
+    if not any(form.startswith(f"{kind}:") for form in forms):
+        yield f"{key} is {given!r}, but data.source {source!r} needs one of {', '.join(forms)}"
     elif kind == "split" and rest == flat["data.split"]:
         yield f"{key} is {given!r}, which is data.split, the training set; choose another split"
-    elif kind != "split" and (kind == "tokens") is not source.startswith("tokens:"):
-        yield (
-            f"{key} is {given!r} and data.source is {source!r}; use tokens:GLOB for both, or text:GLOB with a text "
-            "source"
-        )
     yield from _no_effect(flat, "data.validation_frac", f"{key} set")
 
 
@@ -113,15 +100,20 @@ def _tokenizer(flat: Flat) -> Iterator[str]:
 
 def _paths(flat: Flat) -> Iterator[str]:
     for key in PATHS:
-        value = flat.get(key)
+        value, allowed = flat.get(key), KEY_BY_NAME[key].allowed
+        assert not isinstance(allowed, Interval)
         if value == "":
             yield f"{key} is empty; set it to a directory"
-        elif value and (key.endswith("_dir") or value.startswith(PATH_PREFIXES)):
-            prefix = "" if key.endswith("_dir") else value.partition(":")[0] + ":"
-            try:
-                paths.local(value.removeprefix(prefix), f"{key}: {prefix}" if prefix else key)
-            except UserError as error:
-                yield str(error)
+        if not value:
+            continue
+        prefix = f"{value.partition(':')[0]}:" if allowed else ""
+        forms = [form for form in allowed or () if form.startswith(prefix) and form.endswith(("GLOB", "PATH", "DIR"))]
+        if prefix and not forms:
+            continue
+        try:
+            paths.local(value.removeprefix(prefix), f"{key}: {prefix}" if prefix else key)
+        except UserError as error:
+            yield str(error)
 
 
 def _shape(flat: Flat) -> Iterator[str]:

@@ -12,7 +12,7 @@ from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
 from smallbatch.optim import OPTIMIZERS
 from smallbatch.optim.schedules import SCHEDULES
-from smallbatch.specs import LARGEST_VOCAB
+from smallbatch.specs import LARGEST_VOCAB, SOURCES
 
 POSITIVE = Interval(0, math.inf, "()")
 NONNEGATIVE = Interval(0, math.inf, "[)")
@@ -37,7 +37,7 @@ INTERPOLATION = "schedule-free optimizers: weight of the average in the point wh
 
 
 KEYS = (
-    Key("data.source", "pystdlib", str, "corpus", ("pystdlib", "tfds:NAME", "text:GLOB", "tokens:GLOB")),
+    Key("data.source", "pystdlib", str, "corpus", tuple(kind.form for kind in SOURCES.values())),
     Key("data.tokenizer", "bytes", str, "tokenizer", ("bytes", "bpe:VOCAB_SIZE", "file:PATH")),
     Key("data.split", "train", str, "TFDS split to train on"),
     Key("data.text_key", "text", str, "field that holds the text in TFDS examples, .jsonl and .parquet files"),
