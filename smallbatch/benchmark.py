@@ -7,20 +7,18 @@ sheet's bfloat16 peak. One process, with all its devices, is measured.
 
 import time
 
-from absl import flags as absl_flags
-
 from smallbatch.config import cli
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
 from smallbatch.specs import ProgramSpec
 
-
-def define_flags(flags) -> None:
-    absl_flags.DEFINE_list("batch_sizes", ["1", "4", "16"], "sequences per update", flag_values=flags)
-    cli.number(flags, "secs", 5.0, "seconds to measure each batch size", 0.1, 86_400.0)
+FLAGS = (
+    Key("--batch_sizes", (1, 4, 16), int, "sequences per update", Interval(1, 2**16)),
+    Key("--secs", 5.0, float, "seconds to measure each batch size", Interval(0.1, 86_400)),
+)
 
 
 def main(config, flags) -> None:
-    batch_sizes = cli.whole_numbers("batch_sizes", flags.batch_sizes, "1,4,16")
     import jax
 
     from smallbatch.plan import device_flops as peaks
@@ -31,7 +29,7 @@ def main(config, flags) -> None:
     if distributed.place(None, None, None):
         raise UserError("the benchmark measures a single process, and this is one of several; start it as one task")
     peak = None
-    for batch_size in batch_sizes:
+    for batch_size in flags.batch_sizes:
         config.train.batch_size, config.train.microbatch_size = batch_size, None
         config.train.budget_tokens = batch_size * config.model.context_tokens * 1000
         plan = run.make_plan(config)
@@ -98,4 +96,4 @@ def matmul_peak_flops(program: ProgramSpec, size: int | None = None, secs: float
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, FLAGS)

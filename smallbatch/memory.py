@@ -8,27 +8,23 @@ of their parameters.
 
 from dataclasses import replace
 
-from absl import flags as absl_flags
-
 from smallbatch.config import cli
-from smallbatch.errors import UserError, did_you_mean
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.optim import OPTIMIZERS
 
 ADAM_BYTES = 16  # a float32 parameter, its gradient and two averages
 
 
-def define_flags(flags) -> None:
-    absl_flags.DEFINE_list("optimizers", ["sgd", "adafactor", "momentum", "adam"], "to compare", flag_values=flags)
-    absl_flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences per update", flag_values=flags)
-    absl_flags.DEFINE_string("topology", None, "a TPU slice that is not here, such as v5e:2x4", flag_values=flags)
-    cli.integer(flags, "lora_rank", 16, "rank of the LoRA adapters", 1, 2**16)
+FLAGS = (
+    Key("--optimizers", ("sgd", "adafactor", "momentum", "adam"), str, "optimizers to compare", tuple(OPTIMIZERS)),
+    Key("--batch_sizes", (1, 16), int, "sequences per update", Interval(1, 2**16)),
+    Key("--topology", None, str, "a TPU slice to compile for, such as v5e:2x4, which need not exist here"),
+    Key("--lora_rank", 16, int, "rank of the LoRA adapters", Interval(1, 2**16)),
+)
 
 
 def main(config, flags) -> None:
-    for name in flags.optimizers:
-        if name not in OPTIMIZERS:
-            raise UserError(f"--optimizers={name}: there is no such optimizer{did_you_mean(name, OPTIMIZERS)}")
-    sizes = cli.whole_numbers("batch_sizes", flags.batch_sizes, "1,16")
+    sizes = flags.batch_sizes
     from smallbatch.plan import flops
     from smallbatch.plan import mesh_plan as layout
     from smallbatch.runs.progress import format_bytes, log
@@ -70,4 +66,4 @@ def main(config, flags) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, FLAGS)

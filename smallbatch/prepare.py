@@ -6,8 +6,8 @@ A dataset that is there already is reused. `python -m smallbatch.train` does the
 from dataclasses import fields
 
 from smallbatch.config import cli
+from smallbatch.data.dataset import Counts
 from smallbatch.data.prepare import prepare
-from smallbatch.data.shards import Counts
 from smallbatch.specs import DataSpec
 
 

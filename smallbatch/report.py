@@ -6,32 +6,26 @@ tables and summary.json. It needs no accelerator.
 
 from pathlib import Path
 
-from absl import flags as absl_flags
-
 from smallbatch.analysis.report.options import DEFAULTS, Options
 from smallbatch.config import cli
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 
-COLUMNS_HELP = (
-    "columns of the file: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter as COLUMN, an ignored column as "
-    "-COLUMN"
+COLUMNS = (
+    "meaning of its columns: batch_size=COLUMN,loss_nats=COLUMN,...; a hyperparameter's COLUMN alone; -COLUMN to ignore"
 )
-
-
-def define_flags(flags) -> None:
-    string = lambda name, text: absl_flags.DEFINE_string(name, None, text, flag_values=flags)
-    string("out", "directory of the report; default: WORKDIR/report, or ./report for several WORKDIRs or --csv")
-    string("csv", "CSV or Parquet file with one row per run")
-    string("columns", COLUMNS_HELP)
-    good = "a loss at most this much above the lowest counts as good"
-    cli.number(flags, "delta_nats", DEFAULTS.delta_nats, good, 0.0, 1000.0)
-    target = "target loss of costs and critical batch sizes; default: a loss that many grids reach"
-    cli.number(flags, "target_loss_nats", None, target, 0.0, 1000.0)
-    overhead = "overhead in the definition of the critical batch size"
-    cli.number(flags, "overhead_frac", DEFAULTS.overhead_frac, overhead, 0.0, 1e6)
-    reference = "batch size where perfect scaling starts; default: the smallest"
-    cli.number(flags, "reference_batch_size", None, reference, 0.0, 1e12)
+NATS = Interval(0, 1000)
+OVERHEAD = Interval(0, 1e6)
+FLAGS = (
+    Key("--out", None, str, "directory of the report; unset: WORKDIR/report, or ./report for several or for a --csv"),
+    Key("--csv", None, str, "CSV or Parquet file with one row per run"),
+    Key("--columns", None, str, COLUMNS),
+    Key("--delta_nats", DEFAULTS.delta_nats, float, "losses up to this much above the best count as good", NATS),
+    Key("--target_loss_nats", None, float, "target loss of costs and critical batch sizes; unset: chosen", NATS),
+    Key("--overhead_frac", DEFAULTS.overhead_frac, float, "overhead that defines the critical batch size", OVERHEAD),
+    Key("--reference_batch_size", None, float, "start of perfect scaling; unset: the smallest", Interval(0, 1e12)),
+)
 
 
 def main(words: list[str], flags) -> None:
@@ -62,4 +56,4 @@ def main(words: list[str], flags) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, config=False, words="WORKDIR ...")
+    cli.run(main, FLAGS, config=False, words="WORKDIR ...")

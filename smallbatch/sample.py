@@ -5,6 +5,7 @@ import typing
 
 from smallbatch import config as configs
 from smallbatch.config import cli
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
 from smallbatch.files import json_files, paths
@@ -18,15 +19,14 @@ from smallbatch.specs import DeviceSpec, ModelSpec
 PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # the keys that are read from plan.json
 
 
-def define_flags(flags) -> None:
-    from absl import flags as absl
-
-    absl.DEFINE_string("run", None, "run directory of smallbatch.train", flag_values=flags)
-    absl.DEFINE_string("prompt", "def ", "text to continue", flag_values=flags)
-    cli.integer(flags, "tokens", 200, "length of the continuation", 0, 2**22)
-    cli.number(flags, "temperature", 0.8, "sampling temperature; 0 is greedy decoding", 0.0, 1000.0)
-    cli.number(flags, "top_p", 0.95, "nucleus sampling: probability mass of the tokens to sample from", 1e-6, 1.0)
-    cli.integer(flags, "seed", 0, "seed of the sampling", 0, 2**32 - 1)
+FLAGS = (
+    Key("--run", None, str, "run directory of smallbatch.train"),
+    Key("--prompt", "def ", str, "text to continue"),
+    Key("--tokens", 200, int, "number of tokens to sample", Interval(0, 2**22)),
+    Key("--temperature", 0.8, float, "sampling temperature; 0 is greedy decoding", Interval(0, 1000)),
+    Key("--top_p", 0.95, float, "nucleus sampling: probability mass of the tokens to sample from", Interval(1e-6, 1)),
+    Key("--seed", 0, int, "seed of the sampling", Interval(0, 2**32, "[)")),
+)
 
 
 def main(flags) -> None:
@@ -73,7 +73,7 @@ def read_plan(workdir: RunDir, vocab_size: int) -> dict:
 def _plan_of_config(workdir: RunDir, vocab_size: int) -> dict:
     config = configs.base()
     for key, value in configs.flatten(json_files.read_config(workdir.config)).items():
-        if key not in configs.key_types():
+        if key not in configs.KEY_BY_NAME:
             raise UserError(
                 f"{workdir.config} is damaged, or from another version: {configs.unknown_key(key)}; restore it from a "
                 "copy, or use the version of smallbatch that wrote it"
@@ -129,4 +129,4 @@ def _continue(workdir: RunDir, plan: dict, spec: ModelSpec, prompt_ids: list[int
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, config=False)
+    cli.run(main, FLAGS, config=False)

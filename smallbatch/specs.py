@@ -13,21 +13,43 @@ def is_bpe_vocab(digits: str) -> bool:
 
 
 @dataclass(frozen=True)
-class DataSpec:
-    """Where text comes from, how it becomes tokens, and which documents are held out."""
+class SourceKind:
+    """A kind of `data.source`. The module smallbatch/data/source_KIND.py reads it."""
 
-    source: str  # pystdlib | tfds:NAME | text:GLOB | tokens:GLOB
+    form: str  # spelling in a config: KIND or KIND:REST
+    reads: tuple[str, ...]  # keys of the data section that not every kind reads
+    validation_forms: tuple[str, ...] = ("text:GLOB",)  # allowed values of data.validation_source
+    holds_tokens: bool = False  # token ids instead of text
+
+
+SOURCES = {
+    "pystdlib": SourceKind("pystdlib", ("tokenizer", "tfds_data_dir")),
+    "tfds": SourceKind(
+        "tfds:NAME", ("tokenizer", "split", "text_key", "tfds_data_dir"), ("text:GLOB", "split:TFDS_SPLIT")
+    ),
+    "text": SourceKind("text:GLOB", ("tokenizer", "text_key", "document_separator")),
+    "tokens": SourceKind(
+        "tokens:GLOB", ("tokens_dtype", "tokens_vocab_size", "tokens_eod_id"), ("tokens:GLOB",), holds_tokens=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A corpus, its tokenizer and its validation set."""
+
+    source: str  # one of the forms in SOURCES
     tokenizer: str  # bytes | bpe:N | file:PATH
     split: str  # TFDS split that is read
-    text_key: str  # field that holds the text in TFDS examples, .jsonl and .parquet
-    document_separator: str | None  # cuts .txt files into documents; None: one file is one document
-    eod_token: str | None  # end-of-document token of a tokenizer file; None: looked up among the usual names
-    tokens_dtype: str  # uint16 | uint32, for tokens:PATH
-    tokens_vocab_size: int | None  # for tokens:PATH; required there
-    tokens_eod_id: int | None  # for tokens:PATH: cut documents at this token; None: hold out the file's tail
+    text_key: str  # field with the text in TFDS examples, .jsonl and .parquet
+    document_separator: str | None  # splits .txt files into documents; None: one file is one document
+    eod_token: str | None  # end-of-document token of a tokenizer file; None: the first of the usual names in it
+    tokens_dtype: str  # uint16 | uint32, for tokens:GLOB
+    tokens_vocab_size: int | None  # required for tokens:GLOB
+    tokens_eod_id: int | None  # splits tokens:GLOB into documents; None: the end of the tokens is the validation split
     validation_source: str | None  # text:GLOB | tokens:GLOB | split:NAME; None: part of `source`
-    validation_frac: float  # share of the documents that is held out, by a hash of their text
-    validation_max_bytes: int  # the validation set stops growing at this size; later held-out documents are unused
+    validation_frac: float  # fraction of the documents that a hash of their text assigns to the validation split
+    validation_max_bytes: int  # largest size of the validation set; later documents of that split are unused
     tfds_data_dir: str | None
     cache_dir: str
 

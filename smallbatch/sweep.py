@@ -1,45 +1,31 @@
-"""Run a grid of training runs, or go on with one: compiled once per batch size, spread over cores, safe to stop.
+"""Run a grid of training runs in parallel, or resume a stopped one. Runs of one batch size share a compiled program.
 
-The config file has a get_grid() beside its get_config(). Writes grid.json, a run directory a cell, and results.csv.
+The config file defines get_grid() and get_config(). Writes grid.json, one run directory per cell, and results.csv.
 """
 
-import sys
 from pathlib import Path
 
-from absl import flags as absl_flags
-
 from smallbatch.config import cli
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
 from smallbatch.grid.options import Options
 
-
-def define_flags(flags) -> None:
-    default = Options()
-    absl_flags.DEFINE_string(
-        "workdir", None, "sweep directory, resumed with its own grid; unset: sweeps/CONFIG", flag_values=flags
-    )
-    absl_flags.DEFINE_boolean("dry_run", False, "print the cells and what they cost, then stop", flag_values=flags)
-    absl_flags.DEFINE_boolean("status", False, "print how the sweep stands, from its files", flag_values=flags)
-    absl_flags.DEFINE_list("only", [], "cells with KEY=VALUE[,KEY=VALUE] only", flag_values=flags)
-    absl_flags.DEFINE_boolean(
-        "stop_diverged", default.stop_diverged, "skip learning rates above one that diverged, all else equal",
-        flag_values=flags,
-    )  # fmt: skip
-    absl_flags.DEFINE_enum(
-        "engine", default.engine, ["auto", "local", "lanes", "ray"],
-        "local: a process a core; lanes: cells at once in one program; ray: the nodes of a Ray cluster",
-        flag_values=flags,
-    )  # fmt: skip
-    absl_flags.DEFINE_string(
-        "ray_address", default.ray_address, "HOST:PORT of a Ray cluster; unset: the one this machine is part of",
-        flag_values=flags,
-    )  # fmt: skip
-    cli.integer(flags, "lanes", default.lanes, "parallel cells of --engine=lanes; unset: measured", 1, 2**16)
-    text = "processes of --engine=local; unset: limited by cores"
-    cli.integer(flags, "workers", default.workers, text, 1, 4096)
-    text = "continue only the best 1/N of the learning rates after budget/N^2 and budget/N"
-    cli.integer(flags, "halving", default.halving, text, 2, 1024)
-    absl_flags.DEFINE_boolean("keep_checkpoints", default.keep_checkpoints, "of cells that are done", flag_values=flags)
+ENGINE = "local: one process per core; lanes: several cells in one program; ray: the nodes of a Ray cluster"
+HALVING = "continue only the best 1/N of the learning rates after budget/N^2 and after budget/N"
+DEFAULT = Options()
+FLAGS = (
+    Key("--workdir", None, str, "sweep directory, which is resumed with its own grid; unset: sweeps/CONFIG"),
+    Key("--dry_run", False, bool, "print the cells and their cost, then exit"),
+    Key("--status", False, bool, "print the status of the sweep from its files, then exit"),
+    Key("--only", (), str, "run only cells with KEY=VALUE[,KEY=VALUE]"),
+    Key("--stop_diverged", DEFAULT.stop_diverged, bool, "skip learning rates above one that diverged, all else equal"),
+    Key("--engine", DEFAULT.engine, str, ENGINE, ("auto", "local", "lanes", "ray")),
+    Key("--ray_address", DEFAULT.ray_address, str, "HOST:PORT of a Ray cluster; unset: the cluster of this machine"),
+    Key("--lanes", DEFAULT.lanes, int, "cells per program of --engine=lanes; unset: measured", Interval(1, 2**16)),
+    Key("--workers", DEFAULT.workers, int, "processes of --engine=local; unset: as cores allow", Interval(1, 4096)),
+    Key("--halving", DEFAULT.halving, int, HALVING, Interval(2, 1024)),
+    Key("--keep_checkpoints", DEFAULT.keep_checkpoints, bool, "keep the checkpoints of finished cells"),
+)
 
 
 def saved_config(flags):
@@ -60,7 +46,7 @@ def main(config, flags) -> int:
 
     file = flags.config or ""
     if not file and not flags.workdir:
-        raise UserError("which grid? write --config=configs/quickstart_grid.py, or another file with a get_grid()")
+        raise UserError("no grid is given; use --config=configs/quickstart_grid.py, or another file with a get_grid()")
     name = file.rpartition("/")[2].replace(".py", "").replace(":", "-")
     directory = SweepDirectory(paths.local(flags.workdir, "--workdir") if flags.workdir else Path("sweeps") / name)
     if flags.status:
@@ -70,8 +56,8 @@ def main(config, flags) -> int:
         grid = config_files.load_grid(file)
     else:
         name, grid = directory.saved_grid()
-    if swept := cli.overridden_keys(sys.argv) & set(grid_cells.swept_keys(grid)):
-        raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; choose among its values with --only=KEY=VALUE")
+    if swept := set(flags.overrides) & set(grid_cells.swept_keys(grid)):
+        raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; select among its values with --only=KEY=VALUE")
     if not file:
         directory.check_config(config)
     cells = grid_cells.enumerate_cells(config, grid)
@@ -83,4 +69,4 @@ def main(config, flags) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, saved_config=saved_config)
+    cli.run(main, FLAGS, saved_config=saved_config)

@@ -1,31 +1,24 @@
-"""Train a GPT at any batch size, or go on with a run that was stopped.
+"""Train a GPT at any batch size, or resume a stopped run.
 
-Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run is not
-run again.
+Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run prints its
+result and trains no further.
 """
 
 import json
 
-from absl import flags as absl_flags
-
 from smallbatch.config import cli
+from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
 
-
-def define_flags(flags) -> None:
-    absl_flags.DEFINE_string(
-        "workdir", None, "run directory, resumed with its own config; unset: runs/CONFIG-FINGERPRINT", flag_values=flags
-    )
-    absl_flags.DEFINE_boolean("dry_run", False, "print the plan and the memory it needs, then stop", flag_values=flags)
-    absl_flags.DEFINE_string("topology", None, "with --dry_run: a TPU slice that is not here, such as v5e:2x4",
-                             flag_values=flags)  # fmt: skip
-    absl_flags.DEFINE_string(
-        "coordinator_address", None, "HOST:PORT of process 0, for a run in several processes; unset: as Slurm, a TPU "
-        "slice or Kubernetes have it", flag_values=flags,
-    )  # fmt: skip
-    cli.integer(flags, "process_count", None, "number of processes", 1, 2**20)
-    cli.integer(flags, "process_id", None, "index of this process, from 0", 0, 2**20 - 1)
-    cli.number(flags, "join_secs", 60.0, "seconds to wait for all processes at the start", 1.0, 86_400.0)
+FLAGS = (
+    Key("--workdir", None, str, "run directory, which is resumed with its own config; unset: runs/CONFIG-FINGERPRINT"),
+    Key("--dry_run", False, bool, "print the plan and the memory it needs, then exit"),
+    Key("--topology", None, str, "with --dry_run: a TPU slice to plan for, such as v5e:2x4, which need not exist here"),
+    Key("--coordinator_address", None, str, "HOST:PORT of process 0; unset: from Slurm, a TPU slice or Kubernetes"),
+    Key("--process_count", None, int, "number of processes", Interval(1, 2**20)),
+    Key("--process_id", None, int, "index of this process, from 0", Interval(0, 2**20, "[)")),
+    Key("--join_secs", 60.0, float, "seconds to wait for all processes at the start", Interval(1, 86_400)),
+)
 
 
 def saved_config(flags):
@@ -44,20 +37,18 @@ def main(config, flags) -> int:
     from smallbatch.runs import summary
 
     if flags.topology and not flags.dry_run:
-        raise UserError("--topology is for --dry_run: there is nothing to train on")
+        raise UserError(f"--topology={flags.topology} only plans; add --dry_run, or remove it to train")
     path = paths.local(flags.workdir, "--workdir") if flags.workdir else workdirs.default_path(config, flags.config)
     workdir = workdirs.RunDir(path)
     workdirs.check_owner(workdir, config)
     if flags.dry_run:
         paths.check_writable(path, "choose another --workdir")
     if (result := workdirs.finished(workdir)) is not None and not flags.dry_run:
-        print(
-            "this run is finished; --config.train.seed=N or another --workdir starts a new one (another mesh does not)"
-        )
+        print("this run is finished; start another with --config.train.seed=N or another --workdir")
         print(summary.result_text(result, path))
         return 0
 
-    from smallbatch.config.keys import fingerprint
+    from smallbatch.config import fingerprint
     from smallbatch.runs.progress import log
     from smallbatch.training import distributed, run
     from smallbatch.training.signals import AGAIN
@@ -65,7 +56,7 @@ def main(config, flags) -> int:
     where = distributed.place(flags.coordinator_address, flags.process_count, flags.process_id)
 
     def train() -> int:
-        # Not in the fingerprint, and yet all must do the same: where devices lie, what is sampled, where it is written.
+        # Not in the fingerprint, but equal in all processes: the mesh, the sample and the run directory.
         common = (fingerprint(config), config.mesh.to_dict(), config.train.sample_tokens, str(path))
         distributed.join(where, json.dumps(common), flags.join_secs, log)
         with distributed.only_first_speaks(where):
@@ -84,4 +75,4 @@ def main(config, flags) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, saved_config=saved_config)
+    cli.run(main, FLAGS, saved_config=saved_config)

@@ -100,4 +100,4 @@ def test_one_of_several_processes_is_refused_before_it_measures_its_part_as_if_i
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="measures a single process"):
-        benchmark.main(config.quickstart(), SimpleNamespace(batch_sizes=["1"], secs=0.1))
+        benchmark.main(config.quickstart(), SimpleNamespace(batch_sizes=(1,), secs=0.1))

@@ -1,4 +1,4 @@
-"""What is printed never decides how a command ends: a closed pipe, a full disk, a terminal without the characters."""
+"""A closed pipe, a full disk or a limited encoding of standard output changes no exit code."""
 
 import io
 import os
@@ -16,18 +16,18 @@ import sys
 from smallbatch.config import cli
 
 def main(flags):
-    for line in range(int(flags.lines)):
+    for line in range(flags.lines):
         print("naïve 学习", line)
     if flags.fail:
         raise cli.UserError("naïve")
 
-def define_flags(flags):
-    from absl import flags as absl
-    absl.DEFINE_integer("lines", 3, "how many", flag_values=flags)
-    absl.DEFINE_bool("fail", False, "fail at the end", flag_values=flags)
+FLAGS = (
+    cli.Key("--lines", 3, int, "how many", cli.keys.COUNT),
+    cli.Key("--fail", False, bool, "fail at the end"),
+)
 
 if __name__ == "__main__":
-    cli.run(main, define_flags, config=False)
+    cli.run(main, FLAGS, config=False)
 '''
 
 
@@ -46,7 +46,7 @@ def start(tmp_path):
 
 @pytest.mark.parametrize("variables", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("words", [["--help"], ["--lines=3"], ["--lines=30000"]])
-def test_a_reader_that_leaves_ends_a_command_without_a_word(start, words, variables):
+def test_a_closed_pipe_is_not_an_error(start, words, variables):
     process = start(*words, **variables)
     process.stdout.close()  # before a line is read: what `| head -3` does is a race
     assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
@@ -64,7 +64,7 @@ def test_help_of_train_into_a_closed_pipe_prints_no_traceback(start):
 @pytest.mark.parametrize(
     ("words", "code"), [(["--lines=3"], 0), (["--lines=30000"], 0), (["--help"], 0), (["--fail"], 2)]
 )
-def test_a_full_standard_output_changes_no_exit_code_and_is_one_line(start, words, code):
+def test_a_full_standard_output_is_reported_and_changes_no_exit_code(start, words, code):
     with open("/dev/full", "w") as full:
         process = start(*words, stdout=full)
         _, err = process.communicate(timeout=60)
@@ -90,14 +90,14 @@ def test_a_full_standard_error_changes_no_exit_code(start):
     ],
     ids=["ascii", "C", "latin-1"],
 )
-def test_characters_that_a_terminal_lacks_are_replaced(start, variables):
+def test_unencodable_characters_are_replaced(start, variables):
     out, err = (process := start("--lines=1", **variables)).communicate(timeout=60)
     assert (process.returncode, err) == (0, b"") and out.endswith(b"?? 0\n")
     _, err = (process := start("--fail", **variables)).communicate(timeout=60)
     assert process.returncode == 2 and err.startswith(b"error: na")
 
 
-def test_streams_are_what_they_were_afterwards_also_where_there_are_none(monkeypatch):
+def test_streams_are_restored(monkeypatch):
     before = sys.stdout, sys.stderr
     with tolerant_output():
         print("seen")

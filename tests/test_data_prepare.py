@@ -13,22 +13,22 @@ import numpy as np
 import pytest
 from data_specs import data_spec, sentences, write_corpus
 
-from smallbatch.data import shards
+from smallbatch.data import dataset as datasets
+from smallbatch.data.dataset import Dataset, open_dataset
 from smallbatch.data.prepare import dataset_dir, lookup, prepare, vocab_size
-from smallbatch.data.shards import Dataset, TokenArray, open_dataset
 from smallbatch.data.sources import validation_spec
 from smallbatch.errors import UserError
 
 EOD = 255
 
 
-def held_out(text: str, frac: float = 0.2) -> bool:
+def is_validation(text: str, frac: float = 0.2) -> bool:
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64 < frac
 
 
-def tokens(array: TokenArray) -> list[int]:
-    return array.window(0, len(array)).tolist()
+def tokens(array: np.ndarray) -> list[int]:
+    return array.tolist()
 
 
 def byte_stream(documents: list[str]) -> list[int]:
@@ -36,16 +36,15 @@ def byte_stream(documents: list[str]) -> list[int]:
 
 
 def prepared(tmp_path: Path, documents: list[str], name: str = "corpus", **changes) -> Dataset:
-    shard = {key: changes.pop(key) for key in ("tokens_per_shard",) if key in changes}
     spec = data_spec(tmp_path / "cache", source=write_corpus(tmp_path / name, documents), **changes)
-    return prepare(spec, **shard)
+    return prepare(spec)
 
 
-def test_both_splits_are_the_documents_between_end_of_document_tokens(tmp_path):
+def test_splits_are_documents_between_end_of_document_tokens(tmp_path):
     documents = sentences(80)
     dataset = prepared(tmp_path, documents)
-    train = [text for text in documents if not held_out(text)]
-    validation = [text for text in documents if held_out(text)]
+    train = [text for text in documents if not is_validation(text)]
+    validation = [text for text in documents if is_validation(text)]
     assert len(validation) > 5
     assert tokens(dataset.train) == byte_stream(train)
     assert tokens(dataset.validation) == byte_stream(validation)
@@ -53,29 +52,29 @@ def test_both_splits_are_the_documents_between_end_of_document_tokens(tmp_path):
     for counts, texts in ((meta.train, train), (meta.validation, validation)):
         size = sum(len(text.encode()) for text in texts)
         assert (counts.documents, counts.bytes, counts.tokens) == (len(texts), size, size + len(texts) + 1)
-    # What bits per byte rests on: targets that are not an end of document spell exactly the counted bytes.
+    # Bits per byte depends on this: targets other than the end of a document are exactly the counted bytes.
     targets = tokens(dataset.validation)[1:]
     assert sum(token != EOD for token in targets) == meta.validation.bytes
     assert (meta.vocab_size, meta.eod_id, meta.dtype) == (256, EOD, "uint16")
 
 
-def test_the_split_ignores_order_and_other_documents_and_keeps_duplicates_together(tmp_path):
+def test_split_of_a_document_depends_on_its_text_alone(tmp_path):
     documents = sentences(80)
     other = documents[::2] + documents + sentences(30, seed=9)
     random.Random(0).shuffle(other)
     dataset = prepared(tmp_path, other)
 
-    def parts(array: TokenArray) -> set[bytes]:
+    def parts(array: np.ndarray) -> set[bytes]:
         return set(bytes(tokens(array)).strip(b"\xff").split(b"\xff"))
 
-    assert parts(dataset.train) == {text.encode() for text in other if not held_out(text)}
-    assert parts(dataset.validation) == {text.encode() for text in other if held_out(text)}
+    assert parts(dataset.train) == {text.encode() for text in other if not is_validation(text)}
+    assert parts(dataset.validation) == {text.encode() for text in other if is_validation(text)}
     assert not parts(dataset.train) & parts(dataset.validation)
 
 
 def test_dropping_the_last_validation_document_changes_no_training_token(tmp_path):
     documents = sentences(80)
-    last = max(n for n, text in enumerate(documents) if held_out(text))
+    last = max(n for n, text in enumerate(documents) if is_validation(text))
     whole = prepared(tmp_path, documents, "whole")
     fewer = prepared(tmp_path, documents[:last] + documents[last + 1 :], "fewer")
     assert whole.meta.validation_sha256 != fewer.meta.validation_sha256
@@ -84,9 +83,9 @@ def test_dropping_the_last_validation_document_changes_no_training_token(tmp_pat
     assert tokens(whole.train) == tokens(fewer.train)
 
 
-def test_the_validation_set_stops_before_its_limit_and_the_rest_is_unused(tmp_path):
+def test_validation_set_ends_before_its_limit(tmp_path):
     documents = sentences(80)
-    validation = [text for text in documents if held_out(text)]
+    validation = [text for text in documents if is_validation(text)]
     sizes = [len(text.encode()) for text in validation]
     limit = sum(sizes[:3]) + sizes[3] - 1  # one byte short of the fourth; later ones would fit
     dataset = prepared(tmp_path, documents, validation_max_bytes=limit)
@@ -99,23 +98,7 @@ def test_the_validation_set_stops_before_its_limit_and_the_rest_is_unused(tmp_pa
     assert exact.meta.validation.documents == 4
 
 
-def test_shards_of_any_size_hold_the_same_stream(tmp_path):
-    documents = sentences(40)
-    whole = prepared(tmp_path, documents, "a")
-    for size in (1000, 7):
-        cut = prepared(tmp_path, documents, f"b{size}", tokens_per_shard=size)
-        files = sorted(cut.dir.glob("train_*.bin"))
-        assert [path.name for path in files[:2]] == ["train_00000.bin", "train_00001.bin"]
-        assert {path.stat().st_size for path in files[:-1]} == {2 * size}
-        assert tokens(cut.train) == tokens(whole.train)
-        assert tokens(cut.validation) == tokens(whole.validation)
-        assert cut.meta.sha256 == whole.meta.sha256
-    data = b"".join(path.read_bytes() for path in sorted(cut.dir.glob("train_*.bin")))
-    assert hashlib.sha256(data).hexdigest() == whole.meta.train_sha256
-    np.testing.assert_array_equal(np.frombuffer(data, "<u2"), tokens(whole.train))
-
-
-def test_a_prepared_dataset_is_reused_and_a_changed_corpus_is_not_mistaken_for_it(tmp_path):
+def test_dataset_is_reused_until_the_corpus_changes(tmp_path):
     documents = sentences(40)
     spec = data_spec(tmp_path / "cache", source=write_corpus(tmp_path / "corpus", documents))
     assert lookup(spec) is None
@@ -129,7 +112,7 @@ def test_a_prepared_dataset_is_reused_and_a_changed_corpus_is_not_mistaken_for_i
     assert prepare(spec).meta.sha256 != first.meta.sha256
 
 
-def test_every_field_that_changes_tokens_changes_the_directory_and_no_other(tmp_path):
+def test_directory_depends_on_the_fields_that_change_tokens(tmp_path):
     text = data_spec(tmp_path, source=write_corpus(tmp_path / "corpus", sentences(3)))
     tfds = data_spec(tmp_path, source="tfds:c4/en")
     (tmp_path / "t.bin").write_bytes(bytes(8))
@@ -147,12 +130,12 @@ def test_every_field_that_changes_tokens_changes_the_directory_and_no_other(tmp_
     assert dataset_dir(tfds).name.startswith("tfds-c4-en-bytes-")
 
 
-def test_a_corpus_without_both_sides_says_what_to_change(tmp_path):
-    with pytest.raises(UserError, match=r"no document was held out at .*=0\.0; raise it"):
+def test_empty_split_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"validation split has no document at .*=0\.0; raise it"):
         prepared(tmp_path, sentences(5), validation_frac=0.0)
-    with pytest.raises(UserError, match=r"every document was held out .*document_separator"):
+    with pytest.raises(UserError, match=r"training split has no document at .*document_separator"):
         prepared(tmp_path, sentences(5), validation_frac=1.0)
-    with pytest.raises(UserError, match=r"first held-out document is larger than .*_max_bytes=3; raise it"):
+    with pytest.raises(UserError, match=r"first document of the validation split is larger .*_max_bytes=3; raise"):
         prepared(tmp_path, sentences(50), validation_max_bytes=3)
     assert not list((tmp_path / "cache").glob("*.partial"))
 
@@ -167,12 +150,12 @@ def test_a_corpus_without_both_sides_says_what_to_change(tmp_path):
         lambda d: edit_meta(d, "format_version", 99),
         lambda d: edit_meta(d, "train", {"tokens": 1}),
         lambda d: edit_meta(d, "surplus", 1),
-        lambda d: (d / "train_00000.bin").unlink(),
-        lambda d: os.truncate(d / "train_00000.bin", 10),
-        lambda d: (d / "validation_00000.bin").write_bytes(bytes(10**5)),
+        lambda d: (d / "train.bin").unlink(),
+        lambda d: os.truncate(d / "train.bin", 10),
+        lambda d: (d / "validation.bin").write_bytes(bytes(10**5)),
     ],
 )
-def test_a_damaged_dataset_is_one_line_that_names_the_directory_to_delete(tmp_path, damage):
+def test_error_of_a_damaged_dataset_names_the_directory(tmp_path, damage):
     dataset = prepared(tmp_path, sentences(40))
     damage(dataset.dir)
     with pytest.raises(UserError) as error:
@@ -193,7 +176,7 @@ from smallbatch.data import prepare
 from smallbatch.specs import DataSpec
 if "no build" in sys.argv:
     prepare._build = None
-if "small disk" in sys.argv:  # no file may grow beyond this: the nearest thing to a full disk without a mount
+if "small disk" in sys.argv:  # no file may grow beyond this: like a full disk
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 print(prepare.prepare({spec!r}).meta.sha256)
 """
@@ -205,7 +188,7 @@ def child(spec, *arguments: str) -> subprocess.Popen:
 
 
 def large_corpus(tmp_path: Path) -> str:
-    """Write 16 MB, which take about a second: long enough to be interrupted in the middle."""
+    """Write 16 MB, which take about a second: long enough to be interrupted."""
     line = "x" * 1000
     with (tmp_path / "large.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": f"{n} {line}"}) + "\n" for n in range(16_000))
@@ -214,7 +197,7 @@ def large_corpus(tmp_path: Path) -> str:
 
 def wait_until_writing(spec) -> Path:
     partial = dataset_dir(spec).with_name(dataset_dir(spec).name + ".partial")
-    shard = partial / "train_00000.bin"
+    shard = partial / "train.bin"
     deadline = time.monotonic() + 60
     while not (shard.exists() and shard.stat().st_size > 0):
         assert time.monotonic() < deadline
@@ -222,7 +205,7 @@ def wait_until_writing(spec) -> Path:
     return partial
 
 
-def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_over(tmp_path):
+def test_killed_prepare_leaves_no_dataset_and_the_next_one_restarts(tmp_path):
     source = large_corpus(tmp_path)
     spec = data_spec(tmp_path / "cache", source=source, validation_max_bytes=10**7)
     process = child(spec)
@@ -231,17 +214,17 @@ def test_a_killed_prepare_leaves_no_dataset_and_the_next_one_starts_over(tmp_pat
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert partial.exists() and not (partial / "meta.json").exists()  # it was in the middle
-    (partial / "train_00009.bin").write_bytes(b"debris")
+    (partial / "other.bin").write_bytes(b"debris")
     assert lookup(spec) is None
     dataset = prepare(spec)
     assert not partial.exists()
-    assert not (dataset.dir / "train_00009.bin").exists()
+    assert not (dataset.dir / "other.bin").exists()
     never_killed = prepare(dataclasses.replace(spec, cache_dir=str(tmp_path / "other")))
     assert dataset.meta == never_killed.meta
     assert dataset.meta.train.documents + dataset.meta.validation.documents == 16_000
 
 
-def test_of_two_processes_one_builds_and_the_other_waits_and_reuses(tmp_path):
+def test_second_process_waits_and_reuses_the_dataset(tmp_path):
     spec = data_spec(tmp_path / "cache", source=large_corpus(tmp_path), validation_max_bytes=10**7)
     first = child(spec)
     wait_until_writing(spec)
@@ -255,7 +238,7 @@ def test_of_two_processes_one_builds_and_the_other_waits_and_reuses(tmp_path):
     assert outputs[0] == outputs[1] != ""
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     spec = data_spec(tmp_path / "cache", source=large_corpus(tmp_path))
     process = child(spec, "small disk")
     message = process.communicate()[1].splitlines()[-1]
@@ -264,7 +247,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
-def test_a_cache_directory_that_cannot_be_made_is_one_line(tmp_path):
+def test_uncreatable_cache_directory_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     source = write_corpus(tmp_path / "corpus", sentences(20))
     with pytest.raises(UserError, match=r"cannot write the dataset .*Not a directory.*data\.cache_dir"):
@@ -277,9 +260,9 @@ def token_file(tmp_path: Path, ids, dtype: str = "<u2", **changes):
     return data_spec(tmp_path / "cache", source=f"tokens:{tmp_path}/tokens.bin", **changes)
 
 
-def test_the_tail_of_a_token_file_is_held_out(tmp_path):
+def test_validation_set_of_tokens_is_their_end(tmp_path):
     ids = np.random.default_rng(0).integers(0, 1000, 5000)
-    dataset = prepare(token_file(tmp_path, ids, validation_max_bytes=600), tokens_per_shard=700)
+    dataset = prepare(token_file(tmp_path, ids, validation_max_bytes=600))
     assert tokens(dataset.train) == ids[:4000].tolist()
     assert tokens(dataset.validation) == ids[4000:4300].tolist()  # 600 bytes of uint16
     meta = dataset.meta
@@ -289,8 +272,8 @@ def test_the_tail_of_a_token_file_is_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("ends_with_eod", [True, False])
-def test_a_token_file_with_an_end_of_document_is_cut_and_held_out_by_document(tmp_path, monkeypatch, ends_with_eod):
-    from smallbatch.data import token_file as module
+def test_token_documents_are_split_by_a_hash(tmp_path, monkeypatch, ends_with_eod):
+    from smallbatch.data import validation_split as module
 
     monkeypatch.setattr(module, "BLOCK_TOKENS", 64)  # documents straddle the blocks that are read
     chance = np.random.default_rng(1)
@@ -299,12 +282,12 @@ def test_a_token_file_with_an_end_of_document_is_cut_and_held_out_by_document(tm
     spec = token_file(tmp_path, ids if ends_with_eod else ids[:-1], tokens_eod_id=0)
     dataset = prepare(spec)
 
-    def is_held_out(document):
+    def in_validation(document):
         digest = hashlib.blake2b(np.array(document, "<u4").tobytes(), digest_size=8).digest()
         return int.from_bytes(digest, "little") / 2**64 < 0.2
 
     for array, side in ((dataset.train, False), (dataset.validation, True)):
-        kept = [document for document in documents if document and is_held_out(document) is side]
+        kept = [document for document in documents if document and in_validation(document) is side]
         assert kept
         assert tokens(array) == [0] + [token for document in kept for token in [*document, 0]]
     (tmp_path / "wide").mkdir()
@@ -319,18 +302,18 @@ def test_large_vocabularies_are_stored_as_uint32(tmp_path):
     assert tokens(dataset.train) == ids[:80].tolist()
 
 
-def test_bad_token_files_are_one_line_each(tmp_path):
+def test_bad_token_files_are_errors(tmp_path):
     ids = np.full(5000, 7)
     with pytest.raises(UserError, match=r"data\.tokens_vocab_size is unset"):
         prepare(token_file(tmp_path, ids, tokens_vocab_size=None))
     ids[4321] = 1000
-    with pytest.raises(UserError, match=r"token 4321 is 1000, outside data.tokens_vocab_size=1000"):
+    with pytest.raises(UserError, match=r"token 4321 is 1000, not below data.tokens_vocab_size=1000"):
         prepare(token_file(tmp_path, ids))
-    with pytest.raises(UserError, match="tokens_eod_id=1000 is not one of the 1000 ids"):
+    with pytest.raises(UserError, match=r"tokens_eod_id=1000 is not in \[0, "):
         vocab_size(token_file(tmp_path, ids, tokens_eod_id=1000))
     spec = token_file(tmp_path, ids)
     (tmp_path / "tokens.bin").write_bytes(bytes(101))
-    with pytest.raises(UserError, match="101 bytes, which is no whole number of uint16 tokens"):
+    with pytest.raises(UserError, match="101 bytes, which is not a whole number of uint16 tokens"):
         prepare(spec)
     (tmp_path / "tokens.bin").write_bytes(b"")
     with pytest.raises(UserError, match="0 bytes"):
@@ -340,7 +323,7 @@ def test_bad_token_files_are_one_line_each(tmp_path):
     with pytest.raises(UserError, match=r"is a \.npy file"):
         prepare(spec)
     (tmp_path / "tokens.bin").unlink()
-    with pytest.raises(UserError, match=r"cannot read .*tokens.bin: No such file"):
+    with pytest.raises(UserError, match=r"no file matches .*tokens.bin"):
         prepare(spec)
     with pytest.raises(UserError, match="bpe:300' cannot be trained"):
         prepare(token_file(tmp_path, np.full(5000, 7), tokenizer="bpe:300"))
@@ -353,8 +336,8 @@ def llm_c_file(path: Path, ids, dtype: str = "<u2", magic: int = 20240520, versi
     path.write_bytes(header.tobytes() + np.asarray(ids, dtype=dtype).tobytes())
 
 
-def test_token_shards_of_a_glob_are_concatenated_in_name_order(tmp_path, monkeypatch):
-    from smallbatch.data import token_file as module
+def test_token_files_are_concatenated_in_path_order(tmp_path, monkeypatch):
+    from smallbatch.data import validation_split as module
 
     monkeypatch.setattr(module, "BLOCK_TOKENS", 64)  # blocks straddle the files
     ids = np.random.default_rng(0).integers(0, 100, 1000)
@@ -373,7 +356,7 @@ def test_token_shards_of_a_glob_are_concatenated_in_name_order(tmp_path, monkeyp
     assert lookup(dataclasses.replace(spec, source=f"tokens:{tmp_path}/*.bin")) is None  # one more is another corpus
 
 
-def test_a_llama_3_file_of_llm_c_has_uint32_tokens(tmp_path):
+def test_llama_3_file_of_llm_c_has_uint32_tokens(tmp_path):
     llm_c_file(tmp_path / "t.bin", np.arange(70_000, 70_100), "<u4", 20240801, 7)
     spec = data_spec(tmp_path / "c", source=f"tokens:{tmp_path}/t.bin", tokens_vocab_size=80_000, tokens_dtype="uint32")
     assert tokens(prepare(spec).train) == list(range(70_000, 70_080))
@@ -381,7 +364,7 @@ def test_a_llama_3_file_of_llm_c_has_uint32_tokens(tmp_path):
         prepare(dataclasses.replace(spec, tokens_dtype="uint16", tokens_vocab_size=1000))
 
 
-def test_token_shards_that_do_not_fit_together_are_named(tmp_path):
+def test_errors_name_inconsistent_token_files(tmp_path):
     spec = data_spec(tmp_path / "cache", source=f"tokens:{tmp_path}/*.bin", tokens_vocab_size=1000)
     with pytest.raises(UserError, match=r"no file matches '.*/\*\.bin'"):
         prepare(spec)
@@ -397,14 +380,14 @@ def test_token_shards_that_do_not_fit_together_are_named(tmp_path):
         prepare(spec)
 
 
-def test_a_validation_set_without_a_target_is_refused(tmp_path):
+def test_validation_set_of_one_token_is_an_error(tmp_path):
     (tmp_path / "z.bin").write_bytes(bytes(6000))
     spec = data_spec(tmp_path / "c", source=f"tokens:{tmp_path}/z.bin", tokens_vocab_size=256, validation_max_bytes=2)
     with pytest.raises(UserError, match=r"validation set has 1 token.*data\.validation_max_bytes=2"):
         prepare(spec)
 
 
-def test_a_given_validation_source_is_the_validation_set_and_all_else_is_trained_on(tmp_path, capsys):
+def test_validation_source_is_the_validation_set(tmp_path, capsys):
     documents, other = sentences(40), sentences(50, seed=5)[40:]
     validation_source = write_corpus(tmp_path / "other", [*other, documents[3], documents[3]])
     dataset = prepared(tmp_path, documents, validation_source=validation_source)
@@ -417,13 +400,13 @@ def test_a_given_validation_source_is_the_validation_set_and_all_else_is_trained
     limited = prepared(tmp_path, documents, validation_source=validation_source, validation_max_bytes=500)
     assert tokens(limited.validation) == tokens(dataset.validation)[: len(limited.validation)]
     assert limited.dir != dataset.dir
-    assert "raise data.validation_max_bytes, 500, to use all of it" in "".join(capsys.readouterr())
+    assert "raise data.validation_max_bytes=500 to use all of it" in "".join(capsys.readouterr())
     (tmp_path / "other" / "99999.txt").write_text("one more document")
     spec = data_spec(tmp_path / "cache", source=f"text:{tmp_path}/corpus/*.txt", validation_source=validation_source)
     assert lookup(spec) is None
 
 
-def test_a_given_token_file_is_the_validation_set(tmp_path):
+def test_validation_source_can_be_a_token_file(tmp_path):
     ids = np.random.default_rng(0).integers(0, 1000, 900)
     (tmp_path / "val.bin").write_bytes(ids[:200].astype("<u2").tobytes())
     dataset = prepare(token_file(tmp_path, ids, validation_source=f"tokens:{tmp_path}/val.bin"))
@@ -434,46 +417,46 @@ def test_a_given_token_file_is_the_validation_set(tmp_path):
     ("tokens:t.bin", "text:*.txt"), ("text:*.txt", "tokens:t.bin"), ("text:*.txt", "split:validation"),
     ("tfds:x", "split:train"), ("text:*.txt", "pystdlib"), ("text:*.txt", "text:"),
 ])  # fmt: skip
-def test_a_validation_source_that_does_not_go_with_the_source_is_refused(tmp_path, source, given):
+def test_validation_source_must_fit_the_source(tmp_path, source, given):
     with pytest.raises(UserError, match="validation_source"):
         validation_spec(data_spec(tmp_path, source=source, validation_source=given))
 
 
-def test_another_split_of_a_tfds_dataset_is_a_validation_source(tmp_path):
+def test_validation_source_can_be_a_tfds_split(tmp_path):
     given = validation_spec(data_spec(tmp_path, source="tfds:c4/en", validation_source="split:validation"))
     assert given is not None and (given.source, given.split, given.validation_frac) == ("tfds:c4/en", "validation", 1.0)
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_changed_tokens_are_an_error_that_names_the_shard(tmp_path, split):
-    dataset = prepared(tmp_path, sentences(40), tokens_per_shard=300)
-    shard = dataset.dir / f"{split}_00001.bin"
+def test_error_names_the_file_of_changed_tokens(tmp_path, split):
+    dataset = prepared(tmp_path, sentences(40))
+    shard = dataset.dir / f"{split}.bin"
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(UserError) as error:
         open_dataset(dataset.dir)
-    assert f"the tokens in {split}_00001.bin have changed" in str(error.value)
+    assert f"the tokens in {split}.bin have changed" in str(error.value)
     assert f"delete the directory {dataset.dir} and prepare again" in str(error.value)
 
 
-def test_validation_shards_are_verified_though_their_stamps_are_unchanged(tmp_path):
+def test_validation_tokens_are_always_verified(tmp_path):
     dataset = prepared(tmp_path, sentences(40))
-    shard = dataset.dir / "validation_00000.bin"
+    shard = dataset.dir / "validation.bin"
     status = shard.stat()
     with shard.open("r+b") as file:
         file.write(b"\x07")
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(UserError, match=r"the tokens in validation_00000\.bin have changed"):
+    with pytest.raises(UserError, match=r"the tokens in validation\.bin have changed"):
         open_dataset(dataset.dir)
 
 
-def test_training_shards_are_hashed_once_per_change(tmp_path, monkeypatch):
+def test_training_tokens_are_hashed_once_per_change(tmp_path, monkeypatch):
     dataset = prepared(tmp_path, sentences(40))
     hashed = []
-    verify = shards._verify_split
-    monkeypatch.setattr(shards, "_verify_split", lambda split, *rest: (hashed.append(split), verify(split, *rest)))
+    verify = datasets._verify_digest
+    monkeypatch.setattr(datasets, "_verify_digest", lambda path, sha: (hashed.append(path.stem), verify(path, sha)))
     open_dataset(dataset.dir)
     assert hashed == ["validation"]  # `prepare` hashed the training tokens when it wrote them
-    os.utime(dataset.dir / "train_00000.bin")
+    os.utime(dataset.dir / "train.bin")
     open_dataset(dataset.dir)
     open_dataset(dataset.dir)
     assert hashed == ["validation", "validation", "train", "validation"]
@@ -487,7 +470,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "smallbatch.prepare", *arguments], capture_output=True, text=True)
 
 
-def test_the_command_says_where_the_data_is_and_errors_are_one_line(tmp_path):
+def test_command_prints_the_directory_and_one_line_errors(tmp_path):
     source = write_corpus(tmp_path / "corpus", sentences(200))
     flags = [f"--config.data.source={source}", f"--config.data.cache_dir={tmp_path}/cache"]
     done = command(*flags)
@@ -500,7 +483,7 @@ def test_the_command_says_where_the_data_is_and_errors_are_one_line(tmp_path):
     assert failed.stderr.startswith("error: no file matches 'nothing/*.txt'")
 
 
-def test_preparing_starts_neither_jax_nor_any_heavy_library_until_it_is_needed():
+def test_importing_prepare_imports_no_heavy_library():
     heavy = {"jax", "grain", "tensorflow_datasets", "tensorflow", "pyarrow", "tokenizers"}
     code = f"import sys, smallbatch.prepare, smallbatch.data.stream; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

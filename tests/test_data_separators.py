@@ -1,7 +1,6 @@
-"""`data.document_separator`: escapes, line ends, and time that grows linearly with the text."""
+"""`data.document_separator`: escapes and line ends."""
 
 import hashlib
-import io
 import time
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from data_specs import data_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallbatch.data import sources
-from smallbatch.data.prepare import prepare
+from smallbatch.data import separators, sources
 from smallbatch.errors import UserError
 
 CASES = Path(__file__).parent / "cases"
@@ -22,11 +20,9 @@ def read(tmp_path: Path, content: bytes, separator: str) -> list[str]:
     return list(sources.documents(data_spec(tmp_path, source=f"text:{tmp_path}/a.txt", document_separator=separator)))
 
 
-def test_a_text_with_crlf_is_cut_at_blank_lines_by_the_separator_as_a_shell_passes_it(tmp_path):
-    source = f"text:{CASES}/crlf_blank_lines.txt"
-    for separator in (r"\n\n", "\n\n", r"\r\n\r\n"):
-        dataset = prepare(data_spec(tmp_path, source=source, document_separator=separator))
-        assert (dataset.meta.train.documents or 0) + (dataset.meta.validation.documents or 0) == 400
+@pytest.mark.parametrize("separator", [r"\n\n", "\n\n", r"\r\n\r\n"])
+def test_escaped_and_plain_line_ends_match_crlf(tmp_path, separator):
+    assert len(read(tmp_path, (CASES / "crlf_blank_lines.txt").read_bytes(), separator)) == 400
 
 
 @pytest.mark.parametrize(
@@ -42,27 +38,26 @@ def test_a_text_with_crlf_is_cut_at_blank_lines_by_the_separator_as_a_shell_pass
         (b"a\x00b", r"\u0000", ["a", "b"]),
         (rb"a\nb", r"\\n", ["a", "b"]),
         (b"a.b", ".", ["a", "b"]),
+        ("café||🙂 b\n||||  ||c |".encode(), "||", ["café", "🙂 b\n", "c |"]),
     ],
 )
-def test_escapes_and_line_ends_of_a_separator(tmp_path, content, separator, documents):
+def test_text_is_split_at_the_separator(tmp_path, content, separator, documents):
     assert read(tmp_path, content, separator) == documents
 
 
-def test_one_crlf_is_no_blank_line(tmp_path):
-    with pytest.raises(UserError, match="occurs in none"):
-        read(tmp_path, b"a\r\nb\r\nc", r"\n\n")
-
-
 @pytest.mark.parametrize("separator", [r"\d", "\\", r"\u12"])
-def test_an_unknown_escape_is_refused_with_those_that_are_allowed(tmp_path, separator):
+def test_unknown_escape_is_an_error(tmp_path, separator):
     with pytest.raises(UserError, match=r"is not one of the escapes \\n, .*write \\\\ for a backslash"):
         read(tmp_path, b"a", separator)
 
 
-def test_a_separator_that_occurs_in_no_file_is_refused(tmp_path):
-    (tmp_path / "b.txt").write_text("no separator here")
+def test_separator_that_occurs_nowhere_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="occurs in none"):
+        read(tmp_path, b"a\r\nb\r\nc", r"\n\n")  # one CRLF is one line end
     with pytest.raises(UserError, match=r"document_separator='<\|end\|>' occurs in none of the 1 \.txt files"):
         read(tmp_path, b"one document", "<|end|>")
+    with pytest.raises(UserError, match="must not be empty"):
+        read(tmp_path, b"one document", "")
     (tmp_path / "c.jsonl").write_text('{"text": "a"}')
     spec = data_spec(tmp_path, source=f"text:{tmp_path}/c.jsonl", document_separator="<|end|>")
     with pytest.raises(UserError, match=r"applies only to \.txt files, and none of the 1 files is one"):
@@ -76,43 +71,25 @@ PIECES = st.lists(st.sampled_from(["\r", "\n", "\r\n", "a", "é", "--"]), max_si
 SEPARATORS = st.sampled_from(["\n", "\n\n", "a\n", "\n\na", "--", "\n--\n"])
 
 
-@given(text=PIECES, separator=SEPARATORS, block_bytes=st.integers(1, 9))
-def test_cuts_do_not_depend_on_the_blocks_that_are_read(text, separator, block_bytes):
-    from smallbatch.data import separators
-
-    def cut(size: int) -> list[tuple[int, bytes]]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(separators, "BLOCK_BYTES", size)
-            compiled = separators.compile_separator(separator)
-            pieces = list(compiled.cut(io.BytesIO(text.encode())))
-            assert compiled.occurs_in(io.BytesIO(text.encode())) is (len(pieces) > 1)
-            return pieces
-
-    whole = cut(10**6)
-    assert cut(block_bytes) == whole
-    assert all(text.encode()[start:].startswith(piece) for start, piece in whole)
-    plain = text.replace("\r\n", "\n").replace("\r", "\n")
-    assert [piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n").decode() for _, piece in whole] == plain.split(
-        separator
-    )
+@given(text=PIECES, separator=SEPARATORS)
+def test_pieces_equal_those_of_str_split_with_unix_line_ends(text, separator):
+    pieces = list(separators.cut(text.encode(), separators.compiled(separator)))
+    assert all(text.encode()[start:].startswith(piece) for start, piece in pieces)
+    unix = [piece.decode().replace("\r\n", "\n").replace("\r", "\n") for _, piece in pieces]
+    assert unix == text.replace("\r\n", "\n").replace("\r", "\n").split(separator)
 
 
-def test_the_time_of_cutting_a_long_text_is_linear_in_its_size(tmp_path, monkeypatch):
-    """The separator occurs at the very end, so the whole text is one document that is searched."""
-    from smallbatch.data import separators
-
-    monkeypatch.setattr(separators, "BLOCK_BYTES", 2**17)
+def test_time_is_linear_in_the_length_of_the_text(tmp_path):
+    """The separator occurs at the very end, so the whole text is searched as one document."""
 
     def cpu_secs(size: int) -> float:
-        path = tmp_path / f"{size}.txt"
-        path.write_bytes(hashlib.shake_128(b"text").digest(64).hex().encode() * (size // 128) + b"<|end|>last")
-        spec = data_spec(tmp_path, source=f"text:{path}", document_separator="<|end|>")
+        content = hashlib.shake_128(b"text").digest(64).hex().encode() * (size // 128) + b"<|end|>last"
         times = []
         for _ in range(3):
             start = time.process_time()
-            assert len(list(sources.documents(spec))) == 2
+            assert len(read(tmp_path, content, "<|end|>")) == 2
             times.append(time.process_time() - start)
         return min(times)
 
-    # 4 times in linear time, 16 times in quadratic time; the smaller text may profit from the cache
+    # 4 times in linear time, 16 times in quadratic time
     assert cpu_secs(64 * 2**20) < 8 * cpu_secs(16 * 2**20)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from data_specs import data_spec, sentences, write_corpus
 
+from smallbatch.data.dataset import Counts, Dataset, DatasetMeta
 from smallbatch.data.prepare import prepare
-from smallbatch.data.shards import Counts, Dataset, DatasetMeta, TokenArray
 from smallbatch.data.stream import (
     ROUNDS,
     WRONG_SIZES,
@@ -22,16 +22,16 @@ from smallbatch.errors import UserError
 def counting_dataset(train_tokens: int, validation_tokens: int = 2) -> Dataset:
     """A dataset whose token at position p is p, so that a batch shows where it was read."""
     none = Counts(None, None, None)
-    meta = DatasetMeta(1, "", "", 2**31, None, "uint32", 1, none, none, none, "", "", "", "", {})
-    train = TokenArray([np.arange(train_tokens, dtype=np.uint32)])
-    return Dataset(Path(), meta, train, TokenArray([np.arange(validation_tokens, dtype=np.uint32)]))
+    meta = DatasetMeta(1, "", "", 2**31, None, "uint32", none, none, none, "", "", "", "", {})
+    train, validation = (np.arange(n, dtype=np.uint32) for n in (train_tokens, validation_tokens))
+    return Dataset(Path(), meta, train, validation)
 
 
 def starts(stream: TrainStream, first: int, count: int) -> list[int]:
     return stream.batch(first, count)[:, 0].tolist()
 
 
-def test_the_token_stream_is_identical_at_every_batch_size():
+def test_token_stream_is_identical_at_every_batch_size():
     stream = TrainStream(counting_dataset(801), context_tokens=8, seed=3)  # 100 sequences; 240 cross two epochs
     whole = stream.batch(0, 240)
     for batch in (1, 2, 3, 16, 120):
@@ -41,7 +41,7 @@ def test_the_token_stream_is_identical_at_every_batch_size():
     assert whole.dtype == np.int32 and whole.shape == (240, 9)
 
 
-def test_a_position_does_not_depend_on_what_was_read_before():
+def test_batch_depends_on_its_position_alone():
     walked = TrainStream(counting_dataset(801), 8, seed=0)
     for first in range(500):
         walked.batch(first, 1)
@@ -51,7 +51,7 @@ def test_a_position_does_not_depend_on_what_was_read_before():
     np.testing.assert_array_equal(fresh.batch(777, 4), walked.batch(777, 4))
 
 
-def test_inputs_and_targets_are_the_tokens_of_the_corpus_in_order():
+def test_every_token_but_the_first_is_a_target_once():
     batch = TrainStream(counting_dataset(801), 8, seed=0).batch(0, 100)
     np.testing.assert_array_equal(batch - batch[:, :1], np.tile(np.arange(9), (100, 1)))
     targets = np.sort(batch[:, 1:].ravel())
@@ -73,7 +73,7 @@ def test_every_epoch_is_a_permutation_and_epochs_and_seeds_differ(sequences):
 
 
 @pytest.mark.parametrize("seed, sequences", [(7, 2**16 + 1), (0, 2**18 + 1)])
-def test_an_epoch_has_every_sequence_once_where_grains_shuffle_repeats_one(seed, sequences):
+def test_sizes_where_grain_repeats_an_index_are_corrected(seed, sequences):
     stream = TrainStream(counting_dataset(sequences + 1), 1, seed)
     order = np.fromiter((stream._shuffled(position) for position in range(sequences)), dtype=np.int64)
     assert np.bincount(order, minlength=sequences).tolist() == [1] * sequences
@@ -81,7 +81,7 @@ def test_an_epoch_has_every_sequence_once_where_grains_shuffle_repeats_one(seed,
 
 @pytest.mark.parametrize("seed", [0, 1, 99])
 @pytest.mark.parametrize("power", range(1, 21))
-def test_the_highest_index_repeats_no_other_at_sizes_around_powers_of_two(power, seed):
+def test_highest_index_is_unique_at_sizes_around_powers_of_two(power, seed):
     """A cipher that is too narrow by some bits maps the highest index to where its lower bits alone go."""
     for sequences in (2**power - 1, 2**power, 2**power + 1, 2**power + 2):
         stream = TrainStream(counting_dataset(sequences + 1), 1, seed)
@@ -91,7 +91,7 @@ def test_the_highest_index_repeats_no_other_at_sizes_around_powers_of_two(power,
         assert len(set(ends)) == len(ends) and 0 <= min(ends) <= max(ends) <= last
 
 
-def test_orders_of_sizes_that_grain_shuffles_rightly_are_grains():
+def test_order_equals_grain_at_all_other_sizes():
     from grain.experimental import index_shuffle
 
     for sequences in (2**16, 2**16 + 2, 2**17 + 1, 2**20):
@@ -101,13 +101,13 @@ def test_orders_of_sizes_that_grain_shuffles_rightly_are_grains():
     assert {2**16 + 1, 2**18 + 1, 2**20 + 1} <= WRONG_SIZES and not {2**17 + 1, 2**14 + 1} & WRONG_SIZES
 
 
-def test_a_validation_set_smaller_than_one_sequence_is_refused():
+def test_validation_set_below_one_sequence_is_an_error():
     check_splits(counting_dataset(9, validation_tokens=9), 8)
     with pytest.raises(UserError, match=r"validation split has 8 tokens, and one sequence needs 8 \+ 1; .*max_b"):
         check_splits(counting_dataset(9, validation_tokens=8), 8)
 
 
-def test_sizes_tail_and_a_small_validation_set_are_reported():
+def test_sizes_and_a_small_validation_set_are_reported():
     training, validation, warning = describe_splits(counting_dataset(30, validation_tokens=101), 8)
     assert training.endswith("30 tokens = 3 sequences of 8; the last 5 tokens are never targets")
     assert validation == "validation set: 101 tokens = 12.5 sequences of 8"
@@ -116,7 +116,7 @@ def test_sizes_tail_and_a_small_validation_set_are_reported():
     assert training.endswith("every token but the first is a target")
 
 
-def test_the_order_is_that_of_grains_own_shuffle_with_more_rounds():
+def test_order_equals_grain_shuffle_with_more_rounds():
     import grain
     from grain.experimental import index_shuffle
 
@@ -128,7 +128,7 @@ def test_the_order_is_that_of_grains_own_shuffle_with_more_rounds():
     assert ROUNDS > 4  # why: the next test, which fails at 4
 
 
-def test_sequences_that_follow_each_other_are_not_neighbours_in_the_corpus():
+def test_consecutive_sequences_are_uncorrelated():
     """Random orders of n have lagged correlations of about 1 / sqrt(n); grain's 4 rounds give r = -0.37."""
     sequences = 2**16
     order = np.array(starts(TrainStream(counting_dataset(sequences + 1), 1, seed=0), 0, sequences))
@@ -139,14 +139,14 @@ def test_sequences_that_follow_each_other_are_not_neighbours_in_the_corpus():
     assert abs(near - 200 / sequences) < 5 * 2.1e-4
 
 
-def test_a_corpus_smaller_than_one_sequence_says_so():
+def test_corpus_below_one_sequence_is_an_error():
     with pytest.raises(UserError, match=r"8 tokens, and one sequence needs 8 \+ 1.*context_tokens"):
         TrainStream(counting_dataset(8), 8, seed=0)
     assert TrainStream(counting_dataset(9), 8, seed=0).sequences_per_epoch == 1
 
 
 @pytest.mark.parametrize("context, batch", [(1, 1), (4, 1), (7, 3), (8, 4), (100, 2), (1000, 2)])
-def test_validation_scores_every_target_once_at_every_context_and_batch_size(context, batch):
+def test_validation_includes_every_target_once(context, batch):
     dataset = counting_dataset(9, validation_tokens=101)
     targets, shapes = [], set()
     for tokens_BxT1, weights_BxT in validation_batches(dataset, context, batch):
@@ -160,7 +160,7 @@ def test_validation_scores_every_target_once_at_every_context_and_batch_size(con
     assert targets == list(range(1, 101))
 
 
-def test_the_validation_set_does_not_depend_on_the_shuffle_seed(tmp_path):
+def test_validation_set_does_not_depend_on_the_seed(tmp_path):
     dataset = prepare(data_spec(tmp_path / "cache", source=write_corpus(tmp_path / "corpus", sentences(60))))
 
     def first_after(seed: int) -> np.ndarray:
@@ -168,18 +168,6 @@ def test_the_validation_set_does_not_depend_on_the_shuffle_seed(tmp_path):
         return np.concatenate([tokens for tokens, _ in validation_batches(dataset, 16, 4)])
 
     np.testing.assert_array_equal(first_after(0), first_after(1))
-
-
-def test_windows_across_shards_equal_the_unbroken_array():
-    whole = np.arange(23, dtype=np.uint16)
-    array = TokenArray([whole[:5], whole[5:10], whole[10:15], whole[15:20], whole[20:]])
-    assert len(array) == 23
-    for start in range(23):
-        for length in range(24 - start):
-            np.testing.assert_array_equal(array.window(start, length), whole[start : start + length])
-    for start, length in ((0, 24), (22, 2), (-1, 3), (23, 1)):
-        with pytest.raises(IndexError):
-            array.window(start, length)
 
 
 def test_a_dataset_is_frozen():

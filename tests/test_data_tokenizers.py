@@ -8,7 +8,7 @@ from data_specs import data_spec, sentences, write_corpus
 from smallbatch.data import tokenizers
 from smallbatch.data.prepare import prepare, vocab_size
 from smallbatch.data.tokenizers import BPE_EOD_TOKEN, BytesTokenizer, from_file, split_tokenizer, train_bpe
-from smallbatch.data.validation_split import is_held_out
+from smallbatch.data.validation_split import is_validation
 from smallbatch.errors import UserError
 
 TEXTS = ["def f(x):\n\treturn x\r\n", "naïve café 学习 🙂 \x00", "", "   spaces  ", "a<|endoftext|>b"]
@@ -19,7 +19,7 @@ def bpe():
     return train_bpe(sentences(300), 400)
 
 
-def test_bytes_are_utf8_and_no_text_holds_the_end_of_document():
+def test_bytes_are_utf8_without_the_end_of_document_id():
     tokenizer = BytesTokenizer()
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (256, 255)
     every_character = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
@@ -43,7 +43,7 @@ def test_any_ids_can_be_decoded(bpe):
     assert isinstance(bpe.decode(range(bpe.vocab_size)), str)
 
 
-def test_bpe_has_exactly_the_vocabulary_asked_for_and_is_the_same_each_time(bpe, tmp_path):
+def test_bpe_has_the_requested_vocabulary_and_is_reproducible(bpe, tmp_path):
     assert bpe.vocab_size == 400
     saved = []
     for name, tokenizer in (("a", bpe), ("b", train_bpe(iter(sentences(300)), 400))):
@@ -55,33 +55,33 @@ def test_bpe_has_exactly_the_vocabulary_asked_for_and_is_the_same_each_time(bpe,
     assert len(ids) < len("batch step token loss")
 
 
-def test_bpe_of_a_corpus_too_small_names_a_vocabulary_that_works():
+def test_bpe_error_of_a_small_corpus_suggests_a_vocabulary():
     with pytest.raises(UserError, match=r"too small for a vocabulary of 5000.*bpe:(\d+)") as error:
         train_bpe(["to be or not to be"], 5000)
     size = int(str(error.value).split("bpe:")[1].split()[0])
     assert train_bpe(["to be or not to be"], size).vocab_size == size
 
 
-def test_bpe_is_trained_on_no_held_out_document(tmp_path):
-    """A word of the held-out documents only, so often that it would be merged early, stays in pieces."""
+def test_bpe_is_trained_on_no_validation_document(tmp_path):
+    """A frequent word of the validation documents is not merged into one token."""
     documents = sentences(200)
-    marked = [text + " zyxwvut" * 50 if is_held_out(text.encode(), 0.2) else text for text in documents]
-    # The mark changes the hash: keep those that stay held out, and the training documents as they are.
-    corpus = [new for old, new in zip(documents, marked, strict=True) if new == old or is_held_out(new.encode(), 0.2)]
-    held_out = [text for text in corpus if "zyxwvut" in text]
-    assert held_out
+    marked = [text + " zyxwvut" * 50 if is_validation(text.encode(), 0.2) else text for text in documents]
+    # The mark changes the hash: keep the validation documents that remain in their split.
+    corpus = [new for old, new in zip(documents, marked, strict=True) if new == old or is_validation(new.encode(), 0.2)]
+    validation_texts = [text for text in corpus if "zyxwvut" in text]
+    assert validation_texts
     source = write_corpus(tmp_path / "corpus", corpus)
     dataset = prepare(data_spec(tmp_path, source=source, tokenizer="bpe:400", validation_max_bytes=10**6))
-    assert dataset.meta.validation.documents == len(held_out)
+    assert dataset.meta.validation.documents == len(validation_texts)
     tokenizer = tokenizers.load(dataset.dir)
     assert tokenizer is not None
     (ids,) = tokenizer.encode_batch([" zyxwvut"])
     assert len(ids) >= 7
-    (ids,) = train_bpe(corpus, 400).encode_batch([" zyxwvut"])  # the mark does show when it is seen
+    (ids,) = train_bpe(corpus, 400).encode_batch([" zyxwvut"])  # merged if the validation documents are included
     assert len(ids) <= 2
 
 
-def test_each_tokenizer_is_loaded_as_it_was_saved(bpe, tmp_path):
+def test_saved_tokenizer_equals_loaded_tokenizer(bpe, tmp_path):
     for name, tokenizer in (("bytes", BytesTokenizer()), ("bpe", bpe)):
         directory = tmp_path / name
         directory.mkdir()
@@ -98,7 +98,7 @@ def test_each_tokenizer_is_loaded_as_it_was_saved(bpe, tmp_path):
     assert tokenizers.load(tmp_path) is None
 
 
-def test_a_damaged_saved_tokenizer_is_one_line(bpe, tmp_path):
+def test_damaged_saved_tokenizer_is_one_line(bpe, tmp_path):
     bpe.save(tmp_path)
     for rubbish in ("{", "[]", '{"kind": "json"}', '{"kind": "other"}'):
         (tmp_path / "tokenizer_config.json").write_text(rubbish)
@@ -107,7 +107,7 @@ def test_a_damaged_saved_tokenizer_is_one_line(bpe, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_long_document_is_encoded_in_parts_to_the_same_ids(monkeypatch):
+def test_ids_of_a_long_document_do_not_depend_on_its_parts(monkeypatch):
     text = "\n".join(sentences(2000)) + "\n\n  indented\n\n" + " ".join(sentences(500)) + "\r\nlast\n"
     whole = train_bpe([text], 400)
     (ids,) = whole.encode_batch([text])
@@ -120,7 +120,7 @@ def test_a_long_document_is_encoded_in_parts_to_the_same_ids(monkeypatch):
 
 
 def foreign_tokenizer(path, *special: str, truncation: int | None = None, post_processor: bool = False):
-    """A tokenizer.json as other programs write them: special tokens, truncation, a token put in front."""
+    """Write a tokenizer.json like other programs, with special tokens, truncation and a first token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "hello": 1, "world": 2, "long": 9}, unk_token="<unk>"))
@@ -136,7 +136,7 @@ def foreign_tokenizer(path, *special: str, truncation: int | None = None, post_p
     return path
 
 
-def test_a_tokenizer_file_encodes_the_text_and_nothing_else(tmp_path):
+def test_tokenizer_file_adds_no_special_tokens(tmp_path):
     path = foreign_tokenizer(tmp_path / "t.json", "</s>", truncation=2, post_processor=True)
     tokenizer = from_file(path, None)
     assert [i.tolist() for i in tokenizer.encode_batch(["hello world hello long"])] == [[1, 2, 1, 9]]
@@ -144,7 +144,7 @@ def test_a_tokenizer_file_encodes_the_text_and_nothing_else(tmp_path):
     assert tokenizer.eod_id == 4
 
 
-def test_the_end_of_document_token_of_a_file_is_found_or_asked_for(tmp_path):
+def test_end_of_document_token_is_found_or_set(tmp_path):
     assert from_file(foreign_tokenizer(tmp_path / "a.json", "<eos>"), None).eod_id == 4
     path = foreign_tokenizer(tmp_path / "b.json", "[DONE]")
     with pytest.raises(UserError, match=r"no end-of-document token .*data\.eod_token"):
@@ -157,7 +157,7 @@ def test_the_end_of_document_token_of_a_file_is_found_or_asked_for(tmp_path):
     assert loaded is not None and loaded.eod_id == tokenizer.eod_id == 4
 
 
-def test_what_is_not_a_tokenizer_file_is_one_line(tmp_path):
+def test_invalid_tokenizer_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the tokenizer .*none.json: No such file"):
         from_file(tmp_path / "none.json", None)
     (tmp_path / "x.json").write_text(json.dumps({"model": "none"}))
@@ -169,7 +169,7 @@ def test_what_is_not_a_tokenizer_file_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_tokenizer_file_is_kept_beside_a_corpus_of_tokens_to_decode_its_samples(tmp_path):
+def test_tokenizer_file_is_saved_with_a_token_corpus(tmp_path):
     path = foreign_tokenizer(tmp_path / "t.json", "</s>")
     np.tile(np.array([1, 2, 9], "<u2"), 100).tofile(tmp_path / "t.bin")
     spec = data_spec(tmp_path, source=f"tokens:{tmp_path}/t.bin", tokens_vocab_size=10)
@@ -181,7 +181,7 @@ def test_a_tokenizer_file_is_kept_beside_a_corpus_of_tokens_to_decode_its_sample
         prepare(dataclasses.replace(spec, tokenizer=f"file:{path}", tokens_vocab_size=9))
 
 
-def test_the_vocabulary_is_known_before_anything_is_prepared(tmp_path):
+def test_vocabulary_size_needs_no_preparation(tmp_path):
     path = foreign_tokenizer(tmp_path / "t.json", "</s>")
     assert vocab_size(data_spec(tmp_path)) == 256
     assert vocab_size(data_spec(tmp_path, tokenizer="bpe:8192")) == 8192
@@ -191,6 +191,6 @@ def test_the_vocabulary_is_known_before_anything_is_prepared(tmp_path):
 
 
 @pytest.mark.parametrize("tokenizer", ["byte", "bytes:", "bpe", "bpe:", "bpe:x", "bpe:257", "bpe:-5", "file:"])
-def test_a_malformed_tokenizer_is_named_with_what_is_allowed(tokenizer):
+def test_error_of_a_malformed_tokenizer_lists_the_allowed_forms(tokenizer):
     with pytest.raises(UserError, match=r"bytes, bpe:N .*file:PATH"):
         split_tokenizer(tokenizer)

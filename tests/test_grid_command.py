@@ -206,7 +206,7 @@ def test_the_status_is_read_from_the_directory_alone_which_stays_as_it_is(home, 
     assert [line.split() for line in out.splitlines()] == [["batch", "missing"], ["2", "1"]]
     assert snapshot() == before
     code, _, err = said(monkeypatch, capsys, "--status")
-    assert code == 2 and "which grid?" in err
+    assert code == 2 and "no grid is given" in err
 
 
 def test_workdir_alone_resumes_the_grid_in_it(home, tmp_path, monkeypatch, capsys):
@@ -224,7 +224,7 @@ def test_workdir_alone_resumes_the_grid_in_it(home, tmp_path, monkeypatch, capsy
     assert [cell.id for cell in cells] == [cell.id for cell in directory.read_grid()] and len(chosen) == 4
     for word, words in [
         ("--config.train.batch_size=8", "holds a sweep of another config (train.batch_size: 4 | 8: saved | given)"),
-        ("--config.train.seed=7", "the grid sweeps train.seed; choose among its values with --only=KEY=VALUE"),
+        ("--config.train.seed=7", "the grid sweeps train.seed; select among its values with --only=KEY=VALUE"),
     ]:
         code, _, err = said(monkeypatch, capsys, workdir, word)
         assert code == 2 and words in err and err.count("\n") == 1, err

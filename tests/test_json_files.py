@@ -14,7 +14,8 @@ from test_records import RESULT, train, validation
 from smallbatch import config as configs
 from smallbatch import sample
 from smallbatch.analysis.read import sweeps
-from smallbatch.data import prepare, shards, text_files, tokenizers
+from smallbatch.data import dataset as datasets
+from smallbatch.data import prepare, sources, tokenizers
 from smallbatch.errors import UserError
 from smallbatch.files import json_files
 from smallbatch.grid import cell_locks as claims
@@ -148,8 +149,8 @@ def test_claims_and_groups_of_lanes(tmp_path):
 
 def test_meta_json_of_a_dataset(tmp_path):
     dataset = prepare.prepare(data_spec(tmp_path / "cache", source=write_corpus(tmp_path / "corpus", sentences(30))))
-    meta = dataset.dir / shards.META_FILE
-    attack(meta, json.loads(meta.read_text()), lambda: len(shards.open_dataset(dataset.dir).train))
+    meta = dataset.dir / datasets.META_FILE
+    attack(meta, json.loads(meta.read_text()), lambda: len(datasets.open_dataset(dataset.dir).train))
 
 
 def test_tokenizer_files(tmp_path):
@@ -164,7 +165,7 @@ def test_tokenizer_files(tmp_path):
 
 def test_lines_of_jsonl_text(tmp_path):
     path = tmp_path / "corpus.jsonl"
-    read = lambda: list(text_files.documents([path], "text", None))
+    read = lambda: list(sources.documents(data_spec(tmp_path, source=f"text:{path}")))
     for content in [*(text.encode() for text in MALFORMED), *BYTES]:
         path.write_bytes(b'{"text": "x"}\n' + content + b"\n")
         assert ends_well(path, read) or not content.strip()
@@ -199,20 +200,25 @@ def test_the_description_of_a_checkpoint(tmp_path, content):
         Checkpoints(tmp_path).restore(abstract(state_of(0)), pytest.fail)
 
 
-def test_a_mismatch_is_told_with_key_value_and_what_is_allowed():
+def test_a_mismatch_names_the_key_the_value_and_the_shape():
     shape = {"a": int, "b": {"c": float | None}, "d": [str]}
     sound = {"a": 1, "b": {"c": None, "more": 1}, "d": ["x"]}
     assert json_files.mismatch(sound, shape) == "" == json_files.mismatch(sound | {"b": {"c": 3}}, shape)
     assert json_files.mismatch([], shape) == "it is [], not an object"
-    assert json_files.mismatch(sound | {"a": True}, shape) == "a is True, not a whole number"
+    assert json_files.mismatch(sound | {"a": True}, shape) == "a is True, not an integer"
     assert json_files.mismatch(sound | {"b": {}}, shape) == "the key b.c is missing"
     assert json_files.mismatch(sound | {"b": {"c": "x"}}, shape) == "b.c is 'x', not a number or null"
     assert json_files.mismatch(sound | {"d": ["x", 3]}, shape) == "d.1 is 3, not text"
 
 
-def test_no_module_parses_json_files_by_itself():
-    package = Path(json_files.__file__).parent
-    messages = {"training/hosts.py", "grid/worker.py", "grid/local.py", "grid/ray_engine.py"}  # between our processes
+def test_only_json_files_parses_json():
+    package = Path(json_files.__file__).parents[1]
+    messages = {
+        "training/distributed.py",
+        "grid/worker.py",
+        "grid/local_engine.py",
+        "grid/ray_engine.py",
+    }  # between our processes
     sealed = {"training/checkpoint.py"}  # by a digest
     found = {str(f.relative_to(package)) for f in package.rglob("*.py") if re.search(r"json\.loads?\(", f.read_text())}
-    assert found == messages | sealed | {"json_files.py", "data/tokenizers.py"}
+    assert found == messages | sealed | {"files/json_files.py", "data/tokenizers.py"}

@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from smallbatch.data import prepare
-from smallbatch.data.validation_split import is_held_out
+from smallbatch.data.validation_split import is_validation
 from smallbatch.errors import UserError
 from smallbatch.plan import plan as plans
 from smallbatch.runs import run_dir as workdir
@@ -183,7 +183,7 @@ def test_chunks_of_one_update_and_of_seven_are_the_same_run(home, tmp_path):
 
 def test_last_validation_document_counts_in_validation_and_in_no_training_record(home, tmp_path):
     texts = runs.sentences(300)
-    held_out = [text for text in texts if is_held_out(text.encode(), 0.05)]
+    held_out = [text for text in texts if is_validation(text.encode(), 0.05)]
     assert len(held_out) > 3
     runs_of = []
     for name, documents in (("all", texts), ("one less", [text for text in texts if text != held_out[-1]])):

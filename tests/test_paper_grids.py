@@ -3,6 +3,7 @@
 import functools
 import itertools
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def values(grid: str, key: str, batch_size: int, /, **others) -> list[float]:
 
 
 def docstring(file: str) -> str:
-    return config_files.run_file(str(CONFIGS / f"{file}.py"))["__doc__"]
+    return runpy.run_path(str(CONFIGS / f"{file}.py"))["__doc__"]
 
 
 def vocab_size(name: str) -> int:
@@ -95,7 +96,7 @@ def equal_ratios(low: float, high: float, count: int, digits: int = 15) -> list[
 
 
 def test_every_grid_is_counted_here():
-    files = {path.stem: config_files.run_file(str(path)) for path in CONFIGS.glob("*.py")}
+    files = {path.stem: runpy.run_path(str(path)) for path in CONFIGS.glob("*.py")}
     grids = {f"{name}.py:{grid}" for name, file in files.items() for grid in file.get("GRIDS", ())}
     assert grids <= RUNS.keys()
     assert {name for name, file in files.items() if "get_grid" in file} == {name.partition(".")[0] for name in RUNS}
@@ -323,7 +324,7 @@ def test_the_critical_batch_size_has_the_papers_tables():
     }
     twenty_a_param = {"85M": 13_282, "151M": 23_438, "302M": 46_875, "604M": 93_750, "1.2B": 187_500}
     target_nats = {"85M": 3.42, "151M": 3.24, "302M": 3.07, "604M": 2.92, "1.2B": 2.736}
-    assert config_files.run_file(str(CONFIGS / "critical_batch.py"))["TARGET_NATS"] == target_nats
+    assert runpy.run_path(str(CONFIGS / "critical_batch.py"))["TARGET_NATS"] == target_nats
     for size, row in steps_to_target.items():
         flats = [cell.flat for cell in cells(f"critical_batch.py:{size}")]
         assert [flat["train.batch_size"] for flat in flats] == [2**i for i in range(6, 15)]

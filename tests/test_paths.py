@@ -1,4 +1,4 @@
-"""A path that a user gives: `~` is expanded, an address is refused before anything is made, probing is one line."""
+"""User paths: `~` is expanded, an address is rejected before any file is written, and each error is one line."""
 
 import os
 import runpy
@@ -13,7 +13,8 @@ from data_specs import data_spec
 from test_records import RESULT
 
 from smallbatch import config as configs
-from smallbatch.data import prepare, sources, text_files, tfds_source
+from smallbatch.data import prepare, source_text, source_tfds, sources
+from smallbatch.data.corpus_files import Skipped
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 from smallbatch.grid import command as grid_command
@@ -55,7 +56,7 @@ def finished_run(directory: Path) -> Path:
     return directory
 
 
-def test_home_is_expanded_and_a_local_path_stays_as_it_is(home):
+def test_local_expands_home_and_keeps_other_paths(home):
     assert paths.local("~/runs/x") == home / "runs/x" and paths.local("~") == home
     assert paths.local("~root/x").is_absolute()
     for text in ("runs/x", "/runs/x", "./~", "a~b", "a:b", "runs/gs:/b", "C"):
@@ -66,7 +67,7 @@ ADDRESSES = ("gs://b/r", "gs:/b/r", "s3://b/r", "hf://u/d", "abfs://c@a/r", "htt
 
 
 @pytest.mark.parametrize("text", [*ADDRESSES, "~nobody-of-this-name/x", "a\0b"])
-def test_what_is_no_local_path_is_refused_with_the_flag_and_the_cure(text):
+def test_a_remote_or_invalid_path_is_an_error_with_a_fix(text):
     with pytest.raises(UserError, match="--workdir=") as raised:
         paths.local(text, "--workdir")
     assert "\n" not in str(raised.value)
@@ -96,14 +97,14 @@ WITH_PATHS = [  # command, words with a path in the place of {}
 
 
 @pytest.mark.parametrize(("name", "words"), WITH_PATHS)
-def test_every_command_refuses_an_address_before_anything_runs(home, command, name, words):
+def test_every_command_rejects_an_address_before_it_starts(home, command, name, words):
     for address in ("gs://b/r", "s3:/b/r"):
         code, out, err = command(name, *[word.format(address) for word in words])
         assert (code, out) == (2, "") and "Mount the bucket" in err and err.count("\n") == 1, err
     assert not os.listdir() and not os.listdir(home)
 
 
-def test_python_calls_refuse_an_address_too(home):
+def test_python_functions_reject_an_address(home):
     config = configs.quickstart()
     for call in (
         lambda: training_run.train(config, "gs://b/r"),
@@ -132,16 +133,17 @@ def test_every_flag_expands_home(home, command):
 def test_every_path_in_a_config_expands_home(home, monkeypatch):
     (home / "a.txt").write_text("text")
     (home / "ids.bin").write_bytes(bytes(100))
-    assert text_files.matched_files("~/*.txt") == [home / "a.txt"]
+    assert source_text.matched_files("text:~/*.txt", Skipped()) == [home / "a.txt"]
     spec = data_spec(Path("~/cache"), source="tokens:~/ids.bin", tokens_vocab_size=256)
     assert str(home / "ids.bin") in str(sources.identity(spec)) and prepare.dataset_dir(spec).parent == home / "cache"
     asked = []
-    monkeypatch.setattr(tfds_source, "documents", lambda *words: asked.extend(words) or iter(["text"]))
-    list(sources.documents(data_spec(home, source="tfds:c4", tfds_data_dir="~/tfds")))
+    monkeypatch.setattr(source_tfds, "_prepared_builder", lambda *words: asked.extend(words) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(sources.documents(data_spec(home, source="tfds:c4", tfds_data_dir="~/tfds")))
     assert asked[-1] == str(home / "tfds")
 
 
-def test_a_name_that_is_too_long_is_one_line_everywhere(home, command):
+def test_a_name_that_is_too_long_is_a_one_line_error(home, command):
     for name, words in [
         ("train", [f"--workdir={LONG}"]),
         ("train", [f"--config={LONG}.py"]),
@@ -155,7 +157,7 @@ def test_a_name_that_is_too_long_is_one_line_everywhere(home, command):
 
 
 @pytest.mark.parametrize("probe", [paths.exists, paths.is_file, paths.is_dir, paths.status, paths.entries])
-def test_a_directory_without_search_permission_is_one_line(tmp_path, monkeypatch, probe):
+def test_a_directory_without_search_permission_is_a_one_line_error(tmp_path, monkeypatch, probe):
     def refuse(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -165,10 +167,10 @@ def test_a_directory_without_search_permission_is_one_line(tmp_path, monkeypatch
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may search every directory")
-def test_a_run_in_a_directory_without_search_permission_is_one_line(tmp_path):
+def test_a_run_in_a_directory_without_search_permission_is_a_one_line_error(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o000)
-    code = "import sys; from smallbatch import train, cli; cli.run(train.main, train.define_flags)"
+    code = "from smallbatch import train; from smallbatch.config import cli; cli.run(train.main, train.FLAGS)"
     drop = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
     root = str(Path(__file__).parents[1])
     if drop and subprocess.run([*drop, "ls", root, sys.prefix], capture_output=True).returncode:
@@ -180,7 +182,7 @@ def test_a_run_in_a_directory_without_search_permission_is_one_line(tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Permission denied" in done.stderr, done.stderr
 
 
-def test_what_is_there_is_told_apart(tmp_path):
+def test_files_directories_and_missing_paths_are_distinguished(tmp_path):
     (tmp_path / "file").touch()
     assert (
         paths.is_file(tmp_path / "file") and paths.is_dir(tmp_path) and paths.entries(tmp_path) == [tmp_path / "file"]

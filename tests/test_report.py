@@ -189,7 +189,7 @@ def test_missing_results_are_explained(tmp_path, cells, finding, empty):
         (["."], "error: . is no sweep (grid.json), no run (config.json, result.json) and holds no runs"),
         (["--csv=nowhere.csv"], "error: --csv=nowhere.csv does not exist"),
         ([".", "--columns=batch_size=b"], "error: --columns needs a file of runs"),
-        (["--delta_nats=-1", "."], "error: flag --delta_nats=-1"),
+        (["--delta_nats=-1", "."], "error: --delta_nats is -1.0, but must be a number in [0, 1000]"),
         (["--delta=1", "."], "error: there is no flag --delta; did you mean --delta_nats?"),
     ],
 )

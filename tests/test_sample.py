@@ -34,7 +34,7 @@ def run_dir(tmp_path):
 def command(monkeypatch, capfd, *words: str) -> tuple[int, str, str]:
     monkeypatch.setattr(sys, "argv", ["sample", *words])
     with pytest.raises(SystemExit) as ended:
-        cli.run(sample.main, sample.define_flags, config=False)
+        cli.run(sample.main, sample.FLAGS, config=False)
     return ended.value.code, *capfd.readouterr()
 
 
@@ -51,7 +51,7 @@ def test_a_prompt_is_continued_from_the_last_checkpoint_until_the_context_is_ful
     assert command(monkeypatch, capfd, *words, "--seed=1")[1] != out
     assert command(monkeypatch, capfd, *words, "--top_p=2")[::2] == (
         2,
-        "error: flag --top_p=2: 2.0 is not a number in the range [1e-06, 1.0]\n",
+        "error: --top_p is 2.0, but must be a number in [1e-06, 1]\n",
     )
     (run_dir / "checkpoints" / "2" / "_CHECKPOINT_METADATA").unlink()
     code, out_of_1, err = command(monkeypatch, capfd, *words)
@@ -83,7 +83,7 @@ def test_a_lost_or_damaged_plan_is_made_again_from_the_config(run_dir):
         (["--run=nowhere"], "nowhere is not a run directory"),
         (["--run={}"], "has no checkpoint; train first"),
         (["--run={}", "--promt=x"], "did you mean --prompt?"),
-        (["--run={}", "--prompt=caf\udce9"], "--prompt: its value is not UTF-8"),
+        (["--run={}", "--prompt=caf\udce9"], "is not UTF-8; use a UTF-8 terminal"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(run_dir, monkeypatch, capfd, words, said):

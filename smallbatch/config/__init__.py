@@ -1,43 +1,23 @@
-"""Config files, keys and command lines. `from smallbatch import config; c = config.base()` starts a config file."""
+"""Config keys, files and command lines. `from smallbatch import config; c = config.base()` starts a config file."""
 
-from smallbatch.config.keys import (
-    Config,
-    base,
-    choices,
-    defaults,
-    differences,
-    fingerprint,
-    fingerprint_flat,
-    flatten,
-    from_sections,
-    key_types,
-    nearest_key,
-    quickstart,
-    resolved,
-    resolved_flat,
-    sections,
-    unknown_key,
-    validate,
-    validate_flat,
-    variant,
-)
+from smallbatch.config.checks import validate, validate_flat
+from smallbatch.config.config_dict import Config, base, flatten, from_sections, quickstart, variant
+from smallbatch.config.fingerprints import differences, fingerprint, fingerprint_flat, resolved, resolved_flat
+from smallbatch.config.keys import KEY_BY_NAME, find, unknown_key
 
 __all__ = [
+    "KEY_BY_NAME",
     "Config",
     "base",
-    "choices",
-    "defaults",
     "differences",
+    "find",
     "fingerprint",
     "fingerprint_flat",
     "flatten",
     "from_sections",
-    "key_types",
-    "nearest_key",
     "quickstart",
     "resolved",
     "resolved_flat",
-    "sections",
     "unknown_key",
     "validate",
     "validate_flat",

@@ -1,275 +1,167 @@
-"""The command line: flags and `--config` overrides in, one clear line out when something about them is wrong.
+"""Command lines: parse flags and config overrides, print help, and turn a usage error into one line and exit code 2.
 
-One idea: argv is checked word by word against what exists before ml_collections sees it, so that its types
-hold and its tracebacks never show. Every command ends in `cli.run(main, define_flags)`.
+Every command ends in `cli.run(main, FLAGS)`, where FLAGS are rows as in the table of config keys.
 """
 
-import decimal
 import re
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import logging
 
+from smallbatch import config as configs
+from smallbatch.config import files, keys
 from smallbatch.config.console import tolerant_output
+from smallbatch.config.key_types import Key, is_utf8
 from smallbatch.errors import UserError, did_you_mean
 
-HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
-UNSET = {"none", "None"}
-MOST_DIGITS = 30  # of an integer; int() raises ValueError above 4,300 digits
-SWITCH = {"true", "false", "True", "False", "1", "0"}
+HELP = ("--help", "-help", "-h")
+CONFIG = Key(
+    "--config", None, str, "config FILE.py[:ARGUMENT], or the config.json of a run; unset: configs/quickstart.py"
+)
 
 
 def run(
     main: Callable[..., int | None],
-    define_flags: Callable[[flags.FlagValues], None] | None = None,
+    flags: Iterable[Key] = (),
     *,
     config: bool = True,
     words: str = "",
-    saved_config: Callable[[flags.FlagValues], Any] | None = None,
+    saved_config: Callable[[Any], Any] | None = None,
 ) -> NoReturn:
-    """Parse sys.argv, call `main(config, flags)`, or `main(flags)` when `config` is False, and exit.
+    """Parse sys.argv, call `main(config, flags)`, or `main(flags)` if `config` is False, and exit.
 
-    `define_flags(flags)` adds the flags of a command: `DEFINE_string("workdir", None, "...", flag_values=flags)`;
-    define numbers with `integer` and `number`, which check a range.
-    `main` receives a validated config, reads its flags as `flags.workdir`, and returns the exit code.
-    `words` names the positional arguments, such as "WORKDIR ..."; `main` receives their list before the flags.
-    `saved_config(flags)` returns the config to use without --config, or None for that of the quickstart.
-    A UserError prints one line and exits with code 2. Ctrl-C exits with code 130. Other exceptions keep their
-    traceback. A failing standard output does not change the exit code.
+    The config is validated. A flag --dry_run is the attribute `flags.dry_run`, and `flags.overrides` holds the config
+    keys of the command line. A UserError prints one line and exits with code 2, Ctrl-C exits with code 130.
+
+    Args:
+        words: the positional arguments, such as "WORKDIR ...", for the help; `main` gets their list before the flags.
+        saved_config: returns the config to use without --config from the flags, or None for that of the quickstart.
     """
+    logging.set_verbosity(logging.ERROR)  # absl's logger, which libraries use
+    known = {flag.name: flag for flag in [*flags, *([CONFIG] if config else [])]}
     with tolerant_output():
-        _run(main, define_flags, config, words, saved_config)
-    raise AssertionError("unreachable: _run exits")
+        try:
+            if sys.argv[1:] and (topic := _help_topic(sys.argv[1:])) is not None:
+                print(_help(main, known, words, topic))
+                sys.exit(0)
+            values, found = _parse(sys.argv[1:], known, bool(words))
+            arguments = [_config(values, saved_config)] if config else []
+            sys.exit(main(*arguments, *([found] if words else []), values) or 0)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            sys.exit(130)
 
 
-def _run(main: Callable, define_flags: Callable | None, config: bool, words: str, saved_config) -> NoReturn:
-    logging.set_verbosity(logging.ERROR)  # absl's: libraries chat there
-    own = flags.FlagValues()
-    if define_flags:
-        define_flags(own)
-    if config:
-        flags.DEFINE_string("config", None, "a config file (default: that of configs/quickstart.py)", flag_values=own)
-    try:
-        if HELP & set(sys.argv[1:]):
-            print(_help(main, own, config, words))
-            sys.exit(0)
-        settings, found = _settings(sys.argv[1:], own, config, words)
-        _parse(own, [_flag(own, name, value) for name, value in settings if not name.startswith("config.")])
-        arguments = [_config(settings, own, saved_config)] if config else []
-        arguments += [found] if words else []
-        sys.exit(main(*arguments, own) or 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
-
-
-def integer(values: flags.FlagValues, name: str, default: int | None, text: str, lower: int, upper: int) -> None:
-    """Define an integer flag with a value from `lower` to `upper`."""
-    flags.DEFINE_integer(name, default, text, lower, upper, flag_values=values)
-
-
-def number(values: flags.FlagValues, name: str, default: float | None, text: str, lower: float, upper: float) -> None:
-    """Define a float flag with a value from `lower` to `upper`; NaN is an error."""
-    flags.DEFINE_float(name, default, text, lower, upper, flag_values=values)
-    refusal = f"it takes a number from {lower:g} to {upper:g}"
-    flags.register_validator(name, lambda x: x is None or lower <= x <= upper, refusal, flag_values=values)
-
-
-def whole_numbers(name: str, texts: list[str], example: str, largest: int = 2**16) -> list[int]:
-    """Return the values of a list flag. Raises UserError unless all are integers from 1 to `largest`."""
-
-    def fits(text: str) -> bool:
-        return bool(re.fullmatch(rf"[0-9]{{1,{len(str(largest))}}}", text)) and 1 <= int(text) <= largest
-
-    if not texts or not all(map(fits, texts)):
-        said = ",".join(texts)[:60]
-        raise UserError(f"--{name}={said} is not a list of integers from 1 to {largest:,}; use, for example, {example}")
-    return [int(text) for text in texts]
-
-
-def overridden_keys(argv: list[str]) -> set[str]:
-    """Return the config keys that a command line sets."""
-    words = [word.lstrip("-").partition("=")[0] for word in argv[1:] if word.startswith("-")]
-    return {word.removeprefix("config.") for word in words if word.startswith("config.")}
-
-
-def _settings(
-    argv: list[str], own: flags.FlagValues, config: bool, named_words: str
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return argv as (name, value) pairs whose names exist, `--name value` and `--switch` spelled out, and words."""
-    switches = {name for name in own if own[name].boolean}
-    known = {*own}
-    if config:
-        from smallbatch.config.keys import key_types
-
-        types = {f"config.{key}": kind for key, (kind, _) in key_types().items()}
-        switches |= {name for name, kind in types.items() if kind is bool}
-        known |= types.keys()
-    settings, words, others = [], list(argv), []
-    for word in argv:
-        _check_utf8(word)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.lstrip("-").partition("=")
-        if named_words and not word.startswith("-"):
-            others.append(word)
+def _parse(argv: list[str], flags: dict[str, Key], takes_words: bool) -> tuple[SimpleNamespace, list[str]]:
+    """Return the values of the flags, with config overrides as `overrides`, and the positional arguments."""
+    values = {name: flag.default for name, flag in flags.items()}
+    overrides, words, rest = {}, [], iter(argv)
+    for word in rest:
+        if not is_utf8(word):
+            raise UserError(f"{word!r} is not UTF-8; use a UTF-8 terminal, with LC_ALL=C.UTF-8")
+        if takes_words and not word.startswith("-"):
+            words.append(word)
             continue
-        if not word.startswith("-") or not name:
-            raise UserError(f"unexpected argument {word!r}; settings are written --name=value")
-        if name.startswith("no") and name[2:] in switches and not equals:
-            name, equals, value = name[2:], "=", "false"
-        if name not in known:
-            raise UserError(_unknown_flag(name, own, config))
-        if not equals and name in switches:
-            value = "true"
+        if not word.startswith("-") or not word.strip("-"):
+            raise UserError(f"unexpected argument {word!r}; write a flag as --name=value")
+        name, equals, text = word.partition("=")
+        key, negated = _find(f"--{name.lstrip('-')}", flags)
+        if key.type is bool and not equals:
+            text = "false" if negated else "true"
         elif not equals:
-            if not words or words[0].startswith("--"):
-                raise UserError(f"--{name} has no value; write --{name}=VALUE")
-            value = words.pop(0)
-        settings.append((name, value))
-    return settings, others
+            text = next(rest, "--")
+            if text.startswith("--"):
+                raise UserError(f"{name} has no value; write {name}=VALUE")
+        if key.name not in flags:
+            overrides[key.name] = _override(key, text)
+            continue
+        values[key.name] = key.parse(text)
+        if problem := key.problem(values[key.name]):
+            raise UserError(problem)
+    return SimpleNamespace(**{name[2:]: value for name, value in values.items()}, overrides=overrides), words
 
 
-def _check_utf8(word: str) -> None:
-    """Raise UserError, with the flag, if the bytes of an argument are not UTF-8 (Python decodes them as surrogates)."""
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        flag = f"{word.partition('=')[0]}: its value" if word.startswith("-") and "=" in word else f"{word!r}: it"
-        raise UserError(f"{flag} is not UTF-8; use a UTF-8 terminal, with LC_ALL=C.UTF-8") from None
+def _find(name: str, flags: dict[str, Key]) -> tuple[Key, bool]:
+    """Return the flag or config key called `name`, and whether it is a switch written as --noNAME."""
+    known = flags | ({f"--config.{key.name}": key for key in keys.KEYS} if CONFIG.name in flags else {})
+    if name in known:
+        return known[name], False
+    positive = f"--{name.removeprefix('--no')}"
+    if name.startswith("--no") and positive in known and known[positive].type is bool:
+        return known[positive], True
+    if CONFIG.name in flags and name.startswith("--config."):
+        raise UserError(keys.unknown_key(name.removeprefix("--config.")))
+    spelled = name.removeprefix("--").replace("-", "_")
+    near = did_you_mean(spelled, [flag.removeprefix("--") for flag in flags]).replace("mean ", "mean --")
+    if not near and CONFIG.name in flags and (key := keys.nearest_key(spelled)):
+        near = f"; did you mean --config.{key}?"
+    raise UserError(f"there is no flag {name}{near or '; the flags are ' + ', '.join([*flags, '--help'])}")
 
 
-def _unknown_flag(name: str, own: flags.FlagValues, config: bool) -> str:
-    if name == "flagfile":
-        return "--flagfile is not supported; put settings into a config file and name it with --config=FILE.py"
-    spelled = name.replace("-", "_")
-    near = did_you_mean(spelled, [*own]).replace("mean ", "mean --")
-    if config:
-        from smallbatch.config.keys import nearest_key, unknown_key
-
-        if name.startswith("config."):
-            return unknown_key(name.removeprefix("config."), prefix="--config.")
-        if not near and (key := nearest_key(spelled)):
-            near = f"; did you mean --config.{key}?"
-    near = near or f"; this command takes {', '.join(f'--{n}' for n in [*own, 'help'])}"
-    return f"there is no flag --{name}{near}"
+def _override(key: Key, text: str) -> Any:
+    value = key.parse(text)
+    if value == "None":
+        raise UserError(f"{key.name} cannot be unset; its default is {key.default_text()}")
+    return value
 
 
-def _config(settings: list[tuple[str, str]], own: flags.FlagValues, saved_config: Callable | None) -> Any:
+def _config(flags: SimpleNamespace, saved_config: Callable | None) -> configs.Config:
     """Return the validated config with overrides: that of --config, else the saved one, else the quickstart's."""
-    from ml_collections import config_flags
-    from ml_collections.config_flags import config_path
-
-    from smallbatch import config as configs
-    from smallbatch.config import files as config_files
-
-    if own.config is not None:
-        config = config_files.load(own.config)
+    if flags.config is not None:
+        config = files.load(flags.config)
     else:
-        config = (saved_config and saved_config(own)) or configs.quickstart()
-    types = configs.key_types()
-    texts = {name.removeprefix("config."): text for name, text in settings if name.startswith("config.")}
-    unset = {key for key, text in texts.items() if text in UNSET and types[key][1] and text not in configs.choices(key)}
-    words = [f"--config.{key}={_checked(key, text, *types[key])}" for key, text in texts.items() if key not in unset]
-
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *words])
-    _parse(values, words)
-    for key in unset:  # ml_collections has no word for None
-        config_path.set_value(key, config, None)
+        config = (saved_config and saved_config(flags)) or configs.quickstart()
+    for name, value in flags.overrides.items():
+        section, _, last = name.partition(".")
+        config[section][last] = value
     configs.validate(config)
     return config
 
 
-def _checked(key: str, text: str, kind: type, optional: bool) -> str:
-    """Return an override's text if its key can hold it. Raises UserError that says how to write it."""
-    wrong = None
-    if kind is int:
-        text = _as_whole(text)
-    if kind is bool and text not in SWITCH:
-        wrong = "takes true or false"
-    elif kind is int and (len(text) > MOST_DIGITS or not re.fullmatch(r"[+-]?[0-9]+(_[0-9]+)*", text)):
-        wrong = f"takes a whole number{_whole(text)}"
-    elif kind is float and _number(text) is None:
-        wrong = "takes a number, such as 0.003 or 1e6"
-    elif kind is str and text == "None":
-        wrong = "takes text and cannot be unset"
-    if wrong and optional:
-        wrong += ", or None to unset it"
-    if wrong:
-        raise UserError(f"--config.{key}={text}: {key} {wrong}")
-    return text
+def _help_topic(argv: list[str]) -> str | None:
+    """Return the section in `--help SECTION` or `--help=SECTION`, "" for a plain --help, or None without --help."""
+    for i, word in enumerate(argv):
+        name, _, topic = word.partition("=")
+        if name in HELP:
+            following = argv[i + 1] if i + 1 < len(argv) else ""
+            return topic or ("" if following.startswith("-") else following)
+    return None
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _as_whole(text: str) -> str:
-    """Return a whole number written as a float (0.0, 1e3) as an integer; return any other text unchanged."""
-    number = _number(text)
-    if number is None or not abs(number) < 2.0**63 or re.fullmatch(r"[+-]?[0-9_]+", text):
-        return text
-    exact = decimal.Decimal(text)
-    return str(int(exact)) if exact == exact.to_integral_value() else text
-
-
-def _flag(own: flags.FlagValues, name: str, value: str) -> str:
-    """Return `--name=value`, with a whole number in the form that absl parses."""
-    return f"--{name}={_as_whole(value) if own[name].flag_type() == 'int' else value}"
-
-
-def _whole(text: str) -> str:
-    number = _number(text.replace(",", ""))
-    return f"; write {int(number)}" if number is not None and number.is_integer() else ""
-
-
-def _parse(values: flags.FlagValues, words: list[str]) -> None:
-    try:
-        values(["", *words])
-    except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from error
-
-
-def _help(main: Callable, own: flags.FlagValues, config: bool, words: str) -> str:
-    """Return what --help prints: the command's docstring, its flags, how a config is named and changed."""
+def _help(main: Callable, flags: dict[str, Key], words: str, topic: str) -> str:
+    """Return the help of a command, or of the config keys of one section."""
     module = sys.modules[main.__module__]
-    command = module.__spec__.name if module.__spec__ else str(module.__file__)
-    lines = [
-        (module.__doc__ or "").strip(),
-        "",
-        f"usage: python -m {command} {words}{' ' * bool(words)}[--flag=value ...]",
-        "",
-    ]
-    for name in own:
-        default = own[name].default
-        shown = "" if default is None or own[name].boolean else f" (default: {default})"
-        value = "" if own[name].boolean else f"={own[name].flag_type().split()[0].upper()}"
-        value = "=FILE.py[:ARGUMENT]" if name == "config" else value
-        lines += _entry(f"--{name}{value}", f"{own[name].help}{shown}")
-    if config:
-        from smallbatch.config.keys import sections
-
-        lines += _entry("--config.SECTION.KEY=VALUE", "change a key; the last one wins; None unsets an optional key")
-        lines += ["", "keys, by section (their meaning, unit and default: smallbatch/config/keys.py):"]
-        for section, keys in sections().items():
-            lines += _entry(section, ", ".join(keys))
+    command = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"
+    if topic and CONFIG.name in flags:
+        return _section_help(topic.removeprefix("--config.").removeprefix("config."))
+    lines = [(module.__doc__ or "").strip(), "", f"usage: {command} {words}{' ' * bool(words)}[--flag=value ...]", ""]
+    for flag in flags.values():
+        lines += _entry(flag.name, flag)
+    if CONFIG.name in flags:
+        lines += ["", "Config keys: --config.SECTION.KEY=VALUE sets a key, and None unsets an optional one.",
+                  f"`{command} --help SECTION` explains the keys of a section:", ""]  # fmt: skip
+        for section, found in keys.sections().items():
+            names = ", ".join(key.name.partition(".")[2] for key in found)
+            lines += textwrap.wrap(names, 106, initial_indent=f"  {section:<12}", subsequent_indent=" " * 14)
     return "\n".join(lines)
 
 
-def _entry(name: str, text: str) -> list[str]:
-    indent = " " * 14
-    wrapped = textwrap.wrap(text, 106, initial_indent=indent, subsequent_indent=indent)
-    if len(name) < 12 and wrapped:
-        wrapped[0] = f"  {name:<11} {wrapped[0].strip()}"
-        return wrapped
-    return [f"  {name}", *wrapped]
+def _section_help(topic: str) -> str:
+    """Return the meaning, type, allowed values and default of each key of a section, or of one key."""
+    found = [key for key in keys.KEYS if topic in (key.name, key.name.partition(".")[0])]
+    if not found:
+        raise UserError(f"there is no section or key {topic!r}; the sections are {', '.join(keys.sections())}")
+    return "\n".join(line for key in found for line in _entry(f"--config.{key.name}", key))
+
+
+def _entry(name: str, key: Key) -> list[str]:
+    kind = re.sub("^an? |^one of |, or None$", "", key.expected)
+    head = textwrap.wrap(f"{name}  {kind} (default: {key.default_text()})", 106, subsequent_indent=" " * 4)
+    return [f"  {line}" for line in [*head, *textwrap.wrap(key.meaning, 100, initial_indent=" " * 4)]]

@@ -1,1 +1,4 @@
-"""Text in, frozen token shards out: sources, tokenizers, prepare, stream. numpy and grain, never JAX."""
+"""Turn a corpus into token files, once, and read batches from them: sources -> tokenizers -> prepare -> stream.
+
+Uses numpy and grain, and never imports JAX.
+"""

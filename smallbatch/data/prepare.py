@@ -1,97 +1,75 @@
-"""Build a dataset once, reuse it ever after: a directory named after all that decides its tokens.
+"""Prepare a dataset: assign documents to splits, get the tokenizer, write the tokens of both splits.
 
-It is built beside its place, under a lock, and renamed when complete: what a killed `prepare` leaves behind
-is never taken for a dataset, and the next one sweeps it away.
+The directory of a dataset is named after a hash of everything that determines its tokens, and is reused. It is built
+under a lock, with another name, and renamed when it is complete. What a killed process leaves behind is therefore never
+used, and the next process deletes it.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from smallbatch.data import overlap, shards, sources, text_shards, token_file, tokenizers
-from smallbatch.data.shards import Dataset, DatasetMeta, ShardWriter
-from smallbatch.data.text_shards import Written
-from smallbatch.data.text_split import HashSplit, TailSplit, choose_split
-from smallbatch.data.validation_split import SPLIT_RULE
+import numpy as np
+
+from smallbatch.data import dataset as datasets
+from smallbatch.data import source_tokens, sources, tokenizers
+from smallbatch.data.corpus_files import Skipped
+from smallbatch.data.dataset import Counts, Dataset, DatasetMeta, TokenWriter
+from smallbatch.data.round_trip import LossCheck
+from smallbatch.data.tokenizers import Tokenizer
+from smallbatch.data.validation_split import Assigned, Split, choose_split, token_documents
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 from smallbatch.files.locks import locked
-from smallbatch.runs.progress import log
+from smallbatch.runs.progress import Progress, log
+from smallbatch.runs.records import write_json
 from smallbatch.specs import DataSpec
 
-TOKENS_PER_SHARD = 2**27
 LIBRARIES = ("numpy", "tensorflow-datasets", "tokenizers", "pyarrow")
+BATCH_ITEMS, BATCH_LENGTH = 1024, 2**20  # documents; characters or tokens
 
 
-def prepare(spec: DataSpec, *, tokens_per_shard: int = TOKENS_PER_SHARD) -> Dataset:
-    """Return the dataset of a spec, building it if it does not exist; a second process waits for the first.
+def prepare(spec: DataSpec) -> Dataset:
+    """Return the dataset of a spec, and build it if it does not exist; a second process waits for the first.
 
-    The notes of the dataset are printed, including when it is reused.
+    The notes of the dataset are printed, also when it is reused.
 
     Raises: UserError for anything wrong with the corpus, the tokenizer or the disk.
     """
-    dataset = _prepare(spec, tokens_per_shard)
+    dataset = lookup(spec) or _build_under_lock(spec)
     for note in dataset.meta.notes:
         log(f"{dataset.meta.source}: {note}")
     return dataset
 
 
-def _prepare(spec: DataSpec, tokens_per_shard: int) -> Dataset:
-    if (dataset := lookup(spec)) is not None:
-        return dataset
-    final = dataset_dir(spec)
-    partial = final.with_name(final.name + ".partial")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with locked(final.with_name(final.name + ".lock")):
-            if (dataset := lookup(spec)) is not None:
-                return dataset
-            try:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                _build(spec, partial, tokens_per_shard)
-                _sync(partial)
-                partial.rename(final)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-            _sync_directory(final.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write the dataset {final}: {error.strerror or error}; free space or set data.cache_dir"
-        ) from error
-    return shards.open_dataset(final)
-
-
 def lookup(spec: DataSpec) -> Dataset | None:
     """Return the dataset of a spec if it is prepared; never build it. Raises: UserError if it is damaged."""
     directory = dataset_dir(spec)
-    return shards.open_dataset(directory) if paths.is_dir(directory) else None
+    return datasets.open_dataset(directory) if paths.is_dir(directory) else None
 
 
 def vocab_size(spec: DataSpec) -> int:
-    """Return the vocabulary of a spec without preparing anything."""
+    """Return the vocabulary size of a spec without preparing anything."""
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
-    if sources.split_source(spec.source)[0] == "tokens":
-        return token_file.vocab_size(spec)
-    if kind == "bpe":
-        return int(rest)
-    return _fixed_tokenizer(spec).vocab_size
+    if sources.holds_tokens(spec):
+        return source_tokens.vocab_size(spec)
+    return int(rest) if kind == "bpe" else tokenizers.fixed(spec.tokenizer, spec.eod_token).vocab_size
 
 
 def dataset_dir(spec: DataSpec) -> Path:
-    """Return where the dataset of a spec is or will be: a readable name and a hash."""
-    source_kind, _ = sources.split_source(spec.source)
+    """Return the directory of the dataset of a spec: a readable name and a hash."""
     tokenizer_kind, path = tokenizers.split_tokenizer(spec.tokenizer)
     identity = {
-        "format": shards.FORMAT_VERSION,
+        "format": datasets.FORMAT_VERSION,
         "corpus": sources.identity(spec),
         "tokenizer": spec.tokenizer,
         "validation_frac": spec.validation_frac,
@@ -104,169 +82,193 @@ def dataset_dir(spec: DataSpec) -> Path:
         identity["tokenizer"] = [hashlib.sha256(file).hexdigest(), spec.eod_token]
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     tokenizer = spec.tokenizer if tokenizer_kind != "file" else Path(path).stem
-    words = [spec.source] if source_kind == "tokens" else [spec.source, tokenizer]
+    words = [spec.source] if sources.holds_tokens(spec) else [spec.source, tokenizer]
     readable = "-".join(re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[-40:] for word in words)
     return paths.local(spec.cache_dir, "data.cache_dir") / f"{readable}-{digest}"
 
 
-def _build(spec: DataSpec, directory: Path, tokens_per_shard: int) -> None:
-    kind, _ = sources.split_source(spec.source)
-    split = None if kind == "tokens" else _text_split(spec)
+def _build_under_lock(spec: DataSpec) -> Dataset:
+    final = dataset_dir(spec)
+    partial = final.with_name(final.name + ".partial")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with locked(final.with_name(final.name + ".lock")):
+            if (dataset := lookup(spec)) is not None:
+                return dataset
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir()
+                _build(spec, partial)
+                partial.rename(final)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write the dataset {final}: {error.strerror or error}; free space or set data.cache_dir"
+        ) from error
+    return datasets.open_dataset(final)
+
+
+def _build(spec: DataSpec, directory: Path) -> None:
+    """Write the token files, the tokenizer and meta.json of a dataset into an empty directory."""
+    split = choose_split(spec)
     tokenizer = _tokenizer(spec, split)
-    if split is None:
-        vocab, eod_id = token_file.vocab_size(spec), spec.tokens_eod_id
+    if sources.holds_tokens(spec):
+        vocab, eod_id, encoder = source_tokens.vocab_size(spec), spec.tokens_eod_id, None
     else:
         assert tokenizer is not None
-        vocab, eod_id = tokenizer.vocab_size, tokenizer.eod_id
-    dtype = shards.dtype_name(vocab)
-    train = ShardWriter(directory, "train", dtype, tokens_per_shard)
-    validation = ShardWriter(directory, "validation", dtype, tokens_per_shard)
+        vocab, eod_id, encoder = tokenizer.vocab_size, tokenizer.eod_id, tokenizer
+    dtype = datasets.dtype_name(vocab)
+    skipped, check = Skipped(), LossCheck(encoder, spec.tokenizer, together=spec.validation_source is None)
+    train, validation = (TokenWriter(directory, name, dtype) for name in ("train", "validation"))
     with contextlib.closing(train), contextlib.closing(validation):
-        written = _write_splits(spec, split, tokenizer, train, validation)
-    _check_both_sides(spec, written.train, written.validation, written.unused)
-    shards.remember_verified(directory)
+        writers = {"train": train, "validation": validation}
+        counts = _write_tokens(split.assign(skipped), encoder, eod_id, writers, check)
+    check.raise_if_too_much()
+    _check_sizes(spec, counts)
     if spec.validation_source is not None:
-        _warn_of_given_validation(spec, directory, dtype, eod_id, written)
+        _warn_of_given_validation(spec, directory, dtype, eod_id, counts)
     if tokenizer is not None:
         tokenizer.save(directory)
     meta = DatasetMeta(
-        format_version=shards.FORMAT_VERSION,
+        format_version=datasets.FORMAT_VERSION,
         source=spec.source,
         tokenizer=spec.tokenizer if tokenizer is not None else "none",
         vocab_size=vocab,
         eod_id=eod_id,
         dtype=dtype,
-        tokens_per_shard=tokens_per_shard,
-        train=written.train,
-        validation=written.validation,
-        unused=written.unused,
+        **counts,
         train_sha256=train.sha256(),
         validation_sha256=validation.sha256(),
-        sha256=shards.dataset_sha256(vocab, eod_id, train.sha256(), validation.sha256()),
-        split_rule=written.split_rule,
-        text_lost_frac=written.text_lost_frac,
-        notes=written.notes,
+        sha256=datasets.dataset_sha256(vocab, eod_id, train.sha256(), validation.sha256()),
+        split_rule=split.rule,
+        text_lost_frac=check.lost_frac,
+        notes=[*split.notes, *skipped.lines(), *check.notes()],
         libraries=_library_versions(),
     )
-    shards.write_meta(directory, meta)
+    datasets.remember_verified(directory)
+    write_json(directory / datasets.META_FILE, dataclasses.asdict(meta))
 
 
-def _text_split(spec: DataSpec) -> HashSplit | TailSplit:
-    """Return the rule that splits the documents of data.source."""
-    return choose_split(spec) if spec.validation_source is None else HashSplit(_training_spec(spec))
+def _tokenizer(spec: DataSpec, split: Split) -> Tokenizer | None:
+    """Return the tokenizer; for a corpus of tokens, the file that decodes its samples or None."""
+    kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
+    if not sources.holds_tokens(spec):
+        if kind == "bpe":
+            return tokenizers.train_bpe((text for name, text in split.assign(Skipped()) if name == "train"), int(rest))
+        return tokenizers.fixed(spec.tokenizer, spec.eod_token)
+    if kind == "bpe":
+        raise UserError(
+            f"data.tokenizer={spec.tokenizer!r} cannot be trained, because {spec.source} contains no text; leave it at "
+            "'bytes', or set file:PATH to the tokenizer.json that made the tokens"
+        )
+    if kind == "bytes":
+        return None
+    tokenizer = tokenizers.fixed(spec.tokenizer, spec.eod_token)
+    if tokenizer.vocab_size > source_tokens.vocab_size(spec):
+        raise UserError(
+            f"{rest} has {tokenizer.vocab_size} ids, more than data.tokens_vocab_size={spec.tokens_vocab_size}; use "
+            "the tokenizer.json that made the tokens, or correct data.tokens_vocab_size"
+        )
+    return tokenizer
 
 
-def _write_splits(
-    spec: DataSpec,
-    split: HashSplit | TailSplit | None,
-    tokenizer: tokenizers.Tokenizer | None,
-    train: ShardWriter,
-    validation: ShardWriter,
-) -> Written:
-    """Write the tokens of both splits; `split` is None for a corpus of tokens."""
+def _write_tokens(
+    assigned: Assigned,
+    tokenizer: Tokenizer | None,
+    eod_id: int | None,
+    writers: dict[str, TokenWriter],
+    check: LossCheck,
+) -> dict[str, Counts]:
+    """Write the tokens of both splits; return the counts of train, validation and unused.
 
-    def write(part: DataSpec, part_split: HashSplit | TailSplit | None) -> Written:
-        kind, rest = sources.split_source(part.source)
-        if kind == "tokens":
-            counts = token_file.write_splits(part, rest, train, validation)
-            rule = SPLIT_RULE if part.tokens_eod_id is not None else token_file.TAIL_RULE
-            return Written(*counts, split_rule=rule, text_lost_frac=None, notes=[])
-        assert tokenizer is not None and part_split is not None
-        return text_shards.write_splits(part, part_split, tokenizer, train, validation)
+    tokenizer: None if `assigned` yields tokens instead of texts.
+    """
+    documents, sizes = Counter(), Counter()  # sizes in bytes of text, or in tokens
+    with Progress("prepare", None, unit="tokens" if tokenizer is None else "bytes") as progress:
+        for batch in _batches(assigned):
+            for split, item in batch:
+                documents[split] += 1
+                sizes[split] += len(item) if tokenizer is None else len(item.encode("utf-8"))
+            for split, writer in writers.items():
+                tokens = items = [item for of, item in batch if of == split]
+                if tokenizer is not None:
+                    tokens = tokenizer.encode_batch(items)
+                    check.add(split, items, tokens)
+                writer.write(tokens, eod_id)
+            progress.update(sizes.total())
 
-    given = sources.validation_spec(spec)
-    if given is None:
-        return write(spec, split)
-    held_out = write(given, HashSplit(given))
-    trained = write(_training_spec(spec), split)
-    lost_fracs = [part.text_lost_frac for part in (held_out, trained) if part.text_lost_frac is not None]
-    return Written(
-        trained.train,
-        held_out.validation,
-        held_out.unused,
-        split_rule=f"The validation set is {spec.validation_source}, up to validation_max_bytes; all of source is "
-        "trained on.",
-        text_lost_frac=max(lost_fracs, default=None),
-        notes=[*held_out.notes, *trained.notes],
-    )
+    def counts(split: str) -> Counts:
+        known = documents[split] if eod_id is not None else None
+        if tokenizer is None:
+            return Counts(known, None, writers[split].tokens if split in writers else sizes[split])
+        return Counts(known, sizes[split], writers[split].tokens if split in writers else None)
+
+    return {split: counts(split) for split in (*writers, "unused")}
 
 
-def _training_spec(spec: DataSpec) -> DataSpec:
-    """Return the spec of the training documents; with data.validation_source, all documents are training data."""
-    return spec if spec.validation_source is None else replace(spec, validation_frac=0.0)
+def _batches(assigned: Assigned) -> Iterator[list[tuple[str, Any]]]:
+    """Group items into batches of about BATCH_LENGTH characters or tokens."""
+    batch, length = [], 0
+    for split, item in assigned:
+        batch.append((split, item))
+        length += len(item)
+        if length >= BATCH_LENGTH or len(batch) == BATCH_ITEMS:
+            yield batch
+            batch, length = [], 0
+    if batch:
+        yield batch
+
+
+def _check_sizes(spec: DataSpec, counts: dict[str, Counts]) -> None:
+    """Raise UserError unless both splits have at least 2 tokens."""
+    frac, max_bytes = f"data.validation_frac={spec.validation_frac}", f"{spec.validation_max_bytes}"
+    train, validation, unused = (counts[name].tokens or 0 for name in ("train", "validation", "unused"))
+    more_documents = "or split text files into more documents with data.document_separator"
+    if validation == 1:
+        raise UserError(
+            f"the validation set has 1 token, and at least 2 are needed; raise {frac} or "
+            f"data.validation_max_bytes={max_bytes}"
+        )
+    if train == 1:
+        raise UserError("the training set has 1 token, and at least 2 are needed; use a larger corpus")
+    if not validation and (unused or counts["unused"].documents):
+        raise UserError(
+            f"the first document of the validation split is larger than data.validation_max_bytes={max_bytes}; raise it"
+        )
+    if not validation:
+        raise UserError(f"the validation split has no document at {frac}; raise it, {more_documents}")
+    if not train:
+        raise UserError(f"the training split has no document at {frac}; lower it, {more_documents}")
 
 
 def _warn_of_given_validation(
-    spec: DataSpec, directory: Path, dtype: str, eod_id: int | None, written: Written
+    spec: DataSpec, directory: Path, dtype: str, eod_id: int | None, counts: dict[str, Counts]
 ) -> None:
-    validation, unused = written.validation, written.unused
-    if unused.documents or unused.tokens:
+    if counts["unused"].documents or counts["unused"].tokens:
         log(
-            f"warning: the validation set is the first {validation.tokens:,} tokens of {spec.validation_source}; raise "
-            f"data.validation_max_bytes, {spec.validation_max_bytes:,}, to use all of it"
+            f"warning: the validation set is the first {counts['validation'].tokens:,} tokens of "
+            f"{spec.validation_source}; raise data.validation_max_bytes={spec.validation_max_bytes} to use all of it"
         )
-    shared = 0 if eod_id is None else overlap.shared_documents(directory, dtype, eod_id)
-    if shared:
+    if eod_id is not None and (shared := _shared_documents(directory, dtype, eod_id)):
         log(
             f"warning: {shared:,} training documents are also in the validation set {spec.validation_source}; if the "
-            "model memorises them, the validation loss is too low"
+            "model memorises them, the validation loss is too low; remove them from one of the two"
         )
 
 
-def _tokenizer(spec: DataSpec, split: HashSplit | TailSplit | None) -> tokenizers.Tokenizer | None:
-    """Return the tokenizer; for a corpus of tokens, the file that decodes its samples or None."""
-    kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
-    if sources.split_source(spec.source)[0] == "tokens":
-        if kind == "bpe":
-            raise UserError(
-                f"data.tokenizer={spec.tokenizer!r} cannot be trained: {spec.source} holds no text; "
-                "leave it at 'bytes', or name the tokenizer.json that made the tokens with file:PATH"
-            )
-        if kind == "bytes":
-            return None
-        tokenizer = _fixed_tokenizer(spec)
-        if tokenizer.vocab_size > token_file.vocab_size(spec):
-            raise UserError(
-                f"{rest} has {tokenizer.vocab_size} ids, more than data.tokens_vocab_size="
-                f"{spec.tokens_vocab_size}; the two do not belong together"
-            )
-        return tokenizer
-    if kind == "bpe":
-        assert split is not None
-        return tokenizers.train_bpe(text_shards.training_texts(spec, split), int(rest))
-    return _fixed_tokenizer(spec)
+def _shared_documents(directory: Path, dtype: str, eod_id: int) -> int:
+    """Return how many training documents have the same tokens as a validation document."""
+    train, validation = (datasets.mapped(directory / name, dtype) for name in datasets.TOKEN_FILES.values())
+    digests: dict[int, set[bytes]] = {}  # by length; only training documents of these lengths are hashed
+    for document in token_documents([validation], eod_id):
+        digests.setdefault(len(document), set()).add(_digest(document))
+    return sum(_digest(ids) in digests[len(ids)] for ids in token_documents([train], eod_id) if len(ids) in digests)
 
 
-def _fixed_tokenizer(spec: DataSpec) -> tokenizers.Tokenizer:
-    kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
-    if kind == "bytes":
-        return tokenizers.BytesTokenizer()
-    return tokenizers.from_file(paths.local(rest), spec.eod_token)
-
-
-def _check_both_sides(spec: DataSpec, train: shards.Counts, validation: shards.Counts, unused: shards.Counts) -> None:
-    if validation.tokens == 1:
-        raise UserError(
-            "the validation set has 1 token, and at least 2 are needed; raise data.validation_frac="
-            f"{spec.validation_frac} or data.validation_max_bytes={spec.validation_max_bytes}"
-        )
-    if train.tokens == 1:
-        raise UserError("the training set has 1 token, and at least 2 are needed; use a larger corpus")
-    if not validation.tokens:
-        if unused.documents or unused.tokens:
-            raise UserError(
-                f"the first held-out document is larger than data.validation_max_bytes="
-                f"{spec.validation_max_bytes}; raise it"
-            )
-        raise UserError(
-            f"no document was held out at data.validation_frac={spec.validation_frac}; raise it, "
-            "or cut text files into more documents with data.document_separator"
-        )
-    if not train.tokens:
-        raise UserError(
-            f"every document was held out at data.validation_frac={spec.validation_frac}; lower it, "
-            "or cut text files into more documents with data.document_separator"
-        )
+def _digest(document: np.ndarray) -> bytes:
+    return hashlib.blake2b(document.tobytes(), digest_size=16).digest()
 
 
 def _library_versions() -> dict[str, str]:
@@ -275,18 +277,3 @@ def _library_versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def _sync(directory: Path) -> None:
-    for path in directory.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

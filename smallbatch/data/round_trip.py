@@ -14,8 +14,8 @@ import numpy as np
 from smallbatch.data.tokenizers import Tokenizer
 from smallbatch.errors import UserError
 
-LARGEST_LOST_FRAC = 0.01
-ALL_CHECKED_BYTES = 2**24  # of training text that are all checked; decoding takes a sixth of the time of encoding
+MAX_LOST_FRAC = 0.01
+ALL_CHECKED_BYTES = 2**24  # of training text; decoding takes a sixth of the time of encoding
 CHECKED_ONE_IN = 8  # of the training documents after that; all validation documents are checked
 EXAMPLE_CHARACTERS = 40
 
@@ -34,32 +34,35 @@ def _bytes(characters: Counter[str]) -> int:
 
 
 class LossCheck:
-    """Counts lost bytes over a corpus, in all validation documents and in a sample of the training documents.
+    """Counts lost bytes in all validation documents and in a sample of the training documents.
 
-    The sample is the first ALL_CHECKED_BYTES of training text and then every CHECKED_ONE_IN-th document.
+    tokenizer: None for a corpus of tokens, which cannot be checked.
+    together: whether both splits come from one corpus. Otherwise each of them has its own limit.
     """
 
-    def __init__(self, tokenizer: Tokenizer, tokenizer_name: str):
-        self._tokenizer, self._name = tokenizer, tokenizer_name
+    def __init__(self, tokenizer: Tokenizer | None, tokenizer_name: str, together: bool = True):
+        self._tokenizer, self._name, self._together = tokenizer, tokenizer_name, together
         self._training_documents = self._training_bytes = 0
-        self._checked_bytes = self._lost_bytes = 0
-        self._example = ""
+        self._checked_bytes: Counter[str] = Counter()  # by corpus: the name of its split, or "" if there is only one
+        self._lost_bytes: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
 
-    def add(self, texts: Sequence[str], batch: Sequence[np.ndarray], validation: bool) -> None:
+    def add(self, split: str, texts: Sequence[str], ids: Sequence[np.ndarray]) -> None:
         """Compare documents with their decoded tokens.
 
-        Raises: UserError if, after ALL_CHECKED_BYTES or more, the lost fraction is above LARGEST_LOST_FRAC.
+        Raises: UserError if, after ALL_CHECKED_BYTES or more, the lost fraction is above MAX_LOST_FRAC.
         """
-        if self._tokenizer.lossless:
+        if self._tokenizer is None or self._tokenizer.lossless:
             return
-        chosen = range(len(texts)) if validation else self._sample(texts)
-        for index, decoded in zip(chosen, self._tokenizer.decode_batch([batch[i] for i in chosen]), strict=True):
+        corpus = "" if self._together else split
+        chosen = range(len(texts)) if split == "validation" else self._sample(texts)
+        for index, decoded in zip(chosen, self._tokenizer.decode_batch([ids[i] for i in chosen]), strict=True):
             text = texts[index]
-            self._checked_bytes += len(text.encode("utf-8"))
+            self._checked_bytes[corpus] += len(text.encode("utf-8"))
             if lost := lost_bytes(text, decoded):
-                self._lost_bytes += lost
-                self._example = self._example or _example(text, decoded)
-        if self._checked_bytes >= ALL_CHECKED_BYTES:
+                self._lost_bytes[corpus] += lost
+                self._examples.setdefault(corpus, _example(text, decoded))
+        if self._checked_bytes[corpus] >= ALL_CHECKED_BYTES:
             self.raise_if_too_much()
 
     def _sample(self, texts: Sequence[str]) -> list[int]:
@@ -72,27 +75,32 @@ class LossCheck:
         return chosen
 
     @property
-    def lost_frac(self) -> float:
-        """The fraction of the checked bytes that is lost."""
-        return self._lost_bytes / self._checked_bytes if self._checked_bytes else 0.0
+    def lost_frac(self) -> float | None:
+        """The lost fraction of the checked bytes, in the corpus where it is larger; None for a corpus of tokens."""
+        if self._tokenizer is None:
+            return None
+        return max((lost / self._checked_bytes[corpus] for corpus, lost in self._lost_bytes.items()), default=0.0)
 
     def raise_if_too_much(self) -> None:
-        """Raise UserError if the fraction of lost bytes is above LARGEST_LOST_FRAC."""
-        if self.lost_frac > LARGEST_LOST_FRAC:
-            raise UserError(
-                f"{self._summary()}; at most {LARGEST_LOST_FRAC:.0%} may be lost. Use a tokenizer that covers this "
-                "text, such as data.tokenizer=bytes or bpe:8192, or add the missing decoder to its tokenizer.json"
-            )
+        """Raise UserError if the lost fraction of a corpus is above MAX_LOST_FRAC."""
+        for corpus, lost in self._lost_bytes.items():
+            if lost > MAX_LOST_FRAC * self._checked_bytes[corpus]:
+                raise UserError(
+                    f"{self._summary(corpus)}; at most {MAX_LOST_FRAC:.0%} may be lost. Use a tokenizer that covers "
+                    "this text, such as data.tokenizer=bytes or bpe:8192, or add the missing decoder to its "
+                    "tokenizer.json"
+                )
 
     def notes(self) -> list[str]:
-        """Return a warning for the dataset's notes if any text is lost."""
-        return [f"warning: {self._summary()}. bits_per_byte is not reported."] if self._lost_bytes else []
+        """Return a warning for each corpus from which text is lost."""
+        return [f"warning: {self._summary(corpus)}. bits_per_byte is not reported." for corpus in self._lost_bytes]
 
-    def _summary(self) -> str:
+    def _summary(self, corpus: str) -> str:
+        lost, checked = self._lost_bytes[corpus], self._checked_bytes[corpus]
+        of = f" of the {corpus} set" if corpus else ""
         return (
-            f"data.tokenizer={self._name} loses {100 * self.lost_frac:.2g}% of the text "
-            f"({self._lost_bytes:,} of {self._checked_bytes:,} bytes do not survive encode and decode, "
-            f"such as {self._example})"
+            f"data.tokenizer={self._name} loses {100 * lost / checked:.2g}% of the text{of} ({lost:,} of "
+            f"{checked:,} bytes do not survive encode and decode, such as {self._examples[corpus]})"
         )
 
 

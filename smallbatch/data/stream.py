@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from smallbatch.data.shards import Dataset, TokenArray
+from smallbatch.data.dataset import Dataset
 from smallbatch.errors import UserError
 
 # With the 4 rounds of MapDataset, sequences two steps apart are correlated: r = -0.37 in an epoch of 65,536.
@@ -24,26 +24,27 @@ NATS_SPREAD = 2.0  # typical standard deviation of one token's loss
 
 
 class TrainStream:
-    """The training sequences, shuffled anew each epoch, forever; any position is reached at once."""
+    """The training sequences, in another random order in each epoch. Any position is computed directly."""
 
     def __init__(self, dataset: Dataset, context_tokens: int, seed: int):
         from grain.experimental import index_shuffle  # imports JAX, which preparing data does not need
 
-        windows = _Windows(dataset.train, context_tokens)
         _check_one_sequence("training", len(dataset.train), context_tokens, "use a larger corpus")
-        self.sequences_per_epoch = len(windows)
-        self._windows, self._seed, self._index_shuffle = windows, seed, index_shuffle
+        self.sequences_per_epoch = (len(dataset.train) - 1) // context_tokens
+        self._tokens, self._context_tokens = dataset.train, context_tokens
+        self._seed, self._index_shuffle = seed, index_shuffle
 
     def batch(self, first_sequence: int, sequences: int) -> np.ndarray:
-        """Return the stream from position first_sequence on: int32 [sequences, T + 1]."""
-        tokens_BxT1 = np.empty((sequences, self._windows.context_tokens + 1), dtype=np.int32)
+        """Return `sequences` sequences from position first_sequence: int32 [sequences, T + 1]."""
+        tokens_BxT1 = np.empty((sequences, self._context_tokens + 1), dtype=np.int32)
         for row in range(sequences):
-            tokens_BxT1[row] = self._windows[self._shuffled(first_sequence + row)]
+            start = self._shuffled(first_sequence + row) * self._context_tokens
+            tokens_BxT1[row] = self._tokens[start : start + self._context_tokens + 1]
         return tokens_BxT1
 
     def _shuffled(self, position: int) -> int:
-        # The keyed permutation behind MapDataset.shuffle of grain, evaluated at one point: 20 us a sequence
-        # where a MapDataset takes 100, which is more than a step at batch size 1 can spare.
+        # The keyed permutation of grain's MapDataset.shuffle, evaluated at one point. It takes 20 us, and a MapDataset
+        # 100 us, which is too much of a step at batch size 1.
         epoch, index = divmod(position, self.sequences_per_epoch)
         seed, size = epoch_seed(self._seed, epoch), self.sequences_per_epoch
         if size not in WRONG_SIZES:
@@ -110,21 +111,7 @@ def validation_batches(
     for start in range(0, targets, batch_tokens):
         used = min(batch_tokens, targets - start)
         stream = np.zeros(batch_tokens + 1, dtype=np.int32)
-        stream[: used + 1] = dataset.validation.window(start, used + 1)
+        stream[: used + 1] = dataset.validation[start : start + used + 1]
         rows = np.lib.stride_tricks.sliding_window_view(stream, context_tokens + 1)[::context_tokens]
         weights_BxT = (np.arange(batch_tokens) < used).astype(np.float32).reshape(batch_seqs, context_tokens)
         yield rows.copy(), weights_BxT
-
-
-class _Windows:
-    """The sequences of a split in corpus order."""
-
-    def __init__(self, tokens: TokenArray, context_tokens: int):
-        self.context_tokens = context_tokens
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return (len(self._tokens) - 1) // self.context_tokens
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        return self._tokens.window(number * self.context_tokens, self.context_tokens + 1)

@@ -1,7 +1,7 @@
-"""Text <-> token ids: raw bytes, a byte-level BPE trained on the training documents, or any tokenizer.json.
+"""Text <-> token ids: UTF-8 bytes, a byte-level BPE trained on the training documents, or a tokenizer.json.
 
-Text is data: an end-of-document token spelled out inside a document is encoded as its characters, so that
-only `prepare` ends a document.
+The spelling of an end-of-document token inside a document is encoded as ordinary text, so that only `prepare` ends a
+document.
 """
 
 import json
@@ -12,9 +12,10 @@ from typing import Protocol
 
 import numpy as np
 
-from smallbatch.data.file_glob import is_lfs_pointer
+from smallbatch.data.corpus_files import refuse_lfs_pointer
 from smallbatch.errors import UserError
 from smallbatch.files import paths
+from smallbatch.runs.progress import Progress
 from smallbatch.runs.records import read_json, write_json
 from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
 
@@ -34,11 +35,11 @@ EOD_TOKENS = (
 PART_CHARACTERS = 2**20  # encoding needs 150 bytes of memory per character of a part
 PARTS_AT_ONCE = 8
 LONE_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
-BPE_TRAINING_BYTES = 2**28  # a BPE is trained on this much text at most, from the start of the training documents
+BPE_TRAINING_BYTES = 2**28  # of text, from the start of the training documents
 
 
 class Tokenizer(Protocol):
-    """Encodes documents without their end-of-document token; decodes any ids, that token included."""
+    """Encodes documents without an end-of-document token, and decodes any ids."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -47,7 +48,7 @@ class Tokenizer(Protocol):
     def eod_id(self) -> int: ...
 
     @property
-    def lossless(self) -> bool: ...  # whether any text survives encode and decode, by construction
+    def lossless(self) -> bool: ...  # whether every text equals its decoded tokens, by construction
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
@@ -79,7 +80,7 @@ class BytesTokenizer:
 
 
 class JsonTokenizer:
-    """A tokenizer of the `tokenizers` library, from its tokenizer.json, adding no special tokens."""
+    """A tokenizer of the `tokenizers` library, from its tokenizer.json, that adds no special tokens."""
 
     def __init__(self, backend, eod_token: str, lossless: bool = False):
         backend.no_truncation()
@@ -120,14 +121,18 @@ class JsonTokenizer:
 def split_tokenizer(tokenizer: str) -> tuple[str, str]:
     """Return the kind of a tokenizer and what follows its colon: 'bpe:8192' -> ('bpe', '8192')."""
     kind, _, rest = tokenizer.partition(":")
-    if tokenizer == "bytes" or (kind == "file" and rest):
-        return kind, rest
-    if kind == "bpe" and is_bpe_vocab(rest):
+    if tokenizer == "bytes" or (kind == "file" and rest) or (kind == "bpe" and is_bpe_vocab(rest)):
         return kind, rest
     raise UserError(
         f"data.tokenizer={tokenizer!r} is invalid; use bytes, bpe:N with a vocabulary N from "
         f"{SMALLEST_BPE_VOCAB} to {LARGEST_VOCAB:,}, or file:PATH of a tokenizer.json"
     )
+
+
+def fixed(tokenizer: str, eod_token: str | None) -> Tokenizer:
+    """Return a tokenizer that is not trained: bytes or file:PATH."""
+    kind, rest = split_tokenizer(tokenizer)
+    return BytesTokenizer() if kind == "bytes" else from_file(paths.local(rest), eod_token)
 
 
 def parts_of(text: str) -> Iterator[str]:
@@ -146,7 +151,7 @@ def parts_of(text: str) -> Iterator[str]:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
-    """Train a byte-level BPE with exactly `vocab_size` ids, the end-of-document token among them.
+    """Train a byte-level BPE with `vocab_size` ids, including the end-of-document token.
 
     Raises: UserError if the texts are too small for that many merges.
     """
@@ -161,50 +166,57 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator((part for text in texts for part in parts_of(text)), trainer)
-    learned = backend.get_vocab_size()
-    if learned != vocab_size:
+    backend.train_from_iterator((part for text in _first(texts) for part in parts_of(text)), trainer)
+    trained = backend.get_vocab_size()
+    if trained != vocab_size:
         raise UserError(
-            f"the training documents are too small for a vocabulary of {vocab_size}: merges end at "
-            f"{learned}; set data.tokenizer=bpe:{learned} or less"
+            f"the training documents are too small for a vocabulary of {vocab_size}: merges end at {trained}; set "
+            f"data.tokenizer=bpe:{trained} or less"
         )
     return JsonTokenizer(backend, BPE_EOD_TOKEN, lossless=True)  # its alphabet is every byte
 
 
+def _first(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts until they have BPE_TRAINING_BYTES."""
+    done_bytes = 0
+    with Progress("train the tokenizer", None, unit="bytes") as progress:
+        for text in texts:
+            yield text
+            done_bytes += len(text.encode("utf-8"))
+            progress.update(done_bytes)
+            if done_bytes >= BPE_TRAINING_BYTES:
+                return
+
+
 def read_file(path: Path) -> bytes:
-    """Return the bytes of a tokenizer.json that a person named."""
+    """Return the bytes of the tokenizer.json of file:PATH."""
     try:
-        if is_lfs_pointer(path):
-            raise UserError(f"{path} is a Git LFS pointer, not its content; run `git lfs pull` in its repository")
+        refuse_lfs_pointer(path)
         return path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"cannot read the tokenizer {path}: {error.strerror or error}; "
-            "data.tokenizer=file:PATH names a tokenizer.json; a config file that names one says where to get it"
+            f"cannot read the tokenizer {path}: {error.strerror or error}; set data.tokenizer=file:PATH to a "
+            "tokenizer.json. If a config file sets it, see the docstring of that file for where to get it"
         ) from error
 
 
 def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
-    """Read a tokenizer.json; its end-of-document token is `eod_token` or else the first usual name it has."""
+    """Read a tokenizer.json; its end-of-document token is `eod_token` or else the first of EOD_TOKENS in it."""
     from tokenizers import Tokenizer
 
+    content = read_file(path)
     try:
-        backend = Tokenizer.from_str(read_file(path).decode("utf-8"))
-    except UserError:
-        raise
+        backend = Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for anything it cannot parse
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a tokenizer.json of the tokenizers library ({reason})") from error
     names = EOD_TOKENS if eod_token is None else (eod_token,)
-    for name in names:
-        if backend.token_to_id(name) is not None:
-            return _checked(JsonTokenizer(backend, name), path)
-    raise UserError(
-        f"{path} has no end-of-document token {' or '.join(names)}; name the one it has with data.eod_token"
-    )
-
-
-def _checked(tokenizer: JsonTokenizer, path: Path) -> JsonTokenizer:
+    found = next((name for name in names if backend.token_to_id(name) is not None), None)
+    if found is None:
+        raise UserError(
+            f"{path} has no end-of-document token {' or '.join(names)}; set data.eod_token to the one that it has"
+        )
+    tokenizer = JsonTokenizer(backend, found)
     if tokenizer.vocab_size > LARGEST_VOCAB:
         raise UserError(
             f"{path} has a token id {tokenizer.vocab_size - 1:,}, and ids must be below {LARGEST_VOCAB:,}; use another "
@@ -214,7 +226,7 @@ def _checked(tokenizer: JsonTokenizer, path: Path) -> JsonTokenizer:
 
 
 def load(directory: Path) -> Tokenizer | None:
-    """Load what `save` wrote to a run or data directory; None where there is nothing, as for tokens:PATH."""
+    """Load the tokenizer that `save` wrote to a run or dataset directory; return None if there is none."""
     path = directory / CONFIG_FILE
     if not paths.exists(path):
         return None
@@ -223,4 +235,4 @@ def load(directory: Path) -> Tokenizer | None:
         return BytesTokenizer()
     if isinstance(config, dict) and config.get("kind") == "json" and isinstance(config.get("eod_token"), str):
         return from_file(directory / JSON_FILE, config["eod_token"])
-    raise UserError(f"{path} names no tokenizer of this program; delete the directory {directory} and make it again")
+    raise UserError(f"{path} is damaged, or from another version; delete the directory {directory} and make it again")

@@ -1,4 +1,4 @@
-"""One process at a time: an advisory lock that the system drops when its holder dies."""
+"""Advisory file locks, which the operating system releases when their process dies."""
 
 import contextlib
 import fcntl
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a lock file, made if need be, waiting while another process has it."""
+    """Hold an exclusive lock on a file, which is created if missing. Waits while another process holds the lock."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,14 +12,6 @@ from smallbatch.errors import UserError
 
 # gs://b/r, and gs:/b/r, which pathlib makes of it. HOST:/DIR of NFS and ssh has the same form.
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# {config key with a path: prefixes before the path}; "" means that the whole value is the path.
-CONFIG_PATHS = {
-    "data.source": ("text:", "tokens:"),
-    "data.validation_source": ("text:", "tokens:"),
-    "data.tokenizer": ("file:",),
-    "data.cache_dir": ("",),
-    "data.tfds_data_dir": ("",),
-}
 
 
 def local(path: str | os.PathLike[str], name: str = "") -> Path:
@@ -43,21 +35,6 @@ def local(path: str | os.PathLike[str], name: str = "") -> Path:
     if text.startswith("~") and expanded == text:
         raise UserError(f"{shown}: {text.partition('/')[0]} has no home directory; write the full path")
     return Path(expanded)
-
-
-def config_problems(flat: dict[str, object]) -> list[str]:
-    """Return one problem per invalid path in a config, {dotted key: value}."""
-    problems = []
-    for key, forms in CONFIG_PATHS.items():
-        value = flat.get(key)
-        form = next((form for form in forms if isinstance(value, str) and value.startswith(form)), None)
-        if form is None:
-            continue
-        try:
-            local(str(value).removeprefix(form), f"{key}: {form}" if form else key)
-        except UserError as error:
-            problems.append(str(error))
-    return problems
 
 
 def status(path: Path) -> os.stat_result | None:

@@ -147,9 +147,4 @@ def _same(value: Any, text: str) -> bool:
 
 def _typed(key: str, value: Any) -> Any:
     """Return a value as its key holds it. Raises UserError for a key that does not exist."""
-    if key not in configs.key_types():
-        raise UserError(configs.unknown_key(key))
-    kind = configs.key_types()[key][0]
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return int(value) if kind is int and isinstance(value, float) and value.is_integer() else value
+    return configs.find(key).cast(value)

@@ -141,7 +141,7 @@ class SweepDirectory:
                 flat = configs.flatten(configs.from_sections(saved).to_dict())
                 if configs.fingerprint_flat(flat)[:ID_LENGTH] == cell_id:
                     flats[cell_id] = flat
-        varied = [key for key in configs.key_types() if len({repr(flat[key]) for flat in flats.values()}) > 1]
+        varied = [key for key in configs.KEY_BY_NAME if len({repr(flat[key]) for flat in flats.values()}) > 1]
         return [Cell(cell_id, {key: flat[key] for key in varied}, flat) for cell_id, flat in flats.items()]
 
     def saved_grid(self) -> tuple[str, Grid]:

@@ -14,10 +14,10 @@ import numpy as np
 from smallbatch import units
 from smallbatch.config import Config
 from smallbatch.config.batch_schedule import LR_RULES, Stage, stages, used_tokens
-from smallbatch.config.transfer import Tuned, transfer
 from smallbatch.errors import UserError
 from smallbatch.optim import OPTIMIZERS
 from smallbatch.optim.schedules import lr_frac
+from smallbatch.plan.transfer import Tuned, transfer
 
 # With 1 - b below this, the bias-corrected average over at most 2^31 updates is the plain mean, and products of 1 - b
 # with squared gradients underflow to 0 in float32.

@@ -96,7 +96,7 @@ def check_owner(workdir: RunDir, config: configs.Config) -> None:
             )
         return
     theirs = json_files.read_config(workdir.config)
-    if unknown := configs.flatten(theirs).keys() - configs.key_types().keys():
+    if unknown := configs.flatten(theirs).keys() - configs.KEY_BY_NAME.keys():
         raise UserError(
             f"{workdir.config} is damaged, or from another version of smallbatch: {configs.unknown_key(min(unknown))}; "
             "restore it from a copy, use the version that wrote it, or choose another --workdir"

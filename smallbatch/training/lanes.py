@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smallbatch import optim
-from smallbatch.data.shards import Dataset
+from smallbatch.data.dataset import Dataset
 from smallbatch.data.stream import TrainStream
 from smallbatch.errors import UserError
 from smallbatch.plan.plan import Plan

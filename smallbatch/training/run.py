@@ -14,7 +14,7 @@ import jax
 
 from smallbatch import config as configs
 from smallbatch.data import prepare, tokenizers
-from smallbatch.data.shards import Dataset
+from smallbatch.data.dataset import Dataset
 from smallbatch.data.stream import check_splits, describe_splits
 from smallbatch.errors import UserError
 from smallbatch.files import paths

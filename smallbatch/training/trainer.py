@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from smallbatch.data.shards import Dataset
+from smallbatch.data.dataset import Dataset
 from smallbatch.data.stream import TrainStream
 from smallbatch.errors import UserError
 from smallbatch.model import decoder

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smallbatch.data.shards import Dataset
+from smallbatch.data.dataset import Dataset
 from smallbatch.data.stream import validation_batches
 from smallbatch.model import decoder
 from smallbatch.training.program import Programs

@@ -1,22 +1,22 @@
-"""Corpora of one or a few documents: the tail of the text is held out."""
+"""Corpora of one or a few documents: the end of the text is the validation set."""
 
 import dataclasses
 
 import pytest
 from data_specs import data_spec, sentences, write_corpus
 
+from smallbatch.data.dataset import Dataset
 from smallbatch.data.prepare import prepare
-from smallbatch.data.shards import Dataset
-from smallbatch.data.text_split import TAIL_RULE, cut_at
+from smallbatch.data.validation_split import TAIL_RULE, cut_at
 
 
 def parts(dataset: Dataset) -> tuple[bytes, bytes]:
     """Return the bytes of both splits without the end-of-document tokens around them."""
-    train, validation = (bytes(a.window(0, len(a)).tolist()) for a in (dataset.train, dataset.validation))
+    train, validation = (bytes(a.tolist()) for a in (dataset.train, dataset.validation))
     return train[1:-1], validation[1:-1]
 
 
-def test_one_long_document_holds_out_its_tail_at_a_line_end_and_prints_so(tmp_path, capsys):
+def test_validation_set_of_one_document_is_its_end(tmp_path, capsys):
     book = "".join(f"Scene {n}. The curtain rises on act {n // 9}, and a voice speaks.\n" for n in range(4000)).encode()
     source = write_corpus(tmp_path / "corpus", [book.decode()])
     spec = data_spec(tmp_path / "cache", source=source, validation_frac=0.05, validation_max_bytes=524_288)
@@ -32,7 +32,7 @@ def test_one_long_document_holds_out_its_tail_at_a_line_end_and_prints_so(tmp_pa
     assert (dataset.meta.train.documents, dataset.meta.validation.documents, dataset.meta.unused.bytes) == (1, 1, 0)
 
 
-def test_one_long_document_can_train_a_bpe_on_its_head_only(tmp_path):
+def test_bpe_is_trained_on_the_training_part_of_a_document(tmp_path):
     text = "a b c d\n" * 2000 + "zyxwvut " * 400
     source = write_corpus(tmp_path / "corpus", [text])
     dataset = prepare(data_spec(tmp_path, source=source, tokenizer="bpe:259", validation_max_bytes=10**6))
@@ -42,8 +42,8 @@ def test_one_long_document_can_train_a_bpe_on_its_head_only(tmp_path):
 
 
 @pytest.mark.parametrize("documents", [1, 2, 4])
-def test_a_few_documents_on_one_side_hold_out_the_tail_of_their_text(tmp_path, documents):
-    """So are two documents that the hash holds out both: the seeds below give both cases."""
+def test_few_documents_in_one_split_are_divided_at_the_tail(tmp_path, documents):
+    """The hash assigns the documents to one split for some of the seeds, and to both for others."""
     notes = set()
     for seed in range(10):
         texts = sentences(documents, seed)
@@ -63,7 +63,7 @@ def test_a_few_documents_on_one_side_hold_out_the_tail_of_their_text(tmp_path, d
     assert TAIL_RULE in notes
 
 
-def test_the_tail_is_the_same_for_every_tokenizer_and_stops_at_its_limit(tmp_path):
+def test_tail_does_not_depend_on_the_tokenizer(tmp_path):
     text = "".join(f"line {n} café\r\n" for n in range(3000))
     spec = data_spec(tmp_path / "cache", source=write_corpus(tmp_path / "corpus", [text]), validation_max_bytes=1000)
     dataset = prepare(spec)
@@ -77,7 +77,7 @@ def test_the_tail_is_the_same_for_every_tokenizer_and_stops_at_its_limit(tmp_pat
     assert (bpe.train.bytes, bpe.validation.bytes) == (meta.train.bytes, meta.validation.bytes)
 
 
-def test_a_cut_divides_no_character_and_prefers_a_line_end():
+def test_cut_is_between_characters_and_at_a_line_end_if_possible():
     for limit in range(20):
         head, rest = cut_at("é🙂学é", limit)
         assert head + rest == "é🙂学é" and min(limit, 11) - 4 < len(head.encode()) <= limit

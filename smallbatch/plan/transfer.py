@@ -1,8 +1,8 @@
-"""What hyperparameters tuned at one batch size become at another: four rules, each by its name, in float64.
+"""Convert hyperparameters tuned at one batch size to another, by one of four rules, in float64.
 
-None of them is an optimum for every problem. `half_life` is what Marek et al. 2025 (arXiv 2507.07101, sections 2 and
-4.3) found to hold from batch size 1 up; `fixed` is the control that it is compared with; `sqrt` keeps the noise of
-adaptive methods the same, which is an equivalence and not an optimum; `linear` does so for SGD.
+No rule is optimal for every problem. Marek et al. 2025 (arXiv 2507.07101, sections 2 and 4.3) found that `half_life`
+holds from batch size 1 up; `fixed` is its control. `sqrt` keeps the noise of adaptive methods constant, and `linear`
+that of SGD.
 """
 
 import math
@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 
 from smallbatch.errors import UserError
 
-RULES = ("half_life", "fixed", "sqrt", "linear")
-FREE_EXPONENT = ("half_life", "fixed")  # rules that leave the exponent of the learning rate to their user
-
 
 @dataclass(frozen=True)
 class Tuned:
-    """Hyperparameters at a batch size. Decays are one_minus_bs, 1 - b, per step; None where there is no average."""
+    """Hyperparameters at a batch size. one_minus_b is 1 - b per step, or None if the optimizer has no such average."""
 
     peak_lr: float
     one_minus_b1: float | None
@@ -34,19 +31,11 @@ def transfer(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None = 
       if noise dominates, gradients shrink as 1/sqrt(k), and so must eps).
     - linear: lr <- lr k (Goyal et al. 2017, arXiv 1706.02677); everything else is unchanged.
 
-    keep_tau: also set wd <- wd k lr / lr', which keeps the timescale tau of weight decay, 1 / (lr wd) updates, constant
-        in tokens (Bergsma et al. 2025, arXiv 2505.13738). Otherwise weight decay is unchanged, and tau changes.
+    keep_tau: also set wd <- wd k lr / lr', which keeps the timescale of weight decay, 1 / (lr wd) updates, constant in
+        tokens (Bergsma et al. 2025, arXiv 2505.13738). Otherwise weight decay is unchanged.
 
-    Raises:
-        UserError: an unknown rule, an exponent that is missing or has no effect, or a 1 - b above 1 after `sqrt`.
+    Raises UserError if `sqrt` gives a 1 - b above 1. `config.validate` has checked the rule and its exponent.
     """
-    if rule not in RULES:
-        raise UserError(f"there is no transfer rule {rule!r}: {', '.join(RULES)}")
-    if (lr_exponent is None) is (rule in FREE_EXPONENT):
-        raise UserError(
-            f"the transfer rule {rule} {'needs an' if lr_exponent is None else 'has its own'} exponent of the learning "
-            "rate (lr_exponent: 0 keeps it, 0.16 to 0.25 was tuned for Adam, 0.5 and 1 are the sqrt and linear rules)"
-        )
     found = _by_rule(rule, tuned, ratio, lr_exponent)
     if keep_tau:
         found = replace(found, weight_decay=tuned.weight_decay * ratio * tuned.peak_lr / found.peak_lr)
@@ -64,7 +53,7 @@ def _by_rule(rule: str, tuned: Tuned, ratio: float, lr_exponent: float | None) -
         )
     if rule == "linear":
         return replace(tuned, peak_lr=tuned.peak_lr * ratio)
-    assert lr_exponent is not None
+    assert rule in ("half_life", "fixed") and lr_exponent is not None, (rule, lr_exponent)
     tuned = replace(tuned, peak_lr=tuned.peak_lr * ratio**lr_exponent)
     if rule == "fixed" or tuned.one_minus_b2 in (None, 1.0):
         return tuned
@@ -76,7 +65,7 @@ def _times(one_minus_b: float | None, ratio: float, name: str) -> float | None:
         return None
     if one_minus_b * ratio > 1:
         raise UserError(
-            f"the sqrt rule would make 1 - {name} = {one_minus_b:g} x {ratio:g}, above 1: it holds only where that is "
-            "far below 1; choose the half_life rule or a smaller batch size"
+            f"the sqrt rule gives 1 - {name} = {one_minus_b:g} x {ratio:g}, above 1, but holds only far below 1; use "
+            "the half_life rule or a smaller batch size"
         )
     return one_minus_b * ratio

@@ -1,4 +1,4 @@
-"""Text that a tokenizer loses: an error above 1%, a warning below, and no bits per byte."""
+"""Text that a tokenizer loses: an error above 1%, otherwise a warning and no bits per byte."""
 
 import json
 import unicodedata
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from data_specs import data_spec, sentences, write_corpus
 
-from smallbatch.data import round_trip as text_loss
+from smallbatch.data import round_trip
 from smallbatch.data.prepare import prepare
 from smallbatch.data.round_trip import lost_bytes
 from smallbatch.data.tokenizers import train_bpe
@@ -43,7 +43,7 @@ def russian(count: int = 60) -> list[str]:
 
 
 @pytest.mark.parametrize("unk", ["<unk>", None])
-def test_a_tokenizer_that_lacks_the_letters_of_a_corpus_is_refused(tmp_path, unk):
+def test_tokenizer_without_the_letters_of_the_corpus_is_an_error(tmp_path, unk):
     tokenizer = tokenizer_file(tmp_path / "ascii.json", unk=unk)
     with pytest.raises(UserError) as error:
         prepared(tmp_path, russian(), tokenizer)
@@ -69,14 +69,14 @@ def lossy_normalizers():
 
 
 @pytest.mark.parametrize("case", range(5))
-def test_a_normalizer_that_changes_the_text_is_refused(tmp_path, case):
+def test_normalizer_that_changes_the_text_is_an_error(tmp_path, case):
     normalizer, letters, documents = lossy_normalizers()[case]
     tokenizer = tokenizer_file(tmp_path / "t.json", letters, normalizer)
     with pytest.raises(UserError, match=r"of the text .*do not survive encode and decode"):
         prepared(tmp_path, [*documents, *(f"{n} " + documents[0] for n in range(30))], tokenizer)
 
 
-def test_a_small_loss_is_a_warning_each_time_and_stands_in_the_dataset(tmp_path, capsys):
+def test_small_loss_is_a_warning_and_is_recorded(tmp_path, capsys):
     documents = [f"{n}: plain ASCII text of some length, again and again and again" for n in range(100)]
     documents[7] += " 🙂"
     size = sum(len(text.encode()) for text in documents)
@@ -110,7 +110,7 @@ def test_bits_per_byte_is_null_if_text_was_lost(tmp_path, monkeypatch):
     assert lossy.bits_per_byte is None and lossy.loss_nats > 0
 
 
-def test_a_space_that_a_tokenizer_adds_or_drops_at_the_start_of_a_document_is_no_loss(tmp_path):
+def test_one_space_at_the_start_of_a_document_is_ignored(tmp_path):
     from tokenizers import decoders, normalizers, pre_tokenizers
 
     documents = [f"{' ' * (n % 3)}{n} plain ASCII\n  text " for n in range(60)]
@@ -152,11 +152,11 @@ def test_a_space_that_a_tokenizer_adds_or_drops_at_the_start_of_a_document_is_no
         ("a", "", 1),
     ],
 )
-def test_lost_bytes_are_those_that_decoding_does_not_bring_back(text, decoded, lost):
+def test_lost_bytes_are_the_bytes_missing_after_decoding(text, decoded, lost):
     assert lost_bytes(text, decoded) == lost
 
 
-def test_large_corpora_are_checked_by_a_sample_and_refused_early(tmp_path, monkeypatch):
+def test_large_corpora_are_sampled_and_errors_are_early(tmp_path, monkeypatch):
     class Dropping:
         lossless = False
         decoded = 0
@@ -165,21 +165,21 @@ def test_large_corpora_are_checked_by_a_sample_and_refused_early(tmp_path, monke
             self.decoded += len(batch)
             return ["x" * len(ids) for ids in batch]
 
-    monkeypatch.setattr(text_loss, "ALL_CHECKED_BYTES", 1000)
+    monkeypatch.setattr(round_trip, "ALL_CHECKED_BYTES", 1000)
     tokenizer = Dropping()
-    check = text_loss.LossCheck(tokenizer, "file:t.json")  # pyright: ignore[reportArgumentType]
+    check = round_trip.LossCheck(tokenizer, "file:t.json")  # pyright: ignore[reportArgumentType]
     texts, ids = ["x" * 100] * 16, [np.zeros(100)] * 16
-    check.add(texts, ids, validation=False)
+    check.add("train", texts, ids)
     assert tokenizer.decoded == 10  # documents of 100 bytes
-    check.add(texts, ids, validation=False)
+    check.add("train", texts, ids)
     assert tokenizer.decoded == 12  # and the 17th and 25th
-    check.add(texts, ids, validation=True)
+    check.add("validation", texts, ids)
     assert tokenizer.decoded == 28
     with pytest.raises(UserError, match="loses 3"):
-        check.add(["y" * 100] * 16, ids, validation=True)
+        check.add("validation", ["y" * 100] * 16, ids)
 
 
-def test_our_own_bpe_loses_no_text_and_is_not_checked():
+def test_trained_bpe_is_lossless():
     bpe = train_bpe(sentences(100), 300)
     every_character = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x30000)]))
     texts = [every_character, unicodedata.normalize("NFD", RUSSIAN), "  \r\n\t ", "<|endoftext|>"]
