@@ -33,7 +33,7 @@ def main(config, flags) -> None:
     from smallbatch.plan import mesh_plan as layout
     from smallbatch.runs.progress import format_bytes, log
     from smallbatch.training import run
-    from smallbatch.training.program import Memory, compiled
+    from smallbatch.training.program import Memory, train_program
 
     def memory(optimizer: str, batch_size: int, microbatch_size: int) -> Memory:
         log(f"compiling {optimizer}, batch {batch_size} ...")
@@ -46,7 +46,8 @@ def main(config, flags) -> None:
             )
             return replace(memory("sgd", microbatch_size, microbatch_size), optimizer_state_bytes=adapters)
         kept = replace(plan.optimizer, name=optimizer, nesterov=False)
-        return compiled(replace(plan.program, optimizer=kept, steps_per_dispatch=1, topology=flags.topology)).memory()
+        spec = replace(plan.program(), optimizer=kept, steps_per_dispatch=1, topology=flags.topology)
+        return train_program(spec).memory()
 
     # One mesh for all batch sizes, or they would not compare: one device, unless more are asked for.
     mesh = config.mesh

@@ -9,7 +9,7 @@ from typing import Any
 
 from smallbatch.config import data_checks as config_data
 from smallbatch.config import numbers as config_numbers
-from smallbatch.config.batch_schedule import LR_RULES, Stage, stages
+from smallbatch.config.batch_schedule import LR_RULES, ScheduleStage, stages
 from smallbatch.config.data_checks import no_effect, unset
 from smallbatch.config.transfer import FREE_EXPONENT, RULES, SQRT_OPTIMIZERS
 from smallbatch.errors import UserError, did_you_mean
@@ -290,7 +290,7 @@ def _budget(flat: Flat, defaults: Flat) -> Iterator[str]:
         yield f"train.{key}: {error}"
 
 
-def _stages(flat: Flat) -> tuple[Stage, ...]:
+def _stages(flat: Flat) -> tuple[ScheduleStage, ...]:
     size, schedule = flat["train.batch_size"], flat["train.batch_size_schedule"]
     return stages(size, schedule, flat["model.context_tokens"], flat["train.budget_tokens"])
 

@@ -35,7 +35,7 @@ def check(cells: list[Cell], plans: dict[str, Plan]) -> None:
     """Raise UserError that names the first cell that cannot be a lane."""
     for cell in cells:
         plan, reason = plans[cell.id], ""
-        if plan.later:
+        if len(plan.stages) > 1:
             reason = "its batch grows (train.batch_size_schedule), and that of a lane stays"
         elif plan.mesh.devices > 1:
             reason = f"its mesh asks for more than one device ({plan.mesh}), and a lane has one"
@@ -64,7 +64,7 @@ class Group:
 
     path: Path
     cells: list[str]  # ids, by lane
-    lanes: int  # as many as there are cells, or more
+    lanes: int  # runs of the program; at least the number of cells
 
     @staticmethod
     def read(path: Path) -> "Group":
@@ -204,24 +204,23 @@ class LaneEngine:
     ) -> None:
         import jax
 
-        from smallbatch.training.lanes import LaneTrainer
+        from smallbatch.training.lanes import train_group
+        from smallbatch.training.trainer import Run
 
         on_change(set(live))
         dataset = prepare.prepare(self._plans[live[0]].data)
         self._write_about(live, dataset.dir)
-        member = lambda cell_id: (self._plans[cell_id], self._directory.cell(cell_id).path) if cell_id in live else None
-        devices = math.gcd(group.lanes, jax.device_count())  # there may be others than when it was begun
+        runs = [Run(self._plans[id], self._directory.cell(id)) if id in live else None for id in group.cells]
+        devices = math.gcd(group.lanes, jax.device_count())  # it may have changed since the group was formed
         every_secs = self._cells[live[0]].config.train.checkpoint_every_secs
-        members = [member(cell_id) for cell_id in group.cells]
 
-        def look(lanes: set[int]) -> bool:
-            on_change({group.cells[i] for i in lanes})
+        def poll(positions: list[int]) -> bool:
+            on_change({group.cells[position] for position in positions})
             return stop()
 
         ended = False
         try:
-            trainer = LaneTrainer(members, group.path, dataset, group.lanes, devices, every_secs, self._keep)
-            ended = trainer.run(look)
+            ended = train_group(runs, group.path, dataset, group.lanes, devices, every_secs, poll, self._keep)
         except Exception:
             ended = not group.is_saved  # its cells may do better in another one
             raise
