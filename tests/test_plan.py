@@ -105,10 +105,10 @@ def test_accumulation_splits_the_batch_and_changes_no_budget():
 
 
 def test_unset_micro_batch_is_a_sequence_a_device_on_a_cpu_and_the_batch_elsewhere():
-    assert make(train__batch_size=16).microbatch_size == 1
-    assert make(train__batch_size=16, devices=4).microbatch_size == 4
-    assert make(train__batch_size=16, train__microbatch_size=8).microbatch_size == 8
-    assert make(train__batch_size=16, platform="gpu").microbatch_size == 16
+    assert make(train__batch_size=16).first.microbatch_size == 1
+    assert make(train__batch_size=16, devices=4).first.microbatch_size == 4
+    assert make(train__batch_size=16, train__microbatch_size=8).first.microbatch_size == 8
+    assert make(train__batch_size=16, platform="gpu").first.microbatch_size == 16
 
 
 @pytest.mark.parametrize(

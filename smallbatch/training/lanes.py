@@ -20,6 +20,7 @@ from smallbatch.runs import records
 from smallbatch.runs.progress import log
 from smallbatch.training.program import OutOfMemory, TrainProgram, memory_errors, train_program
 from smallbatch.training.run import now, result_of
+from smallbatch.training.signals import Stop
 from smallbatch.training.trainer import Outcome, Run, Trainer
 
 # The values of a plan, and of its stages, in which runs of one program may differ.
@@ -74,22 +75,20 @@ def _updates_per_sec(program: TrainProgram, plan: Plan, secs: float) -> float:
     return dispatches * updates / (time.perf_counter() - start)
 
 
-class GroupStop:
-    """Reports the runs in training at each poll, and whether to stop. The caller handles signals."""
-
-    notice = None
+class _GroupStop(Stop):
+    """A stop that is requested by a function of the runs in training. The sweep handles signals."""
 
     def __init__(self, poll: Callable[[list[int]], bool]):
-        self._poll = poll
+        self._poll, self.notice = poll, None
         self.trainer: Trainer | None = None
 
-    def __enter__(self) -> "GroupStop":
+    def __enter__(self) -> "_GroupStop":
         return self
 
     def __exit__(self, *_: object) -> None: ...
 
     @property
-    def requested(self) -> bool:
+    def requested(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._poll(self.trainer.active if self.trainer else [])
 
 
@@ -113,7 +112,7 @@ def train_group(
         poll: called before every dispatch with the positions of the runs in training; returns whether to stop.
         keep: whether each finished run keeps a checkpoint of its own.
     """
-    started, stop = now(), GroupStop(poll)
+    started, stop = now(), _GroupStop(poll)
     trainer = stop.trainer = Trainer(
         runs, dataset, group / "checkpoints", checkpoint_every_secs, stop, program_runs, devices
     )

@@ -111,6 +111,9 @@ class TrainProgram:
         self.state_shardings = self._state_shardings()
         self.init = self._jit(self._init, out_shardings=self.state_shardings)
         self._chunk = self._jit(chunk, donate_argnums=0, out_shardings=(self.state_shardings, self.run_sharding))
+        self._score = self._jit(partial(eval_step.score, spec.model), out_shardings=self.replicated)
+        self._interpolated_params = self._jit(eval_step.interpolated_params)
+        self._averaged_params = self._jit(eval_step.averaged_params)
 
     @functools.cached_property
     def single(self) -> "TrainProgram":
@@ -217,23 +220,11 @@ class TrainProgram:
         count = sharding.put(np.int32(updates), self.replicated)
         return self.chunk(state, hyperparams, tokens, count)
 
-    @functools.cached_property
-    def _score(self):
-        return self._jit(partial(eval_step.score, self.spec.model), out_shardings=self.replicated)
-
     def score(self, params: decoder.Params, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
         """Return the weighted sum of losses in nats of each sequence of a validation batch, [A, M]. For one run."""
         split = sharding.batch_sharding(self.mesh, 1)
         parts = [x.reshape(-1, self.spec.validation_microbatch_seqs, x.shape[1]) for x in (tokens_BxT1, weights_BxT)]
         return self._score(params, *(sharding.put(x, split) for x in parts))
-
-    @functools.cached_property
-    def _interpolated_params(self):
-        return self._jit(eval_step.interpolated_params)
-
-    @functools.cached_property
-    def _averaged_params(self):
-        return self._jit(eval_step.averaged_params)
 
     def evaluation_params(self, hyperparams: optim.HyperParams, state: TrainState) -> decoder.Params:
         """Return the parameters that a run is evaluated with: its own, or a schedule-free optimizer's average."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,19 +30,9 @@ from smallbatch.training.checkpoint import Checkpoints
 from smallbatch.training.metrics import MetricsLogger, MetricsProgress
 from smallbatch.training.program import memory_errors, train_program
 from smallbatch.training.saved import Saved, SavedRun
+from smallbatch.training.signals import Stop
 from smallbatch.training.train_step import Metrics
 from smallbatch.training.validation import Score, validate
-
-
-class StopRequest(Protocol):
-    """Whether to save and stop; see `signals.Stop`."""
-
-    @property
-    def requested(self) -> bool: ...
-    @property
-    def notice(self) -> str | None: ...
-    def __enter__(self) -> Any: ...
-    def __exit__(self, *_: object) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,7 @@ class Trainer:
         dataset: Dataset,
         checkpoints: Path,
         checkpoint_every_secs: float,
-        stop: StopRequest,
+        stop: Stop,
         program_runs: int | None = None,
         devices: int = 1,
     ):
