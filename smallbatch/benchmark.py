@@ -1,8 +1,8 @@
 """Measure training speed per batch size: tokens/s, GFLOP/s, and the share of this machine's matrix-product peak.
 
-Runs the very programs that `smallbatch.train` runs, on random tokens, for the model and optimizer of the config. The
-peak is measured in the same process, in the compute dtype and at its precision, just before; MFU is of the data
-sheet's bfloat16 peak. One process, with all its devices, is measured.
+Runs the compiled programs of `smallbatch.train`, on random tokens, with the model and optimizer of the config, in one
+process. The peak is measured first, in the compute dtype and at its precision. MFU is relative to the bfloat16 peak of
+the device's data sheet.
 """
 
 import time
@@ -28,7 +28,7 @@ def main(config, flags) -> None:
     from smallbatch.training import distributed, run
     from smallbatch.training.program import train_program
 
-    # Several processes, each with its own clock, would stop at different dispatches and wait for each other for ever.
+    # Several processes with separate clocks would stop at different dispatches and deadlock.
     if distributed.place(None, None, None):
         raise UserError("the benchmark measures a single process, and this is one of several; start it as one task")
     peak = None
@@ -77,9 +77,9 @@ def measure(program, plan: Plan, secs: float) -> float:
 
 
 def matmul_peak_flops(program: ProgramSpec, size: int | None = None, secs: float = 1.0) -> float:
-    """Return the best FLOP/s of square matrix products seen on the first device (on a CPU, with all its cores).
+    """Return the best measured FLOP/s of a square matrix product on the first device (on a CPU, with all its cores).
 
-    In the program's compute dtype, at its precision and compiled as it is: JAX's own precision would be TF32 on a GPU.
+    The product has the program's compute dtype, precision and compiler options; JAX's default on a GPU would be TF32.
     """
     import jax
     import jax.numpy as jnp

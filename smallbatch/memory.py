@@ -1,9 +1,8 @@
-"""Predict the memory of an update on one device: optimizers x batch sizes, beside accumulation and LoRA.
+"""Predict the memory of an update on one device: optimizers x batch sizes, compared with accumulation and LoRA.
 
-For the model of the config, on one device unless `mesh` asks for more. The numbers are XLA's own for the compiled
-programs of `smallbatch.train`, for the devices that are here; nothing of that size is allocated. LoRA's are worked out:
-the weights, SGD's activations, and adapters of --lora_rank on every matrix of the blocks with Adam's 16 bytes for each
-of their parameters.
+Uses XLA's memory analysis of the compiled programs of `smallbatch.train`; nothing of that size is allocated. The mesh
+is one device unless the config sets `mesh`. The LoRA row is an estimate: the weights, the activations of SGD, and
+adapters of --lora_rank on every matrix of the blocks, with Adam's 16 bytes per adapter parameter.
 """
 
 from dataclasses import replace
@@ -20,7 +19,7 @@ ADAM_BYTES = 16  # a float32 parameter, its gradient and two averages
 def define_flags(flags) -> None:
     absl_flags.DEFINE_list("optimizers", ["sgd", "adafactor", "momentum", "adam"], "to compare", flag_values=flags)
     absl_flags.DEFINE_list("batch_sizes", ["1", "16"], "sequences per update", flag_values=flags)
-    absl_flags.DEFINE_string("topology", None, "a TPU slice that is not here, such as v5e:2x4", flag_values=flags)
+    absl_flags.DEFINE_string("topology", None, "a TPU slice to compile for, such as v5e:2x4", flag_values=flags)
     cli.integer(flags, "lora_rank", 16, "rank of the LoRA adapters", 1, 2**16)
 
 
@@ -40,7 +39,7 @@ def main(config, flags) -> None:
         config.train.batch_size, config.train.microbatch_size = batch_size, microbatch_size
         config.train.budget_tokens = batch_size * config.model.context_tokens
         plan = run.make_plan(config, flags.topology)
-        if optimizer == "lora":  # sums of gradients are its adapters' own
+        if optimizer == "lora":  # only gradients of adapters are accumulated
             adapters = (
                 ADAM_BYTES * flops.lora_params(plan.model, flags.lora_rank) // (plan.mesh.fsdp * plan.mesh.tensor)
             )
@@ -49,7 +48,7 @@ def main(config, flags) -> None:
         spec = replace(plan.program(), optimizer=kept, steps_per_dispatch=1, topology=flags.topology)
         return train_program(spec).memory()
 
-    # One mesh for all batch sizes, or they would not compare: one device, unless more are asked for.
+    # The same mesh for all batch sizes, so that they are comparable.
     mesh = config.mesh
     mesh.data, mesh.tensor = mesh.data or 1, mesh.tensor or 1
     mesh.cpu_devices = mesh.cpu_devices or layout.least_mesh(mesh).devices

@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(h
     assert runs.result_of(path)["status"] == "stopped" and max(runs.steps_saved(path)) < 40
 
     done = runs.command(home, CHANGES, path)
-    assert done.returncode == 0 and "going on after update" in done.stderr
+    assert done.returncode == 0 and "resuming after update" in done.stderr
     assert_same_losses(path, alone)
 
 

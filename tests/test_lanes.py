@@ -379,20 +379,20 @@ def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tm
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train.batch_size_schedule": "640:4", "train.batch_size_lr_rule": "none"}, "its batch grows"),
-        ({"mesh.data": 2}, "its mesh asks for more than one device"),
+        ({"train.batch_size_schedule": "640:4", "train.batch_size_lr_rule": "none"}, "its batch size changes"),
+        ({"mesh.data": 2}, "its mesh has more than one device"),
     ],
 )
-def test_a_cell_that_cannot_be_a_lane_is_named_before_anything_starts(home, tmp_path, changes, words):
+def test_a_cell_that_cannot_share_a_program_is_refused_before_anything_starts(home, tmp_path, changes, words):
     config = runs.tiny_config(home, changes)
     grid = axis("train.seed", [1, 2])
     first = enumerate_cells(config, grid)[0]
-    with pytest.raises(UserError, match=rf"cell {first.id} \(seed=1\) cannot be a lane: {words}"):
+    with pytest.raises(UserError, match=rf"cell {first.id} \(seed=1\) cannot share a program with others: {words}"):
         command.sweep(config, grid, tmp_path / "sweep", options=command.Options(engine="lanes", lanes=4))
     assert not (tmp_path / "sweep").exists()
 
 
-def test_what_lanes_leave_out_is_said(home):
+def test_ignored_settings_are_reported(home):
     def said(changes: dict) -> str:
         return engines.left_out(enumerate_cells(runs.tiny_config(home, changes), axis("train.seed", [1])))
 

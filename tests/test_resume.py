@@ -98,7 +98,7 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, t
         assert runs.numbers(path, "train")[-1]["step"] == result.optimizer_steps
     last = runs.command(home, runs.LONG, path)
     assert last.returncode == 0, last.stderr
-    assert f"going on after update {result.optimizer_steps}" in last.stderr
+    assert f"resuming after update {result.optimizer_steps}" in last.stderr
     assert_same_run(home, path, reference)
 
 

@@ -247,7 +247,7 @@ def test_workdir_alone_resumes_the_run_in_it(home, reference, tmp_path, monkeypa
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     done = runs.in_process(monkeypatch, capsys, [f"--workdir={path}"])
-    assert done.returncode == 0 and "going on after update" in done.stderr, done.stderr
+    assert done.returncode == 0 and "resuming after update" in done.stderr, done.stderr
     assert runs.result_of(path) == runs.result_of(reference)
     assert runs.numbers(path) == runs.numbers(reference)
 

@@ -142,7 +142,7 @@ def warmup_tokens(config: Config) -> float:
 
 
 def warnings(config: Config, found: tuple[RunningAverage, ...]) -> tuple[str, ...]:
-    """Return a warning for each half-life that is longer than the run, which is probably unintended."""
+    """Return a warning for each half-life that is longer than the run."""
     keys = {"b1": "t1_tokens or b1", "b2": "t2_tokens or b2", "weights": "weight_average_tokens or weight_average_b"}
     return tuple(
         f"the half-life of {average.name} is {average.half_life_tokens:,.0f} tokens, longer than the run of "
@@ -167,10 +167,10 @@ def transfer_text(config: Config) -> str | None:
 
 
 _TRANSFERRED = {
-    "half_life": "b2 keeps its half-life in tokens, b1 stays per step",
-    "fixed": "decays stay per step",
-    "sqrt": "1 - b of both decays x ratio, eps / sqrt(ratio)",
-    "linear": "learning rate x ratio, decays stay per step",
+    "half_life": "b2 keeps its half-life in tokens, b1 is constant per step",
+    "fixed": "b1 and b2 are constant per step",
+    "sqrt": "1 - b1 and 1 - b2 x ratio, eps / sqrt(ratio)",
+    "linear": "learning rate x ratio, b1 and b2 are constant per step",
 }
 
 

@@ -135,5 +135,5 @@ def train_group(
             trainer.save_alone(position)
         records.write_result(run.workdir.result, result_of(run.plan, dataset, outcome, None, started, devices, False))
 
-    outcomes = trainer.run(on_end=write_result)
+    outcomes = trainer.run(on_end=write_result) if trainer.active else {}
     return all(outcome.status != "stopped" for outcome in outcomes.values())

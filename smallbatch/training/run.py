@@ -30,6 +30,7 @@ from smallbatch.training.signals import Stop
 from smallbatch.training.traffic import Traffic
 from smallbatch.training.trainer import Outcome, Run, Trainer
 
+MAX_EXP = 709.0  # the exponential of more is not a float64
 _runs_of_process = itertools.count()
 
 
@@ -75,7 +76,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         run = Run(plan, workdir, open_trackers)
         trainer = Trainer([run], dataset, workdir.checkpoints, config.train.checkpoint_every_secs, stop)
         trainer.restore()  # raises for another dataset, before anything in the run directory is overwritten
-        distributed.from_first(lambda: _describe(workdir, config, plan, tokenizer))
+        distributed.from_first(lambda: describe(workdir, config, plan, tokenizer))
         for line in describe_splits(dataset, plan.model.context_tokens):
             log(line)
         log(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))
@@ -105,12 +106,17 @@ def _open_trackers(
     )
 
 
-def _describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
-    """Write config.json, plan.json and the tokenizer, after all checks."""
+def describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
+    """Write config.json, plan.json and the tokenizer of a run into its directory."""
     workdirs.take(workdir, config)
     records.write_json(workdir.plan, plan.to_dict())
     if tokenizer is not None:
-        keep_tokenizer(tokenizer, workdir.tokenizer)
+        try:
+            workdir.tokenizer.mkdir(exist_ok=True)
+            tokenizer.save(workdir.tokenizer)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot write {workdir.tokenizer}: {reason}; free some space") from error
 
 
 def _stop_on_notice(stop: Stop, notice: str) -> None:
@@ -182,15 +188,6 @@ def prompt_ids(plan: plans.Plan, tokenizer, prompt: str, new_tokens: int) -> lis
     return ids
 
 
-def keep_tokenizer(tokenizer, directory: Path) -> None:
-    """Copy the tokenizer into the run directory, so that the run can write text without its corpus."""
-    try:
-        directory.mkdir(exist_ok=True)
-        tokenizer.save(directory)
-    except OSError as error:
-        raise UserError(f"cannot write {directory}: {error.strerror or error}; free some space") from error
-
-
 def _sample(plan: plans.Plan, trainer: Trainer, tokenizer, prompt: list[int], train) -> str | None:
     """Return the prompt and its continuation; None if the gathered weights do not fit one device."""
     from smallbatch.model.sampling import generate
@@ -235,7 +232,7 @@ def result_of(
         status=outcome.status,
         validation_loss_nats=score.loss_nats if score else None,
         bits_per_byte=score.bits_per_byte if score else None,
-        perplexity=_perplexity(score.loss_nats) if score else None,
+        perplexity=math.exp(score.loss_nats) if score and score.loss_nats < MAX_EXP else None,
         average_validation_loss_nats=score.average_loss_nats if score else None,
         validation_loss_se_nats=score.loss_se_nats if score else None,
         train_loss_nats=outcome.train_loss_nats,
@@ -259,13 +256,6 @@ def result_of(
         finished=now(),
         **records.environment(),
     )
-
-
-def _perplexity(loss_nats: float) -> float:
-    try:
-        return math.exp(loss_nats)
-    except OverflowError:
-        return math.inf
 
 
 def _peak_memory_bytes(device) -> int | None:

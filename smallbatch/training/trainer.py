@@ -116,7 +116,7 @@ class Trainer:
         fingerprints = {i: run.plan.fingerprint for i, run in self._active.items()}
         self._saved.check_same(ours, fingerprints, self._directory)
         self._program_memory_bytes = self._saved.program_memory_bytes
-        log(f"going on after update {self._step:,} of {self._plan.optimizer_steps:,}")
+        log(f"resuming after update {self._step:,} of {self._plan.optimizer_steps:,}")
         return self._saved
 
     def drop(self, position: int) -> None:
