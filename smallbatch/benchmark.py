@@ -1,8 +1,8 @@
 """Measure training speed per batch size: tokens/s, GFLOP/s, and the share of this machine's matrix-product peak.
 
-Runs the very programs that `smallbatch.train` runs, on random tokens, for the model and optimizer of the config. The
-peak is measured in the same process, in the compute dtype and at its precision, just before; MFU is of the data
-sheet's bfloat16 peak. One process, with all its devices, is measured.
+Runs the compiled programs of `smallbatch.train`, on random tokens, with the model and optimizer of the config, in one
+process. The peak is measured first, in the compute dtype and at its precision. MFU is relative to the bfloat16 peak of
+the device's data sheet.
 """
 
 import time
@@ -10,6 +10,7 @@ import time
 from smallbatch.config import cli
 from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
+from smallbatch.plan.plan import Plan
 from smallbatch.specs import ProgramSpec
 
 FLAGS = (
@@ -23,9 +24,9 @@ def main(config, flags) -> None:
 
     from smallbatch.plan import device_flops as peaks
     from smallbatch.training import distributed, run
-    from smallbatch.training.program import Programs
+    from smallbatch.training.program import train_program
 
-    # Several processes, each with its own clock, would stop at different dispatches and wait for each other for ever.
+    # Several processes with separate clocks would stop at different dispatches and deadlock.
     if distributed.place(None, None, None):
         raise UserError("the benchmark measures a single process, and this is one of several; start it as one task")
     peak = None
@@ -34,10 +35,10 @@ def main(config, flags) -> None:
         config.train.budget_tokens = batch_size * config.model.context_tokens * 1000
         plan = run.make_plan(config)
         if peak is None:
-            peak = matmul_peak_flops(plan.program)
+            peak = matmul_peak_flops(plan.program())
             print(f"{plan.params:,} parameters, {plan.optimizer.name}, context {plan.model.context_tokens}, "
                   f"matrix-product peak {peak / 1e9:,.0f} GFLOP/s", flush=True)  # fmt: skip
-        tokens_per_sec = measure(Programs(plan), flags.secs)
+        tokens_per_sec = measure(train_program(plan.program()), plan, flags.secs)
         flops = tokens_per_sec * plan.flops_per_token
         mfu = peaks.mfu(flops, jax.local_devices()[0].device_kind, plan.mesh.devices)
         print(f"batch {batch_size:>5}  {tokens_per_sec:>10,.0f} tokens/s  {flops / 1e9:>10,.1f} GFLOP/s  "
@@ -45,38 +46,38 @@ def main(config, flags) -> None:
               f"{'' if mfu is None else f'MFU {mfu:.1%}  '}devices: {plan.mesh}", flush=True)  # fmt: skip
 
 
-def measure(programs, secs: float) -> float:
-    """Return tokens per second over full dispatches, after two of them that are not counted."""
+def measure(program, plan: Plan, secs: float) -> float:
+    """Return tokens per second over full dispatches of a `TrainProgram`, after two that are not measured."""
     import numpy as np
 
-    plan = programs.plan
-    updates = plan.steps_per_dispatch
-    shape = (updates * plan.batch_size, plan.model.context_tokens + 1)
+    updates = plan.first.steps_per_dispatch
+    shape = (updates * plan.first.batch_size, plan.model.context_tokens + 1)
     tokens = np.random.default_rng(0).integers(plan.model.vocab_size, size=shape, dtype=np.int32)
     sequences = lambda first, count: tokens[first : first + count]
-    state = programs.init()
+    hyperparams = program.put_hyperparams([plan.first.hyperparams])
+    state = program.init(hyperparams)
 
     def dispatch():
         nonlocal state
-        state, metrics = programs.update(state, programs.put_tokens(sequences, 0, updates), updates)
+        state, metrics = program.train(state, hyperparams, program.put_tokens(sequences, 0, updates), updates)
         return metrics["loss"]
 
     for _ in range(2):
-        np.asarray(dispatch())  # waits for it
+        np.asarray(dispatch())  # waits for the result
     dispatches, start = 1, time.perf_counter()
-    under_way = dispatch()
+    pending = dispatch()
     while time.perf_counter() - start < secs:
-        following = dispatch()  # before what is under way is waited for, as the trainer does
-        np.asarray(under_way)
-        under_way, dispatches = following, dispatches + 1
-    np.asarray(under_way)
-    return dispatches * updates * plan.tokens_per_step / (time.perf_counter() - start)
+        following = dispatch()  # before waiting for the pending one, as the trainer does
+        np.asarray(pending)
+        pending, dispatches = following, dispatches + 1
+    np.asarray(pending)
+    return dispatches * updates * plan.first.tokens_per_step / (time.perf_counter() - start)
 
 
 def matmul_peak_flops(program: ProgramSpec, size: int | None = None, secs: float = 1.0) -> float:
-    """Return the best FLOP/s of square matrix products seen on the first device (on a CPU, with all its cores).
+    """Return the best measured FLOP/s of a square matrix product on the first device (on a CPU, with all its cores).
 
-    In the program's compute dtype, at its precision and compiled as it is: JAX's own precision would be TF32 on a GPU.
+    The product has the program's compute dtype, precision and compiler options; JAX's default on a GPU would be TF32.
     """
     import jax
     import jax.numpy as jnp

@@ -1,9 +1,8 @@
-"""Predict the memory of an update on one device: optimizers x batch sizes, beside accumulation and LoRA.
+"""Predict the memory of an update on one device: optimizers x batch sizes, compared with accumulation and LoRA.
 
-For the model of the config, on one device unless `mesh` asks for more. The numbers are XLA's own for the compiled
-programs of `smallbatch.train`, for the devices that are here; nothing of that size is allocated. LoRA's are worked out:
-the weights, SGD's activations, and adapters of --lora_rank on every matrix of the blocks with Adam's 16 bytes for each
-of their parameters.
+Uses XLA's memory analysis of the compiled programs of `smallbatch.train`; nothing of that size is allocated. The mesh
+is one device unless the config sets `mesh`. The LoRA row is an estimate: the weights, the activations of SGD, and
+adapters of --lora_rank on every matrix of the blocks, with Adam's 16 bytes per adapter parameter.
 """
 
 from dataclasses import replace
@@ -29,22 +28,23 @@ def main(config, flags) -> None:
     from smallbatch.plan import mesh_plan as layout
     from smallbatch.runs.progress import format_bytes, log
     from smallbatch.training import run
-    from smallbatch.training.program import Memory, compiled
+    from smallbatch.training.program import Memory, train_program
 
     def memory(optimizer: str, batch_size: int, microbatch_size: int) -> Memory:
         log(f"compiling {optimizer}, batch {batch_size} ...")
         config.train.batch_size, config.train.microbatch_size = batch_size, microbatch_size
         config.train.budget_tokens = batch_size * config.model.context_tokens
         plan = run.make_plan(config, flags.topology)
-        if optimizer == "lora":  # sums of gradients are its adapters' own
+        if optimizer == "lora":  # only gradients of adapters are accumulated
             adapters = (
                 ADAM_BYTES * flops.lora_params(plan.model, flags.lora_rank) // (plan.mesh.fsdp * plan.mesh.tensor)
             )
             return replace(memory("sgd", microbatch_size, microbatch_size), optimizer_state_bytes=adapters)
         kept = replace(plan.optimizer, name=optimizer, nesterov=False)
-        return compiled(replace(plan.program, optimizer=kept, steps_per_dispatch=1, topology=flags.topology)).memory()
+        spec = replace(plan.program(), optimizer=kept, steps_per_dispatch=1, topology=flags.topology)
+        return train_program(spec).memory()
 
-    # One mesh for all batch sizes, or they would not compare: one device, unless more are asked for.
+    # The same mesh for all batch sizes, so that they are comparable.
     mesh = config.mesh
     mesh.data, mesh.tensor = mesh.data or 1, mesh.tensor or 1
     mesh.cpu_devices = mesh.cpu_devices or layout.least_mesh(mesh).devices

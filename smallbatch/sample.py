@@ -98,7 +98,7 @@ def _continue(workdir: RunDir, plan: dict, spec: ModelSpec, prompt_ids: list[int
     from smallbatch.model import decoder
     from smallbatch.model.sampling import generate
     from smallbatch.training.checkpoint import Checkpoints
-    from smallbatch.training.program import local_devices, skip_absent_tpu
+    from smallbatch.training.jax_setup import local_devices, skip_absent_tpu
 
     skip_absent_tpu()
     here = jax.sharding.SingleDeviceSharding(local_devices()[0])

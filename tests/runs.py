@@ -167,9 +167,9 @@ def final_state(home: Path, changes: dict, workdir: Path) -> dict[str, np.ndarra
 
     from smallbatch.training import run
     from smallbatch.training.checkpoint import Checkpoints
-    from smallbatch.training.program import Programs
+    from smallbatch.training.program import train_program
 
-    abstract = Programs(run.make_plan(tiny_config(home, changes))).abstract_state
+    abstract = train_program(run.make_plan(tiny_config(home, changes)).program()).abstract_state
     restored = Checkpoints(workdir / "checkpoints").restore(abstract)
     assert restored is not None
     leaves, _ = jax.tree.flatten_with_path(restored[0])

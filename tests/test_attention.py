@@ -13,7 +13,7 @@ from model_specs import normal, output_and_gradients, tiny
 from smallbatch.model import sharding_rules as placement
 from smallbatch.model.attention import MAX_BLOCKS, QUERY_BLOCK, causal_attention
 from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
-from smallbatch.training.program import Compiled
+from smallbatch.training.program import TrainProgram
 from smallbatch.training.sharding import Places, make_mesh
 
 ONE_BLOCK, MANY, GROWN = 40, 150, MAX_BLOCKS * QUERY_BLOCK + 18  # the last one has blocks larger than QUERY_BLOCK
@@ -122,6 +122,6 @@ def test_cudnn_is_called_by_every_device_for_its_own_part(mesh, monkeypatch):
     ):
         monkeypatch.setattr(fused_attention_stablehlo, name, lambda *_, answer=answer: answer)
     model = tiny(layers=1, width=128, head_width=64, context_tokens=128, compute_dtype="bfloat16", attention="cudnn")
-    program = Compiled(ProgramSpec(model, OptimizerSpec("sgd", "constant"), mesh, "gpu", 1, 1, 8, 8))
+    program = TrainProgram(ProgramSpec(model, OptimizerSpec("sgd", "constant"), mesh, "gpu", 1, 1, 8, 8))
     text = program.traced_chunk.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__cudnn$fmha") == 2 and "CustomSPMDPartitioning" not in text  # forward, backward

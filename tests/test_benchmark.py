@@ -32,22 +32,27 @@ def test_a_line_for_each_batch_size_with_its_speed():
     assert not any("MFU" in line for line in lines)  # a CPU has no data sheet's peak
 
 
+STAGE = SimpleNamespace(steps_per_dispatch=2, batch_size=3, tokens_per_step=12, hyperparams={})
+PLAN = SimpleNamespace(first=STAGE, model=SimpleNamespace(context_tokens=4, vocab_size=8))
+
+
 class Dispatches:
-    """Programs whose metrics say when they are waited for, by a clock that moves a second a dispatch."""
+    """A program whose metrics record when they are waited for, by a clock that moves a second per dispatch."""
 
     def __init__(self):
-        model = SimpleNamespace(context_tokens=4, vocab_size=8)
-        self.plan = SimpleNamespace(steps_per_dispatch=2, batch_size=3, tokens_per_step=12, model=model)
         self.events, self.clock = [], 0.0
 
-    def init(self):
+    def put_hyperparams(self, values):
+        return values
+
+    def init(self, hyperparams):
         return 0
 
     def put_tokens(self, sequences, first, updates):
-        return sequences(first, updates * self.plan.batch_size)
+        return sequences(first, updates * STAGE.batch_size)
 
-    def update(self, state, tokens, updates):
-        assert tokens.shape == (updates * self.plan.batch_size, self.plan.model.context_tokens + 1)
+    def train(self, state, hyperparams, tokens, updates):
+        assert tokens.shape == (updates * STAGE.batch_size, PLAN.model.context_tokens + 1)
         events, number = self.events, state
         events.append(("dispatch", number))
         self.clock += 1
@@ -63,7 +68,7 @@ class Dispatches:
 def test_the_next_chunk_is_dispatched_before_the_last_one_is_waited_for_and_all_are_counted(monkeypatch):
     dispatches = Dispatches()
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: dispatches.clock)
-    tokens_per_sec = benchmark.measure(dispatches, 3.0)
+    tokens_per_sec = benchmark.measure(dispatches, PLAN, 3.0)
     warm_up = [("dispatch", 0), ("wait", 0), ("dispatch", 1), ("wait", 1)]
     measured = [("dispatch", 2), ("dispatch", 3), ("wait", 2), ("dispatch", 4), ("wait", 3), ("wait", 4)]
     assert dispatches.events == warm_up + measured

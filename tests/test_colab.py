@@ -155,4 +155,4 @@ def test_a_stopped_cell_is_saved_and_goes_on(home, tmp_path):
 
     client(notebook, tmp_path).execute()
     assert said(notebook).splitlines() == ["batch 1 done 500", "batch 2 done 500"]
-    assert "going on after update" in said(notebook, "stderr")
+    assert "resuming after update" in said(notebook, "stderr")

@@ -96,17 +96,17 @@ def test_small_loss_is_a_warning_and_is_recorded(tmp_path, capsys):
 def test_bits_per_byte_is_null_if_text_was_lost(tmp_path, monkeypatch):
     from smallbatch.training import validation
 
-    class Programs:
-        def evaluation_params(self, state): ...
-        def averaged_params(self, state): ...
+    class Program:
+        def evaluation_params(self, hyperparams, state): ...
+        def averaged_params(self, hyperparams, state): ...
 
     monkeypatch.setattr(validation, "_nats", lambda *_: (np.array([60.0, 40.0]), np.array([30, 20])))
     documents = [f"{n}: plain ASCII text of some length, again and again and again" for n in range(100)]
     tokenizer = tokenizer_file(tmp_path / "ascii.json")
-    whole = validation.validate(Programs(), None, prepared(tmp_path, documents, tokenizer))  # pyright: ignore
+    whole = validation.validate(Program(), None, None, None, prepared(tmp_path, documents, tokenizer))  # pyright: ignore
     assert whole.bits_per_byte is not None
     documents[7] += " 🙂"
-    lossy = validation.validate(Programs(), None, prepared(tmp_path, documents, tokenizer))  # pyright: ignore
+    lossy = validation.validate(Program(), None, None, None, prepared(tmp_path, documents, tokenizer))  # pyright: ignore
     assert lossy.bits_per_byte is None and lossy.loss_nats > 0
 
 

@@ -16,7 +16,7 @@ from data_specs import sentences
 
 from smallbatch.errors import UserError
 from smallbatch.training import distributed, run
-from smallbatch.training.program import Programs
+from smallbatch.training.program import train_program
 
 home = runs.home
 
@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(h
     assert runs.result_of(path)["status"] == "stopped" and max(runs.steps_saved(path)) < 40
 
     done = runs.command(home, CHANGES, path)
-    assert done.returncode == 0 and "going on after update" in done.stderr
+    assert done.returncode == 0 and "resuming after update" in done.stderr
     assert_same_losses(path, alone)
 
 
@@ -166,7 +166,7 @@ def test_a_mesh_that_leaves_a_process_without_work_is_refused(home, tmp_path):
 
 def test_the_sequences_of_a_batch_are_read_by_the_devices_that_get_them(home):
     changes = {"train.batch_size": 4, "train.microbatch_size": 2, "mesh.data": 2}
-    programs = Programs(run.make_plan(runs.tiny_config(home, changes)))
+    program = train_program(run.make_plan(runs.tiny_config(home, changes)).program())
     tokens = np.arange(40 * 33, dtype=np.int32).reshape(40, 33)
     asked = []
 
@@ -174,7 +174,7 @@ def test_the_sequences_of_a_batch_are_read_by_the_devices_that_get_them(home):
         asked.append((first, count))
         return tokens[first : first + count]
 
-    staged = programs.put_tokens(sequences, 3, 2)
+    staged = program.put_tokens(sequences, 3, 2)
     assert staged.shape == (5, 2, 2, 33)
     assert np.array_equal(staged[:2], tokens[3:11].reshape(2, 2, 2, 33)) and not np.any(staged[2:])
     assert sorted(asked) == [(n, 1) for n in range(3, 11)]  # each by one device, and once

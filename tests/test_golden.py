@@ -98,8 +98,10 @@ def training_numbers(home: Path, path: Path) -> dict[str, list[float]]:
 
 
 def lane_numbers(home: Path, path: Path) -> dict[str, list[float]]:
+    from smallbatch.runs.run_dir import RunDir
     from smallbatch.training import run
-    from smallbatch.training.lanes import LaneTrainer
+    from smallbatch.training.lanes import train_group
+    from smallbatch.training.trainer import Run
 
     base = _run("adam", 2, 0.01)
     plans = [run.make_plan(runs.tiny_config(home, base | changes)) for changes in LANES]
@@ -107,7 +109,8 @@ def lane_numbers(home: Path, path: Path) -> dict[str, list[float]]:
     for one in paths:
         one.mkdir(parents=True)
     dataset = run.prepare.prepare(plans[0].data)
-    LaneTrainer(list(zip(plans, paths, strict=True)), path / "lanes", dataset, 4, 1, 3600.0).run(lambda live: False)
+    members = [Run(plan, RunDir(one)) for plan, one in zip(plans, paths, strict=True)]
+    train_group(members, path / "lanes", dataset, 4, 1, 3600.0, lambda positions: False)
     return {f"lane {i} of 4": losses(one) for i, one in enumerate(paths)}
 
 

@@ -27,8 +27,10 @@ from smallbatch.runs import records
 from smallbatch.runs import run_dir as workdir
 from smallbatch.training import lanes, run
 from smallbatch.training import program as programs
-from smallbatch.training.lanes import LaneTrainer, OutOfMemory, choose_lanes, compiled_lanes, shape_of
+from smallbatch.training.lanes import choose_lanes, shape_of, train_group
+from smallbatch.training.program import OutOfMemory, train_program
 from smallbatch.training.signals import Stop
+from smallbatch.training.trainer import Run, Trainer
 
 home = runs.home
 
@@ -52,13 +54,13 @@ def dataset(plans):
     return run.prepare.prepare(plans[0].data)
 
 
-def train(plans, dataset, path: Path, lane_count: int = 4, devices: int = 1, look=lambda live: False) -> list[Path]:
+def train(plans, dataset, path: Path, lane_count: int = 4, devices: int = 1, poll=lambda live: False) -> list[Path]:
     paths = [path / str(i) for i in range(len(plans))]
     for one in paths:
         one.mkdir(parents=True, exist_ok=True)
-    left = lambda one: not workdir.finished(workdir.RunDir(one))
-    members = [(plan, one) if left(one) else None for plan, one in zip(plans, paths, strict=True)]
-    LaneTrainer(members, path / "group", dataset, lane_count, devices, 0.0).run(look)
+    group = [Run(plan, workdir.RunDir(one)) for plan, one in zip(plans, paths, strict=True)]
+    left = [None if workdir.finished(run.workdir) else run for run in group]
+    train_group(left, path / "group", dataset, lane_count, devices, 0.0, poll)
     return paths
 
 
@@ -83,13 +85,13 @@ def test_a_lane_equals_the_same_run_alone_and_a_diverged_one_touches_no_other(ho
 def test_a_group_that_is_stopped_at_every_step_ends_with_the_same_numbers(group, plans, dataset, tmp_path):
     looks = 0
 
-    def stop_at_third_look(live: set[int]) -> bool:
+    def stop_at_third_look(live: list[int]) -> bool:
         nonlocal looks
         looks += 1
         return looks % 3 == 0
 
     for _ in range(20):
-        paths = train(plans, dataset, tmp_path, look=stop_at_third_look)
+        paths = train(plans, dataset, tmp_path, poll=stop_at_third_look)
         if (paths[0] / "result.json").exists():
             break
     assert looks > 10
@@ -105,7 +107,7 @@ def test_lanes_on_eight_devices_and_lanes_without_a_run_change_nothing(group, pl
         np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=2e-5)
     result = records.read_result(paths[0] / "result.json")  # the rate is that of all lanes, on all devices
     assert result.mfu == pytest.approx(result.tokens_per_sec * plans[0].flops_per_token / 8e12)
-    eight = compiled_lanes(plans[0].program, 8, 8)
+    eight = train_program(plans[0].program(), 8, 8)
     text = eight.chunk.as_text()
     assert not [word for word in ("all-reduce(", "all-gather(", "collective-permute(") if word in text]
     assert len(eight.abstract_state.params["embed_VxD"].sharding.device_set) == 8
@@ -123,33 +125,31 @@ def test_the_number_of_lanes_is_measured(plans):
 
 
 def test_the_number_of_lanes_is_bounded_by_memory(plans, monkeypatch):
-    one = compiled_lanes(plans[0].program, 1, 1)
-    monkeypatch.setattr(lanes, "_updates_per_sec", lambda programs, plan, secs: 1.0)
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one.abstract_state))
-    needed = state + one.chunk.memory_analysis().temp_size_in_bytes
+    monkeypatch.setattr(lanes, "_updates_per_sec", lambda program, plan, secs: 1.0)
+    needed = train_program(plans[0].program()).memory().total_bytes
     monkeypatch.setattr(programs, "device_memory_bytes", lambda device: needed + 1)
     assert choose_lanes(plans[0], most=4, devices=1) == 1
     monkeypatch.setattr(programs, "device_memory_bytes", lambda device: needed - 1)
-    with pytest.raises(OutOfMemory, match="1 lanes do not fit the memory of a device"):
+    with pytest.raises(OutOfMemory, match="an update does not fit the memory of a device"):
         choose_lanes(plans[0], most=4, devices=1)
 
 
 @pytest.mark.parametrize(("fitting", "chosen"), [(3, 2), (7, 4), (0, None)])
-def test_lanes_are_doubled_until_the_device_says_that_its_memory_is_full(plans, monkeypatch, fitting, chosen):
-    class Programs:
+def test_the_number_of_lanes_doubles_until_memory_is_exhausted(plans, monkeypatch, fitting, chosen):
+    class Program:
         def __init__(self, spec, count, devices):
             self.count = count
 
-        def check_memory(self, most_frac):
+        def check_memory(self, with_updates, max_frac):
             if self.count > fitting:
                 raise jax.errors.JaxRuntimeError(FULL)
 
-    monkeypatch.setattr(lanes, "compiled_lanes", Programs)
-    monkeypatch.setattr(lanes, "_updates_per_sec", lambda programs, plan, secs: 1.0)
+    monkeypatch.setattr(lanes, "train_program", Program)
+    monkeypatch.setattr(lanes, "_updates_per_sec", lambda program, plan, secs: 1.0)
     if chosen is not None:
         assert choose_lanes(plans[0], most=64, devices=1) == chosen
         return
-    with pytest.raises(UserError, match="do not fit the memory of a device"):
+    with pytest.raises(UserError, match="does not fit the memory of a device"):
         choose_lanes(plans[0], most=64, devices=1)
 
 
@@ -321,23 +321,23 @@ def test_a_directory_that_another_process_trains_in_is_left_to_it(home, one_devi
     ("error", "words", "attempts"),
     [
         (RuntimeError("boom"), "RuntimeError: boom", 3),
-        (jax.errors.JaxRuntimeError(FULL), "choose fewer with --lanes", 1),
+        (jax.errors.JaxRuntimeError(FULL), "choose fewer runs with --lanes", 1),
     ],
 )
 def test_a_group_that_fails_is_reported_by_its_cells_and_the_rest_goes_on(
     home, one_device, tmp_path, monkeypatch, error, words, attempts
 ):
     grid = Grid(home, tmp_path, RATES, SEEDS)
-    bad, loop, begun = {cell.id for cell in grid.cells[:4]}, LaneTrainer._loop, []
+    bad, loop, begun = {cell.id for cell in grid.cells[:4]}, Trainer._loop, []
 
     def broken(self, *arguments):
-        ids = {path.name for _, path in filter(None, self._members)}
+        ids = {run.workdir.path.name for run in filter(None, self._runs)}
         begun.append(ids)
         if ids & bad:
             raise error
         return loop(self, *arguments)
 
-    monkeypatch.setattr(LaneTrainer, "_loop", broken)
+    monkeypatch.setattr(Trainer, "_loop", broken)
     grid.run()
     assert begun == [bad] * attempts + [{cell.id for cell in grid.cells[4:]}]
     for cell in grid.cells:
@@ -379,20 +379,20 @@ def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tm
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train.batch_size_schedule": "640:4", "train.batch_size_lr_rule": "none"}, "its batch grows"),
-        ({"mesh.data": 2}, "its mesh asks for more than one device"),
+        ({"train.batch_size_schedule": "640:4", "train.batch_size_lr_rule": "none"}, "its batch size changes"),
+        ({"mesh.data": 2}, "its mesh has more than one device"),
     ],
 )
-def test_a_cell_that_cannot_be_a_lane_is_named_before_anything_starts(home, tmp_path, changes, words):
+def test_a_cell_that_cannot_share_a_program_is_refused_before_anything_starts(home, tmp_path, changes, words):
     config = runs.tiny_config(home, changes)
     grid = axis("train.seed", [1, 2])
     first = enumerate_cells(config, grid)[0]
-    with pytest.raises(UserError, match=rf"cell {first.id} \(seed=1\) cannot be a lane: {words}"):
+    with pytest.raises(UserError, match=rf"cell {first.id} \(seed=1\) cannot share a program with others: {words}"):
         command.sweep(config, grid, tmp_path / "sweep", options=command.Options(engine="lanes", lanes=4))
     assert not (tmp_path / "sweep").exists()
 
 
-def test_what_lanes_leave_out_is_said(home):
+def test_ignored_settings_are_reported(home):
     def said(changes: dict) -> str:
         return engines.left_out(enumerate_cells(runs.tiny_config(home, changes), axis("train.seed", [1])))
 

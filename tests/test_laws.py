@@ -16,14 +16,34 @@ from smallbatch.plan import plan as plans
 from smallbatch.runs import run_dir as workdir
 from smallbatch.specs import DeviceSpec
 from smallbatch.training import run, trainer
-from smallbatch.training.program import Compiled, Programs
-from smallbatch.training.signals import Stop
+from smallbatch.training.program import TrainProgram, train_program
 from smallbatch.training.validation import validate
 
 home = runs.home
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None, "optimizer.warmup_frac": 0.0}
 ASLEEP = SGD | {"optimizer.peak_lr": 1e-30}  # updates that round away
 ROUNDING = 1e-4
+
+
+def initial(plan):
+    """Return the program and the hyperparameters of the first stage."""
+    program = train_program(plan.program())
+    return program, program.put_hyperparams([plan.first.hyperparams])
+
+
+def stopped_after(polls: int, plan, path):
+    """Train until the stop is polled for the nth time; return the outcome."""
+    directory = workdir.RunDir(path)
+    directory.path.mkdir()
+    one = trainer.Trainer(
+        [trainer.Run(plan, directory)],
+        prepare.prepare(plan.data),
+        directory.checkpoints,
+        3600.0,
+        runs.StopAtLook(polls),
+    )
+    one.restore()
+    return one.run()[0]
 
 
 def test_every_batch_size_trains_on_the_same_sequences_in_the_same_order(home, tmp_path):
@@ -42,14 +62,14 @@ def test_validation_loss_of_equal_weights_is_the_same_for_every_batch_size_and_s
     dataset, state = None, None
     for changes in ({}, {"train.batch_size": 8, "train.seed": 5, "data.shuffle_seed": 3}, {"train.batch_size": 1}):
         plan = run.make_plan(runs.tiny_config(home, changes))
-        programs = Programs(plan)
-        state = programs.init() if state is None else state
+        program, hyperparams = initial(plan)
+        state = program.init(hyperparams) if state is None else state
         dataset = prepare.prepare(plan.data)
-        scores.append(validate(programs, state, dataset))
+        scores.append(validate(program, hyperparams, state, plan, dataset))
     assert scores[0] == scores[1] == scores[2]
-    assert validate(programs, programs.init(), dataset) == scores[0]  # seed 0 again
-    other = Programs(run.make_plan(runs.tiny_config(home, {"train.seed": 5})))
-    assert validate(other, other.init(), dataset) != scores[0]
+    assert validate(program, hyperparams, program.init(hyperparams), plan, dataset) == scores[0]  # seed 0 again
+    program, hyperparams = initial(run.make_plan(runs.tiny_config(home, {"train.seed": 5})))
+    assert validate(program, hyperparams, program.init(hyperparams), plan, dataset) != scores[0]
 
 
 def test_micro_batches_are_one_batch(home, tmp_path):
@@ -81,7 +101,8 @@ def test_parameters_are_split_over_the_mesh_and_not_copied(home):
     config = runs.configs.quickstart()
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = 1, 4, 2
     plan = plans.make(config, vocab_size=256, devices=DeviceSpec("cpu", 8))
-    state = Programs(plan).init()
+    program, hyperparams = initial(plan)
+    state = program.init(hyperparams)
     for name, array in state.params.items():
         assert array.addressable_shards[0].data.size * 8 == array.size, name
         assert state.opt_state.nu[name].sharding == array.sharding, name
@@ -92,12 +113,9 @@ def test_run_goes_on_on_another_number_of_devices(home, tmp_path):
     config = runs.tiny_config(home, shape)
     _, whole = runs.trained(home, tmp_path / "whole", shape)
     few = plans.make(config, vocab_size=256, devices=DeviceSpec("cpu", 2))
-    directory = workdir.RunDir(tmp_path / "moved")
-    directory.path.mkdir()
-    first = trainer.Trainer(Programs(few), prepare.prepare(few.data), directory, 3600.0, runs.StopAtLook(5))
-    outcome = first.run(*first.restore(), lambda tokens: [])
+    outcome = stopped_after(5, few, tmp_path / "moved")
     assert outcome.status == "stopped" and 0 < outcome.step < 12
-    result, moved = runs.trained(home, directory.path, shape)
+    result, moved = runs.trained(home, tmp_path / "moved", shape)
     assert result.status == "done" and result.device["count"] == 8 and few.mesh.devices == 2
     assert [r["step"] for r in moved] == [r["step"] for r in whole]
     np.testing.assert_allclose(runs.train_losses(moved), runs.train_losses(whole), rtol=ROUNDING)
@@ -120,7 +138,7 @@ def test_a_run_at_batch_size_1_moves_from_one_device_to_eight_and_back(home, tmp
 def test_a_run_whose_noise_scale_would_come_from_something_else_stays_where_it_is(home, tmp_path):
     shape = {"train.batch_size": 8, "train.microbatch_size": 8, "train.diagnostics": True, "train.budget_tokens": 2560}
     run.train(runs.tiny_config(home, shape), tmp_path / "run", until_tokens=1280)
-    words = "from successive gradients, and on these devices it would from parts of 1 sequences"
+    words = "from successive gradients, and on these devices it would be from parts of 1 sequences"
     with pytest.raises(UserError, match=words) as raised:
         run.train(runs.tiny_config(home, shape | {"mesh.data": 8}), tmp_path / "run")
     assert "\n" not in str(raised.value)
@@ -138,17 +156,16 @@ def test_second_set_of_numbers_compiles_nothing(home):
     def chunk(**changes) -> str:
         settings = {name.replace("__", "."): value for name, value in changes.items()}
         plan = run.make_plan(runs.tiny_config(home, settings))
-        assert (Programs(plan).compiled is shared) is ("optimizer__schedule" not in changes)
-        compiled = Compiled(plan.program)  # not the shared one, which is lowered only once
-        return compiled._chunk.lower(
-            compiled.abstract_state,
-            Programs(plan).hyperparams,
-            jax.ShapeDtypeStruct(compiled.tokens_shape, np.int32, sharding=compiled.tokens_sharding),
-            jax.ShapeDtypeStruct((), np.int32, sharding=compiled.replicated),
+        assert (train_program(plan.program()) is shared) is ("optimizer__schedule" not in changes)
+        program = TrainProgram(plan.program())  # not the shared one, which is lowered only once
+        return program._chunk.lower(
+            program.abstract_state,
+            initial(plan)[1],
+            jax.ShapeDtypeStruct(program.tokens_shape, np.int32, sharding=program.tokens_sharding),
+            jax.ShapeDtypeStruct((), np.int32, sharding=program.replicated),
         ).as_text()
 
-    shared = Programs(run.make_plan(runs.tiny_config(home, {}))).compiled
-
+    shared, _ = initial(run.make_plan(runs.tiny_config(home, {})))
     first = chunk()
     others = {"optimizer__peak_lr": 0.1, "optimizer__t2_tokens": 77.0, "optimizer__b1": 0.5, "optimizer__eps": 1e-3}
     others |= {"optimizer__weight_decay": 0.1, "optimizer__warmup_frac": 0.5, "optimizer__final_lr_frac": 0.2}
@@ -157,18 +174,14 @@ def test_second_set_of_numbers_compiles_nothing(home):
     assert chunk(optimizer__schedule="linear") != first
 
 
-def test_no_program_is_compiled_twice_in_a_run(home, tmp_path):
+def test_no_program_is_compiled_twice_in_a_run(home, tmp_path, monkeypatch):
     config = runs.tiny_config(home, {"train.validate_every_tokens": 320})
-    plan = run.make_plan(config)
-    programs = Programs(plan)
-    programs.compiled = Compiled(plan.program)  # whose programs no other test has run
-    directory = workdir.RunDir(tmp_path / "run")
-    directory.path.mkdir()
-    one = trainer.Trainer(programs, prepare.prepare(plan.data), directory, 0.0, Stop())
-    one.run(*one.restore(), lambda tokens: [])
-    assert len(runs.numbers(directory.path, "validation")) == 4
-    assert programs.compiled.score._cache_size() == programs.compiled.learning_rate._cache_size() == 1
-    assert programs.compiled._chunk._cache_size() == 0  # compiled ahead, once; never through a call
+    program = TrainProgram(run.make_plan(config).program())  # no other test has used it
+    monkeypatch.setattr(trainer, "train_program", lambda *_: program)
+    run.train(config, tmp_path / "run")
+    assert len(runs.numbers(tmp_path / "run", "validation")) == 4
+    assert program._score._cache_size() == 1
+    assert program._chunk._cache_size() == 0  # compiled ahead, once; never through a call
 
 
 def test_chunks_of_one_update_and_of_seven_are_the_same_run(home, tmp_path):
@@ -178,7 +191,7 @@ def test_chunks_of_one_update_and_of_seven_are_the_same_run(home, tmp_path):
     assert [(r["kind"], r["step"]) for r in ones] == [
         *[("train", 9), ("validation", 10), ("train", 18), ("train", 20), ("validation", 20)]
     ]
-    assert sevens == ones  # bit for bit
+    assert sevens == ones  # bitwise
 
 
 def test_last_validation_document_counts_in_validation_and_in_no_training_record(home, tmp_path):

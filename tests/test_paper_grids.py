@@ -163,14 +163,14 @@ def test_the_files_of_a_critical_batch_size_are_enough_for_its_longest_run(size)
 def test_the_quickstarts_say_what_they_cost():
     run, grid = (" ".join(docstring(name).split()) for name in ("quickstart", "quickstart_grid"))
     found = plans.make(config_files.load(str(CONFIGS / "quickstart.py")), vocab_size=256, devices=DeviceSpec("cpu", 1))
-    assert (found.batch_size, found.model.context_tokens) == (4, 256)
+    assert (found.first.batch_size, found.model.context_tokens) == (4, 256)
     assert f"1.0M tokens, {found.optimizer_steps:,} steps of 4 sequences of 256 bytes" in run
     assert f"{found.params / 1e6:.1f}M parameters, {found.flops:.1e} FLOPs".replace("e+", "e") in run
     small = [plan("quickstart_grid.py", cell) for cell in cells("quickstart_grid.py")]
     assert f"{len(small)} runs of {small[0].budget_tokens:,} tokens" in grid
     assert f"{small[0].params / 1e3:.0f}k parameters, context {small[0].model.context_tokens}" in grid
     assert f"{sum(one.flops for one in small):.1e} FLOPs".replace("e+", "e") in grid
-    assert f"{len({one.program for one in small})} compiled programs" in grid
+    assert f"{len({one.program() for one in small})} compiled programs" in grid
 
 
 def test_the_models_of_the_critical_batch_size_have_the_sizes_in_their_names():

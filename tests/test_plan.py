@@ -43,10 +43,10 @@ def test_half_life_of_ten_million_tokens_gives_the_published_decays(batch_size, 
     changes = {"optimizer__t2_tokens": 1e7, "model__context_tokens": 512, "train__batch_size": batch_size}
     p = make(**changes, train__budget_tokens=2**26)
     digits = len(str(b2)) - 2
-    assert round(1 - p.hyperparams["one_minus_b2"], digits) == b2
+    assert round(1 - p.first.hyperparams["one_minus_b2"], digits) == b2
     # To float64 precision: b2^(half-life in steps) is one half.
     half_life_steps = 1e7 / (batch_size * 512)
-    assert math.exp(half_life_steps * math.log1p(-p.hyperparams["one_minus_b2"])) == pytest.approx(0.5, rel=1e-12)
+    assert math.exp(half_life_steps * math.log1p(-p.first.hyperparams["one_minus_b2"])) == pytest.approx(0.5, rel=1e-12)
 
 
 def test_decay_given_per_step_is_reported_as_half_life_in_tokens_steps_and_share():
@@ -57,56 +57,58 @@ def test_decay_given_per_step_is_reported_as_half_life_in_tokens_steps_and_share
         train__batch_size=512,
         train__budget_tokens=2**26,
     )
-    b1, b2 = p.averages
+    b1, b2 = p.first.averages
     assert b2.half_life_tokens == pytest.approx(7.085e6, rel=1e-3)  # 7.1M: GPT-2's 0.95 at batch size 512
     assert b2.half_life_steps == pytest.approx(math.log(0.5) / math.log(0.95))
     assert b2.half_life_frac == pytest.approx(b2.half_life_tokens / 2**26)
     assert (b1.name, b1.one_minus_b) == ("b1", pytest.approx(0.1, rel=1e-15))
     # The same half-life at batch size 1 is the paper's 0.9999.
     one = make(optimizer__t2_tokens=b2.half_life_tokens, model__context_tokens=1024, train__batch_size=1)
-    assert round(1 - one.hyperparams["one_minus_b2"], 4) == 0.9999
+    assert round(1 - one.first.hyperparams["one_minus_b2"], 4) == 0.9999
 
 
 def test_budget_warmup_and_intervals_are_the_same_tokens_at_every_batch_size():
     plans = [make(train__batch_size=b, train__validate_every_tokens=2**16) for b in (1, 2, 8, 64)]
     for p, batch_size in zip(plans, (1, 2, 8, 64), strict=True):
-        assert p.tokens_per_step == batch_size * 256
+        assert p.first.tokens_per_step == batch_size * 256
         assert p.optimizer_steps == 2**21 // (batch_size * 256)
         assert p.warmup_tokens == 0.05 * 2**21
-        assert p.hyperparams["warmup_steps"] * p.tokens_per_step == pytest.approx(0.05 * 2**21)
-        assert p.log_every_steps * p.tokens_per_step == 2**15
-        assert p.validate_every_steps is not None and p.validate_every_steps * p.tokens_per_step == 2**16
-        assert p.hyperparams["total_steps"] == p.optimizer_steps
+        assert p.first.hyperparams["warmup_steps"] * p.first.tokens_per_step == pytest.approx(0.05 * 2**21)
+        assert p.first.log_every_steps * p.first.tokens_per_step == 2**15
+        assert (
+            p.first.validate_every_steps is not None and p.first.validate_every_steps * p.first.tokens_per_step == 2**16
+        )
+        assert p.first.hyperparams["total_steps"] == p.optimizer_steps
     assert len({p.flops for p in plans}) == len({p.flops_per_token for p in plans}) == 1
     assert len({p.validation_batch_seqs for p in plans}) == 1
 
 
 def test_warmup_given_in_tokens_is_not_rounded_to_steps():
     p = make(optimizer__warmup_frac=None, optimizer__warmup_tokens=10_000)
-    assert p.warmup_tokens == 10_000 and p.hyperparams["warmup_steps"] == 10_000 / 4096
+    assert p.warmup_tokens == 10_000 and p.first.hyperparams["warmup_steps"] == 10_000 / 4096
 
 
 def test_interval_shorter_than_a_step_means_every_step():
     p = make(train__log_every_tokens=1, train__validate_every_tokens=5)
-    assert p.log_every_steps == p.validate_every_steps == 1
+    assert p.first.log_every_steps == p.first.validate_every_steps == 1
 
 
 def test_sgd_keeps_no_averages():
     p = make(optimizer__name="sgd", optimizer__peak_lr=0.3, optimizer__b1=None, optimizer__t2_tokens=None)
-    assert p.averages == () and p.hyperparams["one_minus_b1"] == p.hyperparams["one_minus_b2"] == 1.0
+    assert p.first.averages == () and p.first.hyperparams["one_minus_b1"] == p.first.hyperparams["one_minus_b2"] == 1.0
 
 
 def test_accumulation_splits_the_batch_and_changes_no_budget():
     p = make(train__batch_size=16, train__microbatch_size=4)
-    assert p.accumulation_steps == 4 and p.tokens_per_step == 16 * 256
-    assert make(train__batch_size=16, platform="gpu").accumulation_steps == 1
+    assert p.first.accumulation_steps == 4 and p.first.tokens_per_step == 16 * 256
+    assert make(train__batch_size=16, platform="gpu").first.accumulation_steps == 1
 
 
 def test_unset_micro_batch_is_a_sequence_a_device_on_a_cpu_and_the_batch_elsewhere():
-    assert make(train__batch_size=16).microbatch_size == 1
-    assert make(train__batch_size=16, devices=4).microbatch_size == 4
-    assert make(train__batch_size=16, train__microbatch_size=8).microbatch_size == 8
-    assert make(train__batch_size=16, platform="gpu").microbatch_size == 16
+    assert make(train__batch_size=16).first.microbatch_size == 1
+    assert make(train__batch_size=16, devices=4).first.microbatch_size == 4
+    assert make(train__batch_size=16, train__microbatch_size=8).first.microbatch_size == 8
+    assert make(train__batch_size=16, platform="gpu").first.microbatch_size == 16
 
 
 @pytest.mark.parametrize(
@@ -225,8 +227,8 @@ def test_auto_attention_is_xla_on_tpus_that_the_splash_kernel_cannot_be_compiled
 
 def test_dispatch_holds_many_short_steps_and_one_long_one():
     short, long = make(train__batch_size=1), make(train__batch_size=1024)
-    assert short.steps_per_dispatch == plan.MAX_STEPS_PER_DISPATCH and long.steps_per_dispatch == 1
-    assert make(train__steps_per_dispatch=7).steps_per_dispatch == 7
+    assert short.first.steps_per_dispatch == plan.MAX_STEPS_PER_DISPATCH and long.first.steps_per_dispatch == 1
+    assert make(train__steps_per_dispatch=7).first.steps_per_dispatch == 7
 
 
 @pytest.mark.parametrize("devices", [1, 3, 8])
@@ -244,8 +246,9 @@ def test_plan_survives_json_and_says_whose_it_is():
     assert read["fingerprint"] == configs.fingerprint(c)
     assert type(p.model)(**read["model"]) == p.model
     assert type(p.mesh)(**read["mesh"]) == p.mesh
-    assert read["averages"] == [dataclasses.asdict(a) for a in p.averages]
-    assert read["hyperparams"] == p.hyperparams
+    (stage,) = read["stages"]
+    assert stage["averages"] == [dataclasses.asdict(average) for average in p.first.averages]
+    assert stage["hyperparams"] == p.first.hyperparams
     assert read["weight_decay_timescale_frac"] is None
     decayed = make(optimizer__weight_decay=0.1)
     assert decayed.to_dict()["weight_decay_timescale_frac"] == decayed.weight_decay_timescale_frac > 0
@@ -260,13 +263,13 @@ def test_data_spec_is_the_data_section():
 def test_every_experiment_has_a_plan_on_one_gpu(file):
     c = config_files.load(str(file))
     p = plan.make(c, vocab_size=50257, devices=DeviceSpec("gpu", 1))
-    assert p.optimizer_steps * p.tokens_per_step == p.budget_tokens == c.train.budget_tokens
+    assert p.optimizer_steps * p.first.tokens_per_step == p.budget_tokens == c.train.budget_tokens
     assert p.flops == p.flops_per_token * p.budget_tokens
 
 
 def test_a_floor_and_a_ceiling_limit_the_decay_that_follows_from_a_half_life():
     def b2(**changes) -> plan.RunningAverage:
-        return make(train__batch_size=4, optimizer__t2_tokens=1e6, **changes).averages[1]
+        return make(train__batch_size=4, optimizer__t2_tokens=1e6, **changes).first.averages[1]
 
     free = b2()
     assert free.half_life_tokens == pytest.approx(1e6)
@@ -290,28 +293,31 @@ def test_a_plan_has_the_averages_that_its_optimizer_keeps():
         set_here = {k: v for key in keys for k, v in given.get(key, {}).items()}
         schedule = "constant" if "interpolation" in keys else "cosine"
         p = make(optimizer__name=name, optimizer__peak_lr=0.01, optimizer__schedule=schedule, **(off | set_here))
-        assert [average.name for average in p.averages] == [key for key in keys if key in given]
+        assert [average.name for average in p.first.averages] == [key for key in keys if key in given]
 
 
 def test_hyperparameters_are_carried_over_from_the_batch_size_they_were_tuned_at():
     tuned = {"optimizer__t2_tokens": 1e6, "optimizer__peak_lr": 0.004, "optimizer__tuned_at_batch_size": 256}
     there = make(train__batch_size=256, **tuned, optimizer__transfer_rule="sqrt")
     assert (
-        there.hyperparams == make(train__batch_size=256, optimizer__t2_tokens=1e6, optimizer__peak_lr=0.004).hyperparams
+        there.first.hyperparams
+        == make(train__batch_size=256, optimizer__t2_tokens=1e6, optimizer__peak_lr=0.004).first.hyperparams
     )
 
     rule = {"optimizer__transfer_rule": "half_life", "optimizer__lr_exponent": 0.25}
     here = make(train__batch_size=1, **tuned, **rule)
-    b1, b2 = here.averages
-    assert here.hyperparams["peak_lr"] == pytest.approx(0.001)
+    b1, b2 = here.first.averages
+    assert here.first.hyperparams["peak_lr"] == pytest.approx(0.001)
     assert b1.one_minus_b == pytest.approx(0.1) and b2.half_life_tokens == pytest.approx(1e6)
 
     control = make(train__batch_size=1, **tuned, **(rule | {"optimizer__transfer_rule": "fixed"}))
-    assert control.averages[1].one_minus_b == pytest.approx(there.averages[1].one_minus_b, rel=1e-12)
-    assert control.averages[1].half_life_tokens == pytest.approx(1e6 / 256)
+    assert control.first.averages[1].one_minus_b == pytest.approx(there.first.averages[1].one_minus_b, rel=1e-12)
+    assert control.first.averages[1].half_life_tokens == pytest.approx(1e6 / 256)
 
     sqrt = make(train__batch_size=1, **tuned, optimizer__transfer_rule="sqrt")
-    assert sqrt.hyperparams["peak_lr"] == pytest.approx(0.00025) and sqrt.hyperparams["eps"] == pytest.approx(16e-8)
+    assert sqrt.first.hyperparams["peak_lr"] == pytest.approx(0.00025) and sqrt.first.hyperparams[
+        "eps"
+    ] == pytest.approx(16e-8)
     assert "sqrt rule from batch size 256" in sqrt.transfer
 
 
@@ -326,10 +332,10 @@ def test_weight_decay_is_told_as_a_share_of_the_run():
 def test_the_default_budget_is_rounded_up_at_every_batch_size(batch_size, used):
     p = make(train__batch_size=batch_size)
     assert (p.asked_budget_tokens, p.budget_tokens) == (2**21, used)
-    assert p.optimizer_steps * p.tokens_per_step == used
-    assert p.hyperparams["total_steps"] == p.optimizer_steps and p.flops == p.flops_per_token * used
+    assert p.optimizer_steps * p.first.tokens_per_step == used
+    assert p.first.hyperparams["total_steps"] == p.optimizer_steps and p.flops == p.flops_per_token * used
     assert p.warmup_tokens == pytest.approx(0.05 * used)
-    assert p.averages[1].half_life_frac == pytest.approx(1e6 / used)
+    assert p.first.averages[1].half_life_frac == pytest.approx(1e6 / used)
     assert p.tokens_at(p.optimizer_steps) == used and p.step_at(used) == p.optimizer_steps
 
 
@@ -346,26 +352,26 @@ def test_a_half_life_longer_than_the_run_is_warned_of():
 
 def test_the_first_rates_are_those_of_the_compiled_schedule():
     for p in (make(), make(optimizer__schedule="wsd_sqrt", optimizer__decay_frac=0.2), make(train__budget_tokens=4096)):
-        hyperparams = optim.HyperParams.from_floats(**p.hyperparams)
-        counts = np.arange(len(p.first_learning_rates), dtype=np.int32)
+        hyperparams = optim.HyperParams.from_floats(**p.first.hyperparams)
+        counts = np.arange(len(p.first.first_learning_rates), dtype=np.int32)
         compiled = [optim.learning_rate(p.optimizer.schedule, hyperparams, count) for count in counts]
-        np.testing.assert_allclose(p.first_learning_rates, compiled, rtol=1e-5)
-    assert len(make().first_learning_rates) == 3 and len(p.first_learning_rates) == 1
+        np.testing.assert_allclose(p.first.first_learning_rates, compiled, rtol=1e-5)
+    assert len(make().first.first_learning_rates) == 3 and len(p.first.first_learning_rates) == 1
 
 
 GROWTH = {"train__batch_size_schedule": "1048576:64", "train__batch_size_lr_rule": "sqrt"}
 
 
 def test_a_growing_batch_keeps_b1_per_step_and_b2_in_tokens_as_the_half_life_rule_does():
-    start, later = (lambda p: (p, p.later[0]))(make(**GROWTH))
+    start, later = make(**GROWTH).stages
     (b1, b2), (later_b1, later_b2) = start.averages, later.averages
     assert later_b1.one_minus_b == b1.one_minus_b and later_b2.half_life_tokens == pytest.approx(b2.half_life_tokens)
     assert later.hyperparams["b1_step_offset"] == 0 and later.hyperparams["step_offset"] != 0
     rule = {"transfer_rule": "half_life", "tuned_at_batch_size": 16, "lr_exponent": 0.5}
     moved = make(train__batch_size=64, **{f"optimizer__{key}": value for key, value in rule.items()})
     for name in ("peak_lr", "one_minus_b1", "one_minus_b2"):
-        assert moved.hyperparams[name] == pytest.approx(later.hyperparams[name], rel=1e-12)
-    in_tokens = make(**GROWTH, optimizer__b1=None, optimizer__t1_tokens=1e5).later[0]
+        assert moved.first.hyperparams[name] == pytest.approx(later.hyperparams[name], rel=1e-12)
+    in_tokens = make(**GROWTH, optimizer__b1=None, optimizer__t1_tokens=1e5).stages[1]
     assert in_tokens.averages[0].half_life_tokens == pytest.approx(1e5)
     assert in_tokens.hyperparams["b1_step_offset"] == in_tokens.hyperparams["step_offset"]
 
@@ -401,4 +407,4 @@ def test_the_square_of_a_schedule_free_rate_has_to_fit_too():
 
 def test_a_long_half_life_and_a_short_one_are_allowed():
     for tokens in (1e-300, 1.0, 1e14):
-        assert np.float32(make(optimizer__t2_tokens=tokens).hyperparams["one_minus_b2"]) > 0
+        assert np.float32(make(optimizer__t2_tokens=tokens).first.hyperparams["one_minus_b2"]) > 0

@@ -82,7 +82,7 @@ def test_a_lost_node_and_a_killed_worker_change_no_number(cluster, home, undistu
     assert process.returncode == 0, err
     assert numbers(workdir) == undisturbed
     for cell in (lost, killed):
-        assert "going on after update" in (workdir / "cells" / cell / "log.txt").read_text()
+        assert "resuming after update" in (workdir / "cells" / cell / "log.txt").read_text()
     assert not SweepDirectory(workdir).claims.holders()
 
 

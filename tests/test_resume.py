@@ -15,7 +15,6 @@ from smallbatch.runs import records
 from smallbatch.runs import run_dir as workdir
 from smallbatch.training import run, trainer
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.program import Programs
 
 home, reference = runs.home, runs.reference
 
@@ -28,6 +27,14 @@ def assert_same_run(home: Path, path: Path, reference: Path) -> None:
     assert ours.keys() == theirs.keys() and len(ours) > 12
     for name, array in ours.items():
         assert np.array_equal(array, theirs[name]), name
+
+
+def stopped_at(poll: int, plan, dataset, directory: workdir.RunDir) -> trainer.Outcome:
+    """Train until the stop is polled for the nth time."""
+    runs_ = [trainer.Run(plan, directory)]
+    one = trainer.Trainer(runs_, dataset, directory.checkpoints, 3600.0, runs.StopAtLook(poll))
+    one.restore()
+    return one.run()[0]
 
 
 def test_reference_is_a_run_worth_comparing_with(reference):
@@ -91,7 +98,7 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, t
         assert runs.numbers(path, "train")[-1]["step"] == result.optimizer_steps
     last = runs.command(home, runs.LONG, path)
     assert last.returncode == 0, last.stderr
-    assert f"going on after update {result.optimizer_steps}" in last.stderr
+    assert f"resuming after update {result.optimizer_steps}" in last.stderr
     assert_same_run(home, path, reference)
 
 
@@ -120,13 +127,11 @@ def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path)
     config = runs.tiny_config(home, {"train.steps_per_dispatch": 2})
     plan = run.make_plan(config)
     dataset = run.prepare.prepare(plan.data)
-    programs = Programs(plan)
     stopped_after = set()
     for number in range(1, 8):
         directory = workdir.RunDir(tmp_path / str(number))
         directory.path.mkdir()
-        one = trainer.Trainer(programs, dataset, directory, 3600.0, runs.StopAtLook(number))
-        outcome = one.run(*one.restore(), lambda tokens: [])
+        outcome = stopped_at(number, plan, dataset, directory)
         assert outcome.status == "stopped"
         assert runs.steps_saved(directory.path) == [outcome.step]
         assert runs.numbers(directory.path)[-1]["step"] == outcome.step
@@ -178,8 +183,7 @@ def test_a_run_whose_batch_grows_is_resumed_exactly(home, grown, tmp_path, step)
     config = runs.tiny_config(home, GROWING | {"train.steps_per_dispatch": 1})
     plan = run.make_plan(config)
     directory = workdir.RunDir(tmp_path)
-    one = trainer.Trainer(Programs(plan), run.prepare.prepare(plan.data), directory, 3600.0, runs.StopAtLook(step))
-    assert one.run(*one.restore(), lambda tokens: []).step == step
+    assert stopped_at(step, plan, run.prepare.prepare(plan.data), directory).step == step
     run.train(config, tmp_path)
     assert runs.numbers(tmp_path) == runs.numbers(grown)
     ours, theirs = (runs.final_state(home, GROWING, path) for path in (tmp_path, grown))

@@ -16,7 +16,7 @@ from smallbatch.errors import UserError
 from smallbatch.runs import records
 from smallbatch.runs.run_dir import RunDir
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.program import start_jax
+from smallbatch.training.jax_setup import start_jax
 
 SPEC = tiny(layers=1, vocab_size=256)
 

@@ -12,7 +12,7 @@ from model_specs import tiny
 from smallbatch.errors import UserError
 from smallbatch.specs import DeviceSpec, MeshSpec, ModelSpec, OptimizerSpec, ProgramSpec
 from smallbatch.training import sharding
-from smallbatch.training.program import Compiled
+from smallbatch.training.program import TrainProgram
 
 pytest.importorskip("libtpu", reason="there is no TPU compiler for this machine")
 
@@ -34,9 +34,9 @@ SPEC = tiny(
 ALONE = MeshSpec(1, 1, 1)
 
 
-def compiled(model: ModelSpec, mesh: MeshSpec = ALONE, optimizer: str = "sgd", seqs: int = 8) -> Compiled:
+def compiled(model: ModelSpec, mesh: MeshSpec = ALONE, optimizer: str = "sgd", seqs: int = 8) -> TrainProgram:
     optimizer_spec = OptimizerSpec(optimizer, "constant")
-    return Compiled(ProgramSpec(model, optimizer_spec, mesh, "tpu", 2, 1, seqs, 8, SLICE))
+    return TrainProgram(ProgramSpec(model, optimizer_spec, mesh, "tpu", 2, 1, seqs, 8, SLICE))
 
 
 def test_each_device_has_its_own_part_of_the_kernel():
@@ -94,7 +94,7 @@ def other():
     print("looked for")
     raise RuntimeError("there is none")
 register_backend_factory("other", other, priority=400, fail_quietly=True)
-from smallbatch.training.program import start_jax
+from smallbatch.training.jax_setup import start_jax
 print(start_jax(2, {str(tmp_path)!r}))
 """
     free = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from model_specs import tiny
 
 from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
-from smallbatch.training.program import Compiled
+from smallbatch.training.program import TrainProgram
 from smallbatch.training.traffic import Traffic, traffic
 
 SPEC = tiny(layers=1, width=64, head_width=8, ffn_width=256, vocab_size=512, context_tokens=64)
@@ -67,7 +67,7 @@ def test_what_accelerators_start_and_await_later_counts_once(line, expected):
 def sent(optimizer: str, mesh: MeshSpec, accumulation: int = 1, microbatch: int = 8, **model) -> dict[str, Traffic]:
     sizes = (2, accumulation, microbatch, 8)
     spec = ProgramSpec(dataclasses.replace(SPEC, **model), OptimizerSpec(optimizer, "constant"), mesh, "cpu", *sizes)
-    return {row.kind: row for row in Compiled(spec).traffic()}
+    return {row.kind: row for row in TrainProgram(spec).traffic()}
 
 
 MESHES = {

@@ -16,7 +16,7 @@ from smallbatch.errors import UserError
 from smallbatch.runs import records
 from smallbatch.training import run
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.program import Programs
+from smallbatch.training.program import TrainProgram
 
 home, reference = runs.home, runs.reference
 REQUIRED = {"status", "validation_loss_nats", "bits_per_byte", "tokens", "flops", "tokens_per_sec"}
@@ -237,7 +237,7 @@ def test_too_little_memory_leaves_no_config(home, tmp_path, monkeypatch):
     def refuse(self, with_updates=False):
         raise UserError("an update does not fit the memory of a device")
 
-    monkeypatch.setattr(Programs, "check_memory", refuse)
+    monkeypatch.setattr(TrainProgram, "check_memory", refuse)
     with pytest.raises(UserError, match="does not fit"):
         runs.trained(home, tmp_path / "run", {})
     assert not (tmp_path / "run" / "config.json").exists()
@@ -247,7 +247,7 @@ def test_workdir_alone_resumes_the_run_in_it(home, reference, tmp_path, monkeypa
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     done = runs.in_process(monkeypatch, capsys, [f"--workdir={path}"])
-    assert done.returncode == 0 and "going on after update" in done.stderr, done.stderr
+    assert done.returncode == 0 and "resuming after update" in done.stderr, done.stderr
     assert runs.result_of(path) == runs.result_of(reference)
     assert runs.numbers(path) == runs.numbers(reference)
 
@@ -297,8 +297,8 @@ def test_a_validation_set_smaller_than_a_sequence_is_refused_before_anything_is_
     def compiled(*_):
         raise AssertionError("the validation set is checked first")
 
-    monkeypatch.setattr(run, "Programs", compiled)
-    monkeypatch.setattr(run, "compiled", compiled)
+    monkeypatch.setattr(run, "Trainer", compiled)
+    monkeypatch.setattr(run, "train_program", compiled)
     config = runs.tiny_config(home, {"model.context_tokens": 2048, "train.budget_tokens": 4096,
                                      "data.validation_max_bytes": 1000})  # fmt: skip
     for start in (lambda: run.train(config, tmp_path / "run"), lambda: run.dry_run(config)):

@@ -14,8 +14,11 @@ from model_specs import hyperparams, normal, params_of, tiny, tokens
 from smallbatch import optim
 from smallbatch.model import decoder
 from smallbatch.specs import MeshSpec, ModelSpec, OptimizerSpec, ProgramSpec
+from smallbatch.training import eval_step
 from smallbatch.training import train_step as steps
-from smallbatch.training.program import compiled, compiler_options
+from smallbatch.training.diagnostics import Metrics
+from smallbatch.training.jax_setup import compiler_options
+from smallbatch.training.program import train_program
 
 SPEC = tiny(layers=1)
 ADAM, SGD, ADAFACTOR = (OptimizerSpec(name, "cosine") for name in ("adam", "sgd", "adafactor"))
@@ -25,7 +28,7 @@ T1 = SPEC.context_tokens + 1
 
 def start(optimizer: OptimizerSpec, model: ModelSpec = SPEC) -> steps.TrainState:
     params = params_of(model)
-    return steps.TrainState(params, optim.build(optimizer, HYPERS).init(params))
+    return steps.TrainState(jnp.int32(0), params, optim.build(optimizer, HYPERS).init(params))
 
 
 def assert_near(a, b, rtol=1e-4, atol=1e-6):
@@ -57,30 +60,34 @@ def test_gradients_of_bfloat16_parameters_are_summed_in_float32():
 
 K, B = 3, 8
 CHUNK = tokens((K, 1, B, T1))
-update_chunk = jax.jit(steps.update_chunk, static_argnums=(0, 1))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def train_chunk(model, optimizer, *arguments):
+    return steps.train_chunk(partial(steps.train_step, model, optimizer), *arguments)
 
 
 @pytest.mark.parametrize("optimizer", [ADAM, SGD], ids=lambda o: o.name)
 def test_a_chunk_equals_its_updates_one_by_one_and_may_stop_early(optimizer):
-    update = jax.jit(partial(steps.update, SPEC, optimizer))
+    update = jax.jit(partial(steps.train_step, SPEC, optimizer))
     states, losses = [start(optimizer)], []
     for batch in CHUNK:
         state, metrics = update(states[-1], HYPERS, batch)
         states.append(state)
         losses.append(metrics["loss"])
     assert differs(states[2].params, states[3].params)
-    programs = update_chunk._cache_size()
+    programs = train_chunk._cache_size()
     for updates in range(K + 1):
-        state, metrics_K = update_chunk(SPEC, optimizer, start(optimizer), HYPERS, CHUNK, np.int32(updates))
+        state, metrics_K = train_chunk(SPEC, optimizer, start(optimizer), HYPERS, CHUNK, np.int32(updates))
         assert_near(state, states[updates])
         np.testing.assert_allclose(metrics_K["loss"], losses[:updates] + [0.0] * (K - updates), rtol=1e-5)
-        assert state.opt_state.count == updates
-    assert update_chunk._cache_size() <= programs + 1
+        assert state.step == state.opt_state.count == updates
+    assert train_chunk._cache_size() <= programs + 1
 
 
 def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec, model: ModelSpec = SPEC):
     """Return the state and losses after a chunk on a mesh, everything placed as training places it."""
-    program = compiled(ProgramSpec(model, optimizer, mesh_spec, "cpu", K, 1, B, B))
+    program = train_program(ProgramSpec(model, optimizer, mesh_spec, "cpu", K, 1, B, B))
     put = lambda x: jax.device_put(x, program.replicated)
     state = jax.device_put(start(optimizer, model), program.state_shardings)
     return program.chunk(state, put(HYPERS), jax.device_put(CHUNK, program.tokens_sharding), put(np.int32(K)))
@@ -103,7 +110,7 @@ def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec, model: ModelSpec = SP
 )
 def test_eight_devices_equal_one(optimizer, mesh):
     state, losses = on_mesh(optimizer, mesh)
-    expected = update_chunk(SPEC, optimizer, start(optimizer), HYPERS, CHUNK, np.int32(K))
+    expected = train_chunk(SPEC, optimizer, start(optimizer), HYPERS, CHUNK, np.int32(K))
     assert differs(state.params, params_of(SPEC))
     assert_near((state, losses), expected, rtol=1e-3, atol=1e-5)
     up = state.params["blocks.0.up_DxF"]
@@ -114,7 +121,7 @@ def test_eight_devices_equal_one(optimizer, mesh):
 def test_a_vocabulary_that_does_not_divide_is_shared_all_the_same():
     odd = tiny(layers=1, vocab_size=67)
     state, losses = on_mesh(ADAM, MeshSpec(1, 2, 4), odd)
-    expected = update_chunk(odd, ADAM, start(ADAM, odd), HYPERS, CHUNK, np.int32(K))
+    expected = train_chunk(odd, ADAM, start(ADAM, odd), HYPERS, CHUNK, np.int32(K))
     assert_near((state, losses), expected, rtol=1e-3, atol=1e-5)
     for name in ("embed_VxD", "unembed_DxV"):
         for array in (state.params[name], state.opt_state.nu[name]):
@@ -123,11 +130,11 @@ def test_a_vocabulary_that_does_not_divide_is_shared_all_the_same():
 
 def test_float32_products_have_the_precision_that_is_asked_for():
     def precisions(asked: str) -> set[str]:
-        program = compiled(
+        program = train_program(
             ProgramSpec(tiny(layers=1, matmul_precision=asked), ADAM, MeshSpec(1, 1, 1), "cpu", 1, 1, 1, 1)
         )
         tokens_1x1 = np.zeros((1, 1, T1), np.int32), np.ones((1, 1, T1 - 1), np.float32)
-        text = program.score.lower(program.abstract_state.params, *tokens_1x1).as_text()
+        text = program._score.lower(program.abstract_state.params, *tokens_1x1).as_text()
         products = [line for line in text.splitlines() if "dot_general" in line and " x 1" not in line]
         return {re.search(r"precision = \[(\w+), \w+\]", line)[1] for line in products if "precision" in line}
 
@@ -149,8 +156,8 @@ def test_matrix_products_of_a_large_model_on_a_cpu_are_exact_to_rounding_and_rep
 
 def test_a_gradient_above_the_largest_norm_is_scaled_down_to_it_and_counted():
     clipping = dataclasses.replace(SGD, clip=True)
-    update = jax.jit(partial(steps.update, SPEC, clipping))
-    free, metrics = jax.jit(partial(steps.update, SPEC, SGD))(start(SGD), HYPERS, CHUNK[0])
+    update = jax.jit(partial(steps.train_step, SPEC, clipping))
+    free, metrics = jax.jit(partial(steps.train_step, SPEC, SGD))(start(SGD), HYPERS, CHUNK[0])
     assert metrics.keys() == {"loss"}
     step = jax.tree.map(lambda a, b: a - b, params_of(SPEC), free.params)
     decay = jax.tree.map(lambda p: HYPERS.peak_lr * HYPERS.weight_decay * p, params_of(SPEC))
@@ -164,11 +171,11 @@ def test_a_gradient_above_the_largest_norm_is_scaled_down_to_it_and_counted():
     assert_near(narrow.params, expected, atol=1e-5)
 
 
-def diagnosed(source: str, batch: np.ndarray, updates: int = 1) -> steps.Metrics:
+def diagnosed(source: str, batch: np.ndarray, updates: int = 1) -> Metrics:
     optimizer = dataclasses.replace(SGD, diagnostics=source)
-    state = steps.init_state(SPEC, optimizer, HYPERS, jax.random.key(0))._replace(params=params_of(SPEC))
+    state = steps.init_state(SPEC, optimizer, HYPERS)._replace(params=params_of(SPEC))
     chunk = np.broadcast_to(batch, (updates, *batch.shape))
-    return update_chunk(SPEC, optimizer, state, HYPERS, chunk, np.int32(updates))[1]
+    return train_chunk(SPEC, optimizer, state, HYPERS, chunk, np.int32(updates))[1]
 
 
 def test_diagnostics_measure_gradients_and_updates():
@@ -182,7 +189,7 @@ def test_diagnostics_measure_gradients_and_updates():
     assert noise > 0.1 * square
     np.testing.assert_allclose(found["grad_norm"], np.sqrt(square), rtol=1e-4)
     np.testing.assert_allclose([found["grad_signal_sq"], found["grad_noise_sq"]], [signal, noise], rtol=1e-3)
-    state, _ = jax.jit(partial(steps.update, SPEC, SGD))(start(SGD), HYPERS, batch)
+    state, _ = jax.jit(partial(steps.train_step, SPEC, SGD))(start(SGD), HYPERS, batch)
     moved = jax.tree.map(lambda a, b: a - b, state.params, params_of(SPEC))
     norm, size = np.sqrt(optim.squared_norm(moved)), sum(p.size for p in moved.values())
     np.testing.assert_allclose([found["update_norm"], found["update_rms"]], [norm, norm / size**0.5], rtol=1e-3)
@@ -199,23 +206,23 @@ def test_the_noise_of_one_sequence_comes_from_successive_gradients_and_not_from_
 
 def test_the_average_of_the_weights_follows_them():
     optimizer = dataclasses.replace(SGD, weight_average=True)
-    state = steps.init_state(SPEC, optimizer, HYPERS, jax.random.key(0))
-    update, seen = jax.jit(partial(steps.update, SPEC, optimizer)), []
+    state = steps.init_state(SPEC, optimizer, HYPERS)
+    update, seen = jax.jit(partial(steps.train_step, SPEC, optimizer)), []
     for batch in CHUNK:
         state, _ = update(state, HYPERS, batch)
         seen.append(state.params)
     shares = 0.9 ** np.arange(K)[::-1]
     expected = jax.tree.map(lambda *ps: sum(s * p for s, p in zip(shares / shares.sum(), ps, strict=True)), *seen)
     assert differs(expected, state.params)
-    assert_near(steps.averaged_params(HYPERS, state), expected)
+    assert_near(eval_step.averaged_params(HYPERS, state), expected)
 
 
 def test_the_average_of_bfloat16_weights_is_scored_in_float32():
     model = dataclasses.replace(SPEC, param_dtype="bfloat16")
     average = {name: 1 + 1e-3 * normal(*x.shape) for name, x in decoder.abstract_params(model).items()}
     state = start(SGD, model)._replace(weight_average=jax.tree.map(lambda a: 0.1 * a, average))
-    state = state._replace(opt_state=state.opt_state._replace(count=jnp.int32(1)))
-    found = steps.averaged_params(HYPERS, state)
+    state = state._replace(step=jnp.int32(1))
+    found = eval_step.averaged_params(HYPERS, state)
     assert {x.dtype.name for x in jax.tree.leaves(found)} == {"float32"}
     assert_near(found, average, rtol=1e-6)  # bfloat16 would round to 4e-3
 
@@ -224,7 +231,7 @@ def test_bfloat16_weights_rounded_at_random_repeat_for_a_seed_and_differ_between
     spec = tiny(layers=1, param_dtype="bfloat16")
     optimizer = dataclasses.replace(SGD, stochastic_rounding=True)
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params_of(SPEC))
-    update = jax.jit(partial(steps.update, spec, optimizer))
+    update = jax.jit(partial(steps.train_step, spec, optimizer))
     after = lambda seed: update(start(SGD)._replace(params=params), HYPERS._replace(seed=jnp.uint32(seed)), CHUNK[0])[0]
     jax.tree.map(np.testing.assert_array_equal, after(0), after(0))
     assert (after(0).params["embed_VxD"] != after(1).params["embed_VxD"]).any()
@@ -232,9 +239,9 @@ def test_bfloat16_weights_rounded_at_random_repeat_for_a_seed_and_differ_between
 
 def memory(optimizer: OptimizerSpec, spec: ModelSpec):
     """Return XLA's memory analysis of a chunk at batch size 1, and the bytes of the parameters."""
-    state = jax.eval_shape(partial(steps.init_state, spec, optimizer, HYPERS), jax.random.key(0))
+    state = jax.eval_shape(partial(steps.init_state, spec, optimizer), HYPERS)
     chunk = jax.jit(
-        partial(steps.update_chunk, spec, optimizer),
+        partial(steps.train_chunk, partial(steps.train_step, spec, optimizer)),
         donate_argnums=0,
         compiler_options=compiler_options("cpu", spec),
     )

@@ -1,4 +1,4 @@
-"""A batch that grows: from which token counts on, to which sizes, and what that does to the learning rate."""
+"""Batch-size schedules: the token counts at which the batch size changes, and the resulting stages of a run."""
 
 import re
 from dataclasses import dataclass
@@ -13,43 +13,43 @@ MAX_STEPS = 2**31 - 1  # optimizers count updates in an int32
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A part of a run in which the batch size stays."""
+class ScheduleStage:
+    """A part of a run with a constant batch size."""
 
-    batch_size: int  # sequences an update
-    first_step: int  # updates finished before it
-    last_step: int  # and after it
-    first_tokens: int
+    batch_size: int  # sequences per update
+    first_step: int  # updates finished before the stage
+    last_step: int  # updates finished at its end
+    first_tokens: int  # tokens seen before the stage
 
 
-def stages(batch_size: int, schedule: str | None, context_tokens: int, budget_tokens: int) -> tuple[Stage, ...]:
-    """Return the stages of a run that starts at `batch_size` and changes by `schedule`.
+def stages(batch_size: int, schedule: str | None, context_tokens: int, budget_tokens: int) -> tuple[ScheduleStage, ...]:
+    """Return the stages of a run that starts at `batch_size` and changes it by `schedule`.
 
     The budget is rounded up to whole updates of the last stage; `used_tokens` returns the result.
 
     Args:
-        schedule: TOKENS:SIZE,TOKENS:SIZE,...; from TOKENS tokens on, an update has SIZE sequences. None: no change.
+        schedule: TOKENS:SIZE,TOKENS:SIZE,...; after TOKENS tokens, an update has SIZE sequences. None: no change.
 
     Raises:
         UserError: the schedule is invalid, a stage before a change is not a whole number of updates, or the number of
             updates exceeds int32.
     """
-    starts = [(0, batch_size), *_parsed(schedule or "")]
+    starts = [(0, batch_size), *_parse(schedule or "")]
     found, step = [], 0
-    for (first, size), (last, next_size) in zip(starts, [*starts[1:], (budget_tokens, 0)], strict=True):
-        if last <= first:
+    for (first, size), (end, next_size) in zip(starts, [*starts[1:], (budget_tokens, None)], strict=True):
+        if end <= first:
+            change = (end, next_size) if next_size else (first, size)
             raise UserError(
-                f"the batch changes to {next_size or size} at {(last if next_size else first):,} tokens, which is not "
-                f"after {first:,} and before the end of the budget, {budget_tokens:,}"
+                f"train.batch_size_schedule changes the batch size to {change[1]} at {change[0]:,} tokens. Changes "
+                f"must be in increasing order and before the end of the budget ({budget_tokens:,}); change the token "
+                "counts or train.budget_tokens"
             )
-        if next_size:
-            try:
-                steps = units.steps_from_tokens(last - first, size * context_tokens)
-            except UserError as error:
-                raise UserError(f"from {first:,} to {last:,} tokens: {error}") from None
-        else:
-            steps = units.whole_steps(last - first, size * context_tokens)
-        found.append(Stage(size, step, step + steps, first))
+        tokens_per_step = size * context_tokens
+        try:
+            steps = (units.steps_from_tokens if next_size else units.whole_steps)(end - first, tokens_per_step)
+        except UserError as error:
+            raise UserError(f"from {first:,} to {end:,} tokens: {error}") from None
+        found.append(ScheduleStage(size, step, step + steps, first))
         step += steps
     if step > MAX_STEPS:
         raise UserError(
@@ -59,13 +59,14 @@ def stages(batch_size: int, schedule: str | None, context_tokens: int, budget_to
     return tuple(found)
 
 
-def used_tokens(found: tuple[Stage, ...], context_tokens: int) -> int:
+def used_tokens(found: tuple[ScheduleStage, ...], context_tokens: int) -> int:
     """Return the training tokens of all stages: the budget, rounded up to whole updates."""
     last = found[-1]
     return last.first_tokens + (last.last_step - last.first_step) * last.batch_size * context_tokens
 
 
-def _parsed(schedule: str) -> list[tuple[int, int]]:
+def _parse(schedule: str) -> list[tuple[int, int]]:
+    """Return the (tokens, batch size) pairs of a schedule."""
     parts = [part.strip() for part in schedule.split(",")] if schedule else []
     for part in parts:
         if not re.fullmatch(r"[1-9][0-9_]{,19}:[1-9][0-9_]{,9}", part):

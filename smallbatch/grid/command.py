@@ -156,7 +156,7 @@ def _place(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], fla
 
 def _here(engine: str, cells: list[Cell]) -> tuple[str, DeviceSpec]:
     """Return the engine of this machine and the devices that JAX finds."""
-    from smallbatch.training.program import cpu_cores, start_jax
+    from smallbatch.training.jax_setup import cpu_cores, start_jax
 
     devices = start_jax(cpu_cores() if engine == "lanes" else 1, cells[0].config.data.cache_dir)
     return "local" if engine == "auto" and devices.platform == "cpu" else "lanes", devices

@@ -30,7 +30,7 @@ class Cost:
 
 def programs_of(plan: plans.Plan) -> tuple[ProgramSpec, ...]:
     """Return what a run compiles: one program for each batch size that it goes through."""
-    return tuple(stage.program for stage in (plan, *plan.later))
+    return tuple(plan.program(stage) for stage in plan.stages)
 
 
 def state_bytes(plan: plans.Plan) -> int:
@@ -44,7 +44,7 @@ def files_bytes(plan: plans.Plan) -> int:
     """Return what a cell leaves behind beside its checkpoints."""
     record_bytes = RECORD_BYTES if plan.optimizer.diagnostics == "off" else RECORD_BYTES_WITH_DIAGNOSTICS
     records = 0
-    for stage in (plan, *plan.later):
+    for stage in plan.stages:
         steps = stage.last_step - stage.first_step
         records += steps // stage.log_every_steps + steps // (stage.validate_every_steps or steps)
     return FILES_BYTES + records * record_bytes

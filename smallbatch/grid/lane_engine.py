@@ -1,10 +1,10 @@
-"""The engine for an accelerator: cells of equal shape go as lanes of one program, in this process.
+"""The lane engine, for accelerators: cells of equal shape are trained as runs of one program, in this process.
 
-Which cells form a group is written down when it begins, and holds until it ends: a sweep that goes on finds its groups,
-and their checkpoints, again. Cells that have no result and are of no such group form the next ones.
+The cells of a group are written down when it starts and fixed until it ends, so a resumed sweep finds its groups and
+their checkpoints. Cells without a result and without a group form new groups.
 
-groups/NAME/group.json    its cells, by lane, and how many lanes there are       groups/NAME/checkpoints/
-groups/claims/NAME        who is at work on it                                   lanes.json   numbers that were measured
+groups/NAME/group.json    cells by position, and R of their program       groups/NAME/checkpoints/
+groups/claims/NAME        which process trains it                         lanes.json   measured values of R
 """
 
 import contextlib
@@ -28,43 +28,43 @@ from smallbatch.plan.plan import Plan
 from smallbatch.runs import records
 from smallbatch.runs import run_dir as workdirs
 
-MOST_LANES = 64
+MAX_LANES = 64
 
 
 def check(cells: list[Cell], plans: dict[str, Plan]) -> None:
-    """Raise UserError that names the first cell that cannot be a lane."""
+    """Raise UserError for the first cell that cannot share a program with others."""
     for cell in cells:
         plan, reason = plans[cell.id], ""
-        if plan.later:
-            reason = "its batch grows (train.batch_size_schedule), and that of a lane stays"
+        if len(plan.stages) > 1:
+            reason = "its batch size changes (train.batch_size_schedule)"
         elif plan.mesh.devices > 1:
-            reason = f"its mesh asks for more than one device ({plan.mesh}), and a lane has one"
+            reason = f"its mesh has more than one device ({plan.mesh})"
         if reason:
             raise UserError(
-                f"cell {cell.id} ({cell.name}) cannot be a lane: {reason}; choose --engine=local or ray, "
-                "or other cells with --only"
+                f"cell {cell.id} ({cell.name}) cannot share a program with others: {reason}. Use --engine=local or "
+                "ray, or select other cells with --only"
             )
 
 
 def left_out(cells: list[Cell]) -> str:
-    """Say what cells ask for that lanes leave out; "" where they ask for nothing of it."""
-    records_of = [cell.config.records for cell in cells]
+    """Return a warning about settings of the cells that this engine ignores; "" if there are none."""
+    configs = [cell.config for cell in cells]
     asked = {
-        "TensorBoard": any(section.tensorboard for section in records_of),
-        "W&B": any(section.wandb != "off" for section in records_of),
-        "sampled text (train.sample_tokens)": any(cell.config.train.sample_tokens for cell in cells),
+        "TensorBoard": any(config.records.tensorboard for config in configs),
+        "W&B": any(config.records.wandb != "off" for config in configs),
+        "sampled text (train.sample_tokens)": any(config.train.sample_tokens for config in configs),
     }
     names = [name for name, is_asked in asked.items() if is_asked]
-    return f"lanes leave out what the config asks for: {', '.join(names)}" if names else ""
+    return f"--engine=lanes ignores these settings of the config: {', '.join(names)}" if names else ""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that train together until all of them have ended."""
+    """Cells that are trained together until all of them have ended."""
 
     path: Path
-    cells: list[str]  # ids, by lane
-    lanes: int  # as many as there are cells, or more
+    cells: list[str]  # ids, by position in the program
+    lanes: int  # runs of the program; at least the number of cells
 
     @staticmethod
     def read(path: Path) -> "Group":
@@ -73,13 +73,13 @@ class Group:
         return Group(path, group["cells"], group["lanes"])
 
     def write(self) -> None:
-        """Begin it."""
+        """Create the directory of the group."""
         self.remove()
         self.path.mkdir(parents=True)
         records.write_json(self.path / "group.json", {"cells": self.cells, "lanes": self.lanes})
 
     def remove(self) -> None:
-        """Forget it: its membership first, for this may be killed half-way."""
+        """Delete the directory. group.json goes first, since the process may be killed half-way."""
         (self.path / "group.json").unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -89,7 +89,7 @@ class Group:
 
 
 class LaneEngine:
-    """Runs tasks in groups; holds nothing that is not in the sweep directory."""
+    """Runs tasks in groups. All of its state is in the sweep directory."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class LaneEngine:
         lanes: int | None,
         keep: bool = False,
     ):
-        """cells, plans: of the whole grid. lanes: how many at once; None: measured for each shape."""
+        """cells, plans: of the whole grid. lanes: runs per program; None: measured for each shape."""
         self._directory, self._plans, self._lanes, self._keep = directory, plans, lanes, keep
         self._cells = {cell.id: cell for cell in cells}
         self._groups = directory.path / "groups"
@@ -109,13 +109,13 @@ class LaneEngine:
 
     @property
     def size(self) -> int:
-        """Return how many cells go at a time, as far as that is known."""
+        """Return the number of parallel cells, or 1 if it is still to be measured."""
         return self._lanes or 1
 
     def run(self, tasks: list[Task], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> None:
-        """Run tasks until all have ended, or until `stop()` says so (see tasks.Engine).
+        """Run tasks until all have ended or `stop()` is true (see `tasks.Engine`).
 
-        A group that was begun goes on as a whole, whichever of its cells are asked for: the lanes take the same time.
+        An existing group is resumed as a whole, whichever of its cells are among the tasks, since that takes no longer.
         """
         self._tasks, self._failures = {task.cell.id: task for task in tasks}, Failures(self._directory)
         self._groups.mkdir(parents=True, exist_ok=True)
@@ -125,73 +125,73 @@ class LaneEngine:
                 pass
 
     def _run_group(self, ids: list[str], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> bool:
-        """Run a group that has some of these cells, of equal shape; return False if there is none to run now."""
-        live = waiting = [cell_id for cell_id in ids if self._is_missing(cell_id)]
+        """Run one group with some of these cells of equal shape; return False if there is none to run now."""
+        held_ids = missing = [cell_id for cell_id in ids if self._is_missing(cell_id)]
         with contextlib.ExitStack() as held:
             try:
-                with self._alone():
-                    found = self._begun(waiting, held) or self._formed(waiting, held)
+                with self._lock():
+                    found = self._existing_group(missing, held) or self._new_group(missing, held)
                 if found is None:
                     return False
-                group, live = found
-                self._train(group, live, on_change, stop)
+                group, held_ids = found
+                self._train(group, held_ids, on_change, stop)
             except Exception as error:
-                self._fail(live, error)
+                self._fail(held_ids, error)
             on_change(set())
         return True
 
-    def _begun(self, waiting: list[str], held: contextlib.ExitStack) -> tuple[Group, list[str]] | None:
-        """Return a group that an earlier session began, and those of its cells that go on: all that are missing."""
-        for group in self._written():
-            if set(group.cells).isdisjoint(waiting):
+    def _existing_group(self, missing: list[str], held: contextlib.ExitStack) -> tuple[Group, list[str]] | None:
+        """Return a group of an earlier session and those of its cells that have no result, held by this process."""
+        for group in self._unfinished_groups():
+            if set(group.cells).isdisjoint(missing):
                 continue
             with contextlib.ExitStack() as ours:
                 if not ours.enter_context(self._claims.held(group.path.name)):
                     continue
-                live = [cell_id for cell_id in group.cells if cell_id in self._cells and self._hold(cell_id, ours)]
-                if not set(live).isdisjoint(waiting):
+                ids = [cell_id for cell_id in group.cells if cell_id in self._cells and self._hold(cell_id, ours)]
+                if not set(ids).isdisjoint(missing):
                     held.enter_context(ours.pop_all())
-                    return group, live
+                    return group, ids
         return None
 
-    def _formed(self, waiting: list[str], held: contextlib.ExitStack) -> tuple[Group, list[str]] | None:
-        """Return a new group, written down, and its cells: the first that wait and are of no other group."""
-        elsewhere = {cell_id for group in self._written() for cell_id in group.cells}
-        free = [cell_id for cell_id in waiting if cell_id not in elsewhere]
+    def _new_group(self, missing: list[str], held: contextlib.ExitStack) -> tuple[Group, list[str]] | None:
+        """Write and return a new group of the first missing cells that are in no other, held by this process."""
+        grouped = {cell_id for group in self._unfinished_groups() for cell_id in group.cells}
+        free = [cell_id for cell_id in missing if cell_id not in grouped]
         if not free:
             return None
         lanes = self._lanes_of(free[0])
-        live: list[str] = []
+        ids: list[str] = []
         for cell_id in free:
-            if len(live) < lanes and self._hold(cell_id, held):
-                live.append(cell_id)
-        name = hashlib.sha256(" ".join(live).encode()).hexdigest()[:12]
-        if not live or not held.enter_context(self._claims.held(name)):
+            if len(ids) < lanes and self._hold(cell_id, held):
+                ids.append(cell_id)
+        name = hashlib.sha256(" ".join(ids).encode()).hexdigest()[:12]
+        if not ids or not held.enter_context(self._claims.held(name)):
             return None
-        group = Group(self._groups / name, live, lanes)
+        group = Group(self._groups / name, ids, lanes)
         group.write()
-        return group, live
+        return group, ids
 
-    def _written(self) -> list[Group]:
-        """Return the groups that have cells without a result."""
+    def _unfinished_groups(self) -> list[Group]:
+        """Return the groups with cells that have no result; remove the others."""
         found = []
         for path in sorted(self._groups.glob("*/group.json")):
             group = Group.read(path.parent)
             if all(self._directory.state(cell_id).status in RESULTS for cell_id in group.cells):
-                group.remove()  # as who ran it was about to
+                group.remove()  # its process was killed before it did
             else:
                 found.append(group)
         return found
 
     def _hold(self, cell_id: str, held: contextlib.ExitStack) -> bool:
-        """Hold a missing cell and its run directory as long as `held`; return False where that cannot be."""
+        """Lock a cell without a result, and its run directory, as long as `held`; return False otherwise."""
         with contextlib.ExitStack() as ours:
             if not ours.enter_context(self._directory.claims.held(cell_id)) or not self._is_missing(cell_id):
                 return False
             try:
                 workdir = self._directory.cell(cell_id)
                 ours.enter_context(workdirs.claimed(workdir, self._cells[cell_id].config))
-            except workdirs.Locked:  # by who held the claim before, and was taken for dead because its machine slept
+            except workdirs.Locked:  # its process counted as dead while its machine was asleep
                 return False
             except UserError as error:
                 self._fail([cell_id], error)
@@ -200,60 +200,51 @@ class LaneEngine:
             return True
 
     def _train(
-        self, group: Group, live: list[str], on_change: Callable[[set[str]], None], stop: Callable[[], bool]
+        self, group: Group, ids: list[str], on_change: Callable[[set[str]], None], stop: Callable[[], bool]
     ) -> None:
         import jax
 
-        from smallbatch.training.lanes import LaneTrainer
+        from smallbatch.training import run
+        from smallbatch.training.lanes import train_group
+        from smallbatch.training.trainer import Run
 
-        on_change(set(live))
-        dataset = prepare.prepare(self._plans[live[0]].data)
-        self._write_about(live, dataset.dir)
-        member = lambda cell_id: (self._plans[cell_id], self._directory.cell(cell_id).path) if cell_id in live else None
-        devices = math.gcd(group.lanes, jax.device_count())  # there may be others than when it was begun
-        every_secs = self._cells[live[0]].config.train.checkpoint_every_secs
-        members = [member(cell_id) for cell_id in group.cells]
+        on_change(set(ids))
+        dataset = prepare.prepare(self._plans[ids[0]].data)
+        tokenizer = tokenizers.load(dataset.dir)
+        for cell_id in ids:
+            run.describe(self._directory.cell(cell_id), self._cells[cell_id].config, self._plans[cell_id], tokenizer)
+        members = [Run(self._plans[id], self._directory.cell(id)) if id in ids else None for id in group.cells]
+        devices = math.gcd(group.lanes, jax.device_count())  # it may have changed since the group was formed
+        every_secs = self._cells[ids[0]].config.train.checkpoint_every_secs
 
-        def look(lanes: set[int]) -> bool:
-            on_change({group.cells[i] for i in lanes})
+        def poll(positions: list[int]) -> bool:
+            on_change({group.cells[position] for position in positions})
             return stop()
 
         ended = False
         try:
-            trainer = LaneTrainer(members, group.path, dataset, group.lanes, devices, every_secs, self._keep)
-            ended = trainer.run(look)
+            ended = train_group(members, group.path, dataset, group.lanes, devices, every_secs, poll, self._keep)
         except Exception:
-            ended = not group.is_saved  # its cells may do better in another one
+            ended = not group.is_saved  # nothing is lost if its cells are regrouped
             raise
         finally:
             if ended:
-                with self._alone():
+                with self._lock():
                     group.remove()
 
-    def _write_about(self, cell_ids: list[str], dataset: Path) -> None:
-        from smallbatch.training import run
-
-        tokenizer = tokenizers.load(dataset)
-        for cell_id in cell_ids:
-            workdir = self._directory.cell(cell_id)
-            workdirs.take(workdir, self._cells[cell_id].config)
-            records.write_json(workdir.plan, self._plans[cell_id].to_dict())
-            if tokenizer is not None:
-                run.keep_tokenizer(tokenizer, workdir.tokenizer)
-
     def _fail(self, cell_ids: Iterable[str], error: Exception) -> None:
-        """Write an error to the cells' logs, and mark those as failed that it is no use to try again."""
+        """Write an error to the logs of cells, and mark the cells as failed if they should not be retried."""
         answer, text = failure(error)
         for cell_id in cell_ids:
             log = self._directory.log(cell_id)
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a") as file:
                 file.write(text)
-            if cell_id in self._tasks:  # and not only of a group that others began
+            if cell_id in self._tasks:  # not a cell that is only in the group of a task
                 self._failures.again(self._tasks[cell_id], answer)
 
-    def _alone(self) -> contextlib.AbstractContextManager[None]:
-        """Keep others from forming and removing groups: two must not form groups of the same cells."""
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        """Lock the groups: two processes must not form groups of the same cells."""
         return locked(self._groups / ".lock")
 
     def _is_missing(self, cell_id: str) -> bool:
@@ -266,7 +257,7 @@ class LaneEngine:
         return {cell_id: shape_of(plan) for cell_id, plan in self._plans.items()}
 
     def _lanes_of(self, cell_id: str) -> int:
-        """Return how many lanes new groups of a cell's shape have: as asked, as written down, or as measured now."""
+        """Return R for new groups of a cell's shape: as set, or as measured once and stored in lanes.json."""
         import jax
 
         from smallbatch.training.lanes import choose_lanes
@@ -275,22 +266,13 @@ class LaneEngine:
         if self._lanes is not None:
             return -(-self._lanes // devices) * devices
         path, shape = self._directory.path / "lanes.json", self._shapes[cell_id]
-        known = _measured(path)
-        most = min(MOST_LANES, list(self._shapes.values()).count(shape))
+        try:
+            measured = json_files.read_object(path, {}, "lanes.json")
+        except UserError:  # missing or damaged
+            measured = {}
+        most = min(MAX_LANES, list(self._shapes.values()).count(shape))
         key = hashlib.sha256(f"{shape} {most} {devices}".encode()).hexdigest()[:12]
-        if key not in known:
-            known[key] = choose_lanes(self._plans[cell_id], most, devices)
-            records.write_json(path, known)
-        return known[key]
-
-
-def _measured(path: Path) -> dict[str, int]:
-    """Return the numbers of lanes that were measured before; empty if the file is missing or damaged."""
-    try:
-        return {key: lanes for key, lanes in json_files.read_object(path, {}, "lanes.json").items() if _is_count(lanes)}
-    except UserError:
-        return {}
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
+        if not isinstance(measured.get(key), int) or measured[key] < 1:
+            measured[key] = choose_lanes(self._plans[cell_id], most, devices)
+            records.write_json(path, measured)
+        return measured[key]

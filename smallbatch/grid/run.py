@@ -103,7 +103,7 @@ def run(sweep: Sweep, engine: Engine, log: Callable[[str], None], stop: Stop) ->
                 holders = sweep.directory.claims.holders()
                 free = [(cell, until_tokens) for cell, until_tokens in left if cell.id not in holders]
                 if free and left != before:  # where a round changes nothing, others are at work on what is left
-                    tasks = [Task(cell, repr(sweep.plans[cell.id].program), until) for cell, until in free]
+                    tasks = [Task(cell, repr(sweep.plans[cell.id].program()), until) for cell, until in free]
                     engine.run(tasks, watch.look, lambda: stop.requested)
                 else:
                     watch.look(holders)

@@ -19,7 +19,7 @@ RUNGS = 2
 def rungs(plan: Plan, factor: int) -> list[int]:
     """Return the token counts at which cells are compared: whole updates, before the end."""
     counts = [plan.budget_tokens // factor**power for power in range(RUNGS, 0, -1)]
-    whole = [plan.stage_at(plan.step_at(tokens)).tokens_at(plan.step_at(tokens)) for tokens in counts]
+    whole = [plan.tokens_at(plan.step_at(tokens)) for tokens in counts]
     return [tokens for tokens in dict.fromkeys(whole) if tokens < plan.budget_tokens]
 
 

@@ -36,11 +36,11 @@ def time_left(done: Sequence[Work], left: Sequence[Work]) -> TimeLeft | None:
     unmeasured = set()
     by_program, by_batch_size, all_of_them = _secs_per_flop(done)
     for work in left:
-        own = by_program.get(work.plan.program) or by_batch_size.get(work.plan.batch_size) or all_of_them
+        own = by_program.get(work.plan.program()) or by_batch_size.get(work.plan.first.batch_size) or all_of_them
         if not own:
             return None
-        if work.plan.batch_size not in by_batch_size:
-            unmeasured.add(work.plan.batch_size)
+        if work.plan.first.batch_size not in by_batch_size:
+            unmeasured.add(work.plan.first.batch_size)
         low += work.flops * min(own)
         high += work.flops * max(own)
     return TimeLeft(low, high, tuple(sorted(unmeasured)))
@@ -62,9 +62,9 @@ def _secs_per_flop(done: Sequence[Work]) -> tuple[dict, dict, list[float]]:
     batch_sizes = {}
     for work in done:
         if work.flops > 0 and work.secs > 0:
-            totals[work.plan.program][0] += work.secs
-            totals[work.plan.program][1] += work.flops
-            batch_sizes[work.plan.program] = work.plan.batch_size
+            totals[work.plan.program()][0] += work.secs
+            totals[work.plan.program()][1] += work.flops
+            batch_sizes[work.plan.program()] = work.plan.first.batch_size
     by_program = {program: [secs / flops] for program, (secs, flops) in totals.items()}
     by_batch_size = defaultdict(list)
     for program, speeds in by_program.items():

@@ -1,8 +1,8 @@
 """Compute the hyperparameters of an optimizer in each stage of a run, in float64.
 
 A transfer rule converts them from the batch size at which they were tuned to that at the start of the run. If the
-batch size changes during the run, b2 and the average of the weights keep their half-lives in tokens, and b1 stays per
-step unless it is set by `t1_tokens`.
+batch size changes during the run, b2 and the average of the weights keep their half-lives in tokens; b1 stays constant
+per step unless it is set by `t1_tokens`.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from smallbatch import units
 from smallbatch.config import Config
-from smallbatch.config.batch_schedule import LR_RULES, Stage, stages, used_tokens
+from smallbatch.config.batch_schedule import LR_RULES, ScheduleStage, stages, used_tokens
 from smallbatch.errors import UserError
 from smallbatch.optim import OPTIMIZERS
 from smallbatch.optim.schedules import lr_frac
@@ -21,12 +21,12 @@ from smallbatch.plan.transfer import Tuned, transfer
 
 # With 1 - b below this, the bias-corrected average over at most 2^31 updates is the plain mean, and products of 1 - b
 # with squared gradients underflow to 0 in float32.
-LEAST_COMPLEMENT = 1e-12
+MIN_ONE_MINUS_B = 1e-12
 
 
 @dataclass(frozen=True)
 class RunningAverage:
-    """A decay, in every unit it is spoken of in."""
+    """The decay of a running average, in several units."""
 
     name: str  # b1 | b2 | weights
     one_minus_b: float  # 1 - b
@@ -35,7 +35,7 @@ class RunningAverage:
     half_life_frac: float  # of the run
 
 
-def hyperparams(config: Config, stage: Stage) -> dict[str, Any]:
+def hyperparams(config: Config, stage: ScheduleStage) -> dict[str, Any]:
     """Return the fields of `optim.HyperParams`."""
     optimizer, train = config.optimizer, config.train
     tokens_per_step = stage.batch_size * config.model.context_tokens
@@ -65,7 +65,11 @@ def hyperparams(config: Config, stage: Stage) -> dict[str, Any]:
     return found
 
 
-COMPLEMENTS = {"one_minus_b1": "1 - b1", "one_minus_b2": "1 - b2", "one_minus_weight_average_b": "1 - b (weights)"}
+ONE_MINUS_B = {
+    "one_minus_b1": "1 - b1",
+    "one_minus_b2": "1 - b2",
+    "one_minus_weight_average_b": "1 - b (weights)",
+}
 # {hyperparameter: config keys that determine it}, if not the key of the same name; for errors.
 FROM_KEYS = {
     "warmup_steps": "optimizer.warmup_frac or warmup_tokens",
@@ -88,13 +92,13 @@ def check_float32(name: str, found: dict[str, Any]) -> None:
         products["the squared learning rate, the weight in the average,"] = (peak_lr**2, "optimizer.peak_lr")
     for field, value in found.items():
         if field != "seed":
-            products[COMPLEMENTS.get(field, field)] = (value, FROM_KEYS.get(field, f"optimizer.{field}"))
+            products[ONE_MINUS_B.get(field, field)] = (value, FROM_KEYS.get(field, f"optimizer.{field}"))
     for what, (value, keys) in products.items():
         if problem := units.float32_problem(value):
             raise UserError(f"{what} is {value:.3g}, which is {problem}; change {keys}")
-        if what in COMPLEMENTS.values() and value < LEAST_COMPLEMENT:
+        if what in ONE_MINUS_B.values() and value < MIN_ONE_MINUS_B:
             raise UserError(
-                f"{what} is {value:.3g} per step and must be at least {LEAST_COMPLEMENT:g}, since smaller "
+                f"{what} is {value:.3g} per step and must be at least {MIN_ONE_MINUS_B:g}, since smaller "
                 f"values underflow in float32; use a shorter half-life ({keys})"
             )
 
@@ -114,14 +118,14 @@ def budget_tokens(config: Config) -> int:
     return used_tokens(stages(train.batch_size, train.batch_size_schedule, context, train.budget_tokens), context)
 
 
-def first_rates(schedule: str, found: dict[str, Any], stage: Stage, count: int = 3) -> tuple[float, ...]:
-    """Return the learning rates of the first updates of a stage, from its hyperparameters."""
-    steps = np.arange(stage.first_step, min(stage.first_step + count, stage.last_step)) + found["step_offset"] + 0.5
+def learning_rates(schedule: str, found: dict[str, Any], first_step: int, count: int) -> tuple[float, ...]:
+    """Return the learning rates of `count` updates, each at its midpoint, after `first_step` finished updates."""
+    steps = np.arange(first_step, first_step + count) + found["step_offset"] + 0.5
     return tuple((found["peak_lr"] * lr_frac(schedule, steps, found)).tolist())
 
 
-def averages(config: Config, stage: Stage) -> tuple[RunningAverage, ...]:
-    """Return the averages that there are: of the gradient (b1), of its square (b2), of the weights."""
+def averages(config: Config, stage: ScheduleStage) -> tuple[RunningAverage, ...]:
+    """Return the running averages of a stage: of the gradient (b1), of its square (b2), of the weights."""
     tuned, weight_average = _in_stage(config, stage)
     one_minus_bs = {"b1": tuned.one_minus_b1, "b2": tuned.one_minus_b2, "weights": weight_average}
     tokens_per_step = stage.batch_size * config.model.context_tokens
@@ -134,14 +138,14 @@ def averages(config: Config, stage: Stage) -> tuple[RunningAverage, ...]:
 
 
 def warmup_tokens(config: Config) -> float:
-    """Return the length of the warm-up."""
+    """Return the length of the warm-up in tokens."""
     if config.optimizer.warmup_tokens is not None:
         return float(config.optimizer.warmup_tokens)
     return config.optimizer.warmup_frac * budget_tokens(config)
 
 
 def warnings(config: Config, found: tuple[RunningAverage, ...]) -> tuple[str, ...]:
-    """Return a warning for each half-life that is longer than the run, which is probably unintended."""
+    """Return a warning for each half-life that is longer than the run."""
     keys = {"b1": "t1_tokens or b1", "b2": "t2_tokens or b2", "weights": "weight_average_tokens or weight_average_b"}
     return tuple(
         f"the half-life of {average.name} is {average.half_life_tokens:,.0f} tokens, longer than the run of "
@@ -152,8 +156,8 @@ def warnings(config: Config, found: tuple[RunningAverage, ...]) -> tuple[str, ..
     )
 
 
-def transfer_words(config: Config) -> str | None:
-    """Say where the numbers come from, if from another batch size."""
+def transfer_text(config: Config) -> str | None:
+    """Return a description of the transfer from another batch size; None without a transfer rule."""
     optimizer = config.optimizer
     if optimizer.transfer_rule is None:
         return None
@@ -166,15 +170,15 @@ def transfer_words(config: Config) -> str | None:
 
 
 _TRANSFERRED = {
-    "half_life": "b2 keeps its half-life in tokens, b1 stays per step",
-    "fixed": "decays stay per step",
-    "sqrt": "1 - b of both decays x ratio, eps / sqrt(ratio)",
-    "linear": "learning rate x ratio, decays stay per step",
+    "half_life": "b2 keeps its half-life in tokens, b1 is constant per step",
+    "fixed": "b1 and b2 are constant per step",
+    "sqrt": "1 - b1 and 1 - b2 x ratio, eps / sqrt(ratio)",
+    "linear": "learning rate x ratio, b1 and b2 are constant per step",
 }
 
 
-def _in_stage(config: Config, stage: Stage) -> tuple[Tuned, float | None]:
-    """Return what depends on the batch size, and 1 - b of the average of the weights."""
+def _in_stage(config: Config, stage: ScheduleStage) -> tuple[Tuned, float | None]:
+    """Return the hyperparameters that depend on the batch size, and 1 - b of the average of the weights."""
     tuned, weight_average = _at_start(config)
     ratio = stage.batch_size / config.train.batch_size
     if ratio == 1:
@@ -190,7 +194,7 @@ def _in_stage(config: Config, stage: Stage) -> tuple[Tuned, float | None]:
 
 
 def _at_start(config: Config) -> tuple[Tuned, float | None]:
-    """Return the same at `train.batch_size`: as it is set, or carried over from where it was tuned."""
+    """Return the same at `train.batch_size`: as set, or transferred from the batch size it was tuned at."""
     optimizer = config.optimizer
     tokens_per_step = config.train.batch_size * config.model.context_tokens
     tuned_tokens_per_step = (optimizer.tuned_at_batch_size or config.train.batch_size) * config.model.context_tokens

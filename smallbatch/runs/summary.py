@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from smallbatch.optim import OPTIMIZERS
-from smallbatch.plan.plan import Plan
+from smallbatch.plan.plan import Plan, Stage
 from smallbatch.runs.progress import format_bytes, format_count, format_secs
 from smallbatch.runs.records import Result
 
 
 def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
     """Return the plan in lines; `dataset_tokens` is None where the dataset is not prepared yet."""
-    m, h = plan.model, plan.hyperparams
+    m, first, later = plan.model, plan.first, plan.stages[1:]
+    h = first.hyperparams
     rows = [
         ("model", f"{m.layers} layers, width {m.width}, {m.heads} heads of {m.head_width}, MLP {m.ffn_width}, "
          f"context {m.context_tokens}, vocabulary {m.vocab_size:,}"),
@@ -19,28 +20,25 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
         ("precision", f"parameters {m.param_dtype}, computation {m.compute_dtype}"
          f"{f', its products {m.matmul_precision}' if m.compute_dtype == 'float32' else ''}; remat {m.remat}"),
         ("attention", f"{m.attention}: {plan.attention_reason}"),
-        *[(f"batch{f' from {p.first_tokens:,}' if p.first_tokens else ''}", _batch(p)) for p in (plan, *plan.later)],
+        *[(f"batch{f' from {s.first_tokens:,}' if s.first_tokens else ''}", _batch(plan, s)) for s in plan.stages],
         ("devices", f"{plan.mesh.devices} {plan.platform}: {plan.mesh}"),
         ("budget", f"{plan.budget_tokens:,} tokens = {plan.optimizer_steps:,} steps{_rounded_up(plan)}; "
          f"{plan.flops:.3g} FLOPs ({plan.flops_per_token:,} a token)"),
         ("epochs", _epochs(plan, dataset_tokens)),
         ("optimizer", _optimizer(plan)),
-        *[
-            (f"from {p.first_tokens:,}", f"peak learning rate {p.hyperparams['peak_lr']:g}; {_kept(p)}")
-            for p in plan.later
-        ],
+        *[(f"from {s.first_tokens:,}", f"peak learning rate {s.hyperparams['peak_lr']:g}; {_kept(s)}") for s in later],
         *_extras(plan),
         *([("transferred", plan.transfer)] if plan.transfer else []),
         ("schedule", f"{plan.optimizer.schedule} to {h['final_lr_frac']:g} x peak after a warm-up of "
          f"{plan.warmup_tokens:,.0f} tokens = {h['warmup_steps']:,.1f} steps = "
          f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run; at the midpoint of each update, first "
-         f"{', '.join(f'{rate:.3g}' for rate in plan.first_learning_rates)}"),
+         f"{', '.join(f'{rate:.3g}' for rate in first.first_learning_rates)}"),
         *[(a.name, f"{1 - a.one_minus_b:.7g} a step (1 - {a.name} = {a.one_minus_b:.4g}): half-life "
            f"{a.half_life_tokens:,.0f} tokens = {a.half_life_steps:,.1f} steps = {a.half_life_frac:.2%} of the run")
-          for a in plan.averages],
-        ("every", f"record {plan.log_every_steps:,} steps, validation "
-         f"{f'{plan.validate_every_steps:,} steps' if plan.validate_every_steps else 'at the end'}, "
-         f"dispatch up to {plan.steps_per_dispatch} steps"),
+          for a in first.averages],
+        ("every", f"record {first.log_every_steps:,} steps, validation "
+         f"{f'{first.validate_every_steps:,} steps' if first.validate_every_steps else 'at the end'}, "
+         f"dispatch up to {first.steps_per_dispatch} steps"),
         ("fingerprint", plan.fingerprint[:12]),
     ]  # fmt: skip
     return "\n".join([_table(rows), *warning_lines(plan)])
@@ -57,9 +55,9 @@ def _rounded_up(plan: Plan) -> str:
     return f" (train.budget_tokens={plan.asked_budget_tokens:,}, rounded up to whole updates)"
 
 
-def _kept(plan: Plan) -> str:
-    names = [average.name for average in plan.averages]
-    per_step = "b1" in names and plan.hyperparams["b1_step_offset"] != plan.hyperparams["step_offset"]
+def _kept(stage: Stage) -> str:
+    names = [average.name for average in stage.averages]
+    per_step = "b1" in names and stage.hyperparams["b1_step_offset"] != stage.hyperparams["step_offset"]
     in_tokens = [name for name in names if not (per_step and name == "b1")]
     if not names:
         return "no averages to keep"
@@ -73,7 +71,7 @@ def start_text(plan: Plan, dataset_tokens: int, processes: int, device_kind: str
     """Return the first line that a run prints, and its warnings; `device_kind` is JAX's name for the devices."""
     steps, devices = plan.optimizer_steps, plan.mesh.devices
     line = (
-        f"{format_count(plan.params)} parameters, {plan.optimizer.name}, batch {plan.batch_size} x "
+        f"{format_count(plan.params)} parameters, {plan.optimizer.name}, batch {plan.first.batch_size} x "
         f"{plan.model.context_tokens} tokens, {steps:,} update{'s' * (steps != 1)} on {devices} {plan.platform} "
         f"device{'s' * (devices != 1)}{f' ({device_kind})' if device_kind != plan.platform else ''}"
         f"{f' in {processes} processes' if processes > 1 else ''}; epochs: {_epochs(plan, dataset_tokens)}"
@@ -146,7 +144,7 @@ def _status(result: Result) -> str:
 
 
 def _optimizer(plan: Plan) -> str:
-    h = plan.hyperparams
+    h = plan.first.hyperparams
     keys = OPTIMIZERS[plan.optimizer.name].hyperparams
     embed = f" ({h['peak_lr'] * h['embed_lr_ratio']:g} for embeddings and output)" if "embed_lr" in keys else ""
     eps = f", eps {h['eps']:g}" if "eps" in keys else ""
@@ -163,7 +161,7 @@ def _extras(plan: Plan) -> list[tuple[str, str]]:
         rows += [
             (
                 "clipping",
-                f"gradients of a norm above {plan.hyperparams['clip_norm']:g}; a full set of them is kept for it",
+                f"gradients of a norm above {plan.first.hyperparams['clip_norm']:g}; a full set of them is kept for it",
             )
         ]
     if o.stochastic_rounding:
@@ -174,17 +172,17 @@ def _extras(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def _batch(plan: Plan) -> str:
-    text = f"{plan.batch_size} sequences = {plan.tokens_per_step:,} tokens an update"
+def _batch(plan: Plan, stage: Stage) -> str:
+    text = f"{stage.batch_size} sequences = {stage.tokens_per_step:,} tokens an update"
     if (
-        plan.accumulation_steps > 1
+        stage.accumulation_steps > 1
         and plan.platform == "cpu"
-        and plan.microbatch_size == plan.mesh.data * plan.mesh.fsdp
+        and stage.microbatch_size == plan.mesh.data * plan.mesh.fsdp
     ):
-        text += f", a sequence a device at a time ({plan.accumulation_steps} micro-batches, for speed)"
-    elif plan.accumulation_steps > 1:
+        text += f", a sequence a device at a time ({stage.accumulation_steps} micro-batches, for speed)"
+    elif stage.accumulation_steps > 1:
         text += (
-            f", in {plan.accumulation_steps} micro-batches of {plan.microbatch_size} whose gradients are kept and "
+            f", in {stage.accumulation_steps} micro-batches of {stage.microbatch_size} whose gradients are kept and "
             "summed; small batches without accumulation usually learn more per FLOP"
         )
     return text

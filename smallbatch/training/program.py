@@ -1,136 +1,68 @@
-"""The compiled programs of a plan: initial state, a chunk of updates, a scored batch; and the memory they take."""
+"""The compiled program of R >= 1 runs: initial states, chunks of updates, validation scores, and its memory."""
 
 import contextlib
 import functools
 import os
 import re
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from glob import glob
-from importlib import metadata
-from pathlib import Path
-from platform import machine
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.backend import register_backend_factory
 
 from smallbatch import optim
 from smallbatch.errors import UserError
-from smallbatch.files import paths
 from smallbatch.model import decoder
 from smallbatch.model import sharding_rules as placement
-from smallbatch.plan.mesh_plan import fits_cpu_cache
-from smallbatch.plan.plan import Plan
 from smallbatch.runs.progress import format_bytes
-from smallbatch.specs import DeviceSpec, ModelSpec, ProgramSpec
-from smallbatch.training import sharding
+from smallbatch.specs import ProgramSpec
+from smallbatch.training import eval_step, sharding
 from smallbatch.training import traffic as collectives
-from smallbatch.training import train_step as steps
+from smallbatch.training.diagnostics import DiagnosticsState
+from smallbatch.training.jax_setup import compiler_options
+from smallbatch.training.train_step import Metrics, TrainState, init_state, train_chunk, train_step
 
 
-def cpu_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class OutOfMemory(UserError):
+    """The runs of a program do not fit the memory of a device."""
+
+    def __init__(self, runs: int, reason: str):
+        what, fix = "an update does not fit", ""
+        if runs > 1:
+            what, fix = f"{runs} runs in one program do not fit", "fewer runs with --lanes, "
+        super().__init__(
+            f"{what} the memory of a device ({reason}); choose {fix}a smaller model or train.microbatch_size, "
+            "model.remat=full, an optimizer with less state, or more devices"
+        )
 
 
-def start_jax(cpu_devices: int, cache_dir: str | Path) -> DeviceSpec:
-    """Set JAX up before its first use, and return the devices that it has.
-
-    A CPU becomes `cpu_devices` devices if it is all there is. Compiled programs are kept under `cache_dir` and reused.
-    """
-    with contextlib.suppress(RuntimeError):  # JAX runs already (tests, notebooks): its devices stay as they are
-        jax.config.update("jax_num_cpu_devices", cpu_devices)
-        skip_absent_tpu()
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(paths.local(cache_dir, "data.cache_dir") / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    first = local_devices()[0]
-    capability = getattr(first, "compute_capability", None)
-    capability = None if capability is None else str(capability)
-    return DeviceSpec(jax.default_backend(), jax.device_count(), capability, kind=first.device_kind)
-
-
-def local_devices() -> list[Any]:
-    """Return the devices of this process. Raises UserError if JAX does not have the requested platform."""
+@contextlib.contextmanager
+def memory_errors(runs: int) -> Iterator[None]:
+    """Raise OutOfMemory in place of XLA's error, of compilation or execution, about exhausted memory."""
     try:
-        return jax.local_devices()
-    except (RuntimeError, AssertionError) as error:  # AssertionError has no message: there is no GPU
-        asked = jax.config.values["jax_platforms"]
-        names = ("jax", "jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm7-plugin", "libtpu")
-        installed = [f"{name} {version}" for name in names if (version := _version(name))]
-        reason = f" ({str(error).splitlines()[0]})" if str(error) else ""
-        wanted = f"no device of JAX_PLATFORMS={asked}" if asked else "no device that it can use"
-        raise UserError(
-            f"JAX has {wanted}{reason}. Installed: {', '.join(installed)}. Unset JAX_PLATFORMS to use the available "
-            "devices, or install the plugin of the platform (pip install 'smallbatch[gpu]' or 'smallbatch[tpu]') on a "
-            "machine with such a device"
-        ) from error
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not (reason := memory_error(error)):
+            raise
+        raise OutOfMemory(runs, reason) from None
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def skip_absent_tpu() -> None:
-    """Keep JAX from starting libtpu where there is no TPU: it says so in lines of its own before JAX goes on without.
-
-    All else that JAX may find, such as GPUs, is left to it. Where it has found TPU chips on the PCI bus, or was told
-    its platforms, it has them by now; device files show chips to a container that cannot see the bus.
-    """
-    if not jax.config.values["jax_platforms"] and not glob("/dev/accel*") + glob("/dev/vfio/[0-9]*"):
-        register_backend_factory("tpu", lambda: None, priority=300, fail_quietly=True)
-
-
-def compiler_options(platform: str, model: ModelSpec) -> dict[str, bool | str]:
-    """Return what XLA's defaults for this platform leave to be gained."""
-    if platform != "cpu":
-        return {}
-    # Without region analysis XLA copies every parameter that a loop updates, because it cannot see that the backward
-    # pass has read it for the last time: a third of the parameters in extra memory, and the time of the copies.
-    options: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
-    if not fits_cpu_cache(model.context_tokens, model.ffn_width) and machine() in ("x86_64", "AMD64"):
-        # The persistent cache cannot hold such programs (jaxlib 0.12), and JAX warns of it for each: they are compiled
-        # anew by every process, some ten seconds.
-        warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .*onednn")
-        options["xla_cpu_use_onednn"] = True
-        options["xla_cpu_experimental_onednn_fusion_type"] = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-    return options
-
-
-LESS_MEMORY = (
-    "choose a smaller model or train.microbatch_size, model.remat=full, an optimizer with less state, or more devices"
-)
-
-
-def out_of_memory(error: Exception) -> str:
-    """Return what an error of XLA, of compiling or of running, says of too little memory; "" if it is another."""
-    said = re.search(r"RESOURCE_EXHAUSTED:? *(.*)", str(error))
-    return said[1] or "XLA says no more" if said else ""
-
-
-def too_large(error: Exception) -> UserError:
-    """Return what a person is told about it."""
-    return UserError(f"an update does not fit the memory of a device ({out_of_memory(error)}); {LESS_MEMORY}")
-
-
-LEARNING_RATES = 4096  # computed together: a single one would wait on the device behind the chunk under way
+def memory_error(error: Exception) -> str:
+    """Return XLA's reason if an error is about exhausted memory, else ""."""
+    match = re.search(r"RESOURCE_EXHAUSTED:? *(.*)", str(error))
+    return match[1] or "XLA gives no reason" if match else ""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device while a chunk of updates runs, as XLA's buffer assignment has it."""
+    """Bytes on one device while a chunk of updates runs, from XLA's buffer assignment."""
 
     params_bytes: int
     optimizer_state_bytes: int
-    temporary_bytes: int  # gradients, activations and scratch, where they are at their peak
+    temporary_bytes: int  # gradients, activations and scratch at their peak
     batch_bytes: int
 
     @property
@@ -139,193 +71,187 @@ class Memory:
 
 
 def jit_of(spec: ProgramSpec, f: Callable, places: placement.Places | None = None, **options) -> Any:
-    """Return jax.jit of f, traced with the precision and the places that it is to have, compiled for the platform."""
+    """Return jax.jit of f, traced with the program's matmul precision and sharding, compiled for its platform."""
 
     def traced(*args):
         with jax.default_matmul_precision(spec.model.matmul_precision), placement.by(places):
             return f(*args)
 
-    traced.__name__ = getattr(f, "func", f).__name__  # that of the program, in profiles
+    traced.__name__ = getattr(f, "func", f).__name__  # shown in profiles
     return jax.jit(traced, compiler_options=compiler_options(spec.platform, spec.model), **options)
 
 
-class Compiled:
-    """The programs of a `ProgramSpec`, each compiled on first use; hyperparameters are arguments."""
+class TrainProgram:
+    """The compiled functions of R runs that share a `ProgramSpec`, each compiled on first use.
 
-    def __init__(self, spec: ProgramSpec):
-        self.spec = spec
-        self.mesh = sharding.make_mesh(spec.mesh, spec.topology)
-        self.replicated = sharding.replicated(self.mesh)
+    The runs differ in hyperparameters and seed, which are arguments, and share the tokens. One run uses the mesh of the
+    spec and has no leading axis. With R > 1, states, hyperparameters and metrics have a leading axis R, which is split
+    over `devices`; nothing is communicated between runs.
+    """
+
+    def __init__(self, spec: ProgramSpec, runs: int = 1, devices: int = 1):
+        self.spec, self.runs = spec, runs
+        self._init = partial(init_state, spec.model, spec.optimizer)
+        step_fn = partial(train_step, spec.model, spec.optimizer)
+        if runs == 1:
+            self.mesh = sharding.make_mesh(spec.mesh, spec.topology)
+            self.replicated = self.run_sharding = sharding.replicated(self.mesh)
+            self.tokens_sharding = sharding.batch_sharding(self.mesh, 2)
+            self._jit = partial(jit_of, spec, places=sharding.Places(self.mesh))
+            groups = spec.mesh.data_groups
+            average = partial(sharding.average_over_data, self.mesh, groups)
+            chunk = partial(train_chunk, partial(step_fn, average=average, data_groups=groups))
+        else:
+            self.mesh = sharding.lanes_mesh(devices)
+            self.replicated, self.run_sharding = sharding.replicated(self.mesh), sharding.lanes_sharding(self.mesh)
+            self.tokens_sharding = self.replicated
+            self._jit = partial(jit_of, spec)
+            self._init = jax.vmap(self._init)
+            chunk = sharding.over_lanes(self.mesh, partial(train_chunk, step_fn), shared=2)
         self.state_shardings = self._state_shardings()
-        jit = partial(jit_of, spec, places=sharding.Places(self.mesh))
-        init = partial(steps.init_state, spec.model, spec.optimizer)
-        self.init = jit(
-            lambda hyperparams: init(hyperparams, jax.random.key(hyperparams.seed)), out_shardings=self.state_shardings
-        )
-        self._chunk = jit(
-            partial(
-                steps.update_chunk,
-                spec.model,
-                spec.optimizer,
-                average=partial(sharding.average_over_data, self.mesh, spec.mesh.data_groups),
-                data_groups=spec.mesh.data_groups,
-            ),
-            donate_argnums=0,
-            out_shardings=(self.state_shardings, self.replicated),
-        )
-        self.score = jit(partial(steps.scored, spec.model), out_shardings=self.replicated)
-        self.interpolated_params = jit(steps.interpolated_params)
-        self.averaged_params = jit(steps.averaged_params)
-        self.gathered = jit(lambda params: params, out_shardings=self.replicated)
-        rate = partial(optim.learning_rate, spec.optimizer.schedule)
-        self.learning_rate = jax.jit(jax.vmap(rate, in_axes=(None, 0)))
+        self.init = self._jit(self._init, out_shardings=self.state_shardings)
+        self._chunk = self._jit(chunk, donate_argnums=0, out_shardings=(self.state_shardings, self.run_sharding))
+        self._score = self._jit(partial(eval_step.score, spec.model), out_shardings=self.replicated)
+        self._interpolated_params = self._jit(eval_step.interpolated_params)
+        self._averaged_params = self._jit(eval_step.averaged_params)
+
+    @functools.cached_property
+    def single(self) -> "TrainProgram":
+        """The program of one of the runs alone, which scores it."""
+        return self if self.runs == 1 else train_program(self.spec)
+
+    def run_slice(self, tree: Any, run: int) -> Any:
+        """Return the part of one run in a state or hyperparameters, as `single` has it."""
+        if self.runs == 1:
+            return tree
+        return jax.tree.map(lambda x: jax.device_put(x[run], self.single.mesh.devices.flat[0]), tree)
 
     @property
     def tokens_shape(self) -> tuple[int, int, int, int]:
         """K x A x M x (T + 1)."""
-        s = self.spec
-        return s.steps_per_dispatch, s.accumulation_steps, s.microbatch_size, s.model.context_tokens + 1
-
-    @property
-    def tokens_sharding(self):
-        return sharding.batch_sharding(self.mesh, 2)
+        spec = self.spec
+        return spec.steps_per_dispatch, spec.accumulation_steps, spec.microbatch_size, spec.model.context_tokens + 1
 
     @functools.cached_property
-    def abstract_state(self) -> steps.TrainState:
-        """Shapes, dtypes and shardings of the state, for restoring it."""
-        init = partial(steps.init_state, self.spec.model, self.spec.optimizer)
-        shapes = jax.eval_shape(init, optim.HyperParams.abstract(), jax.random.key(0))
+    def abstract_hyperparams(self) -> optim.HyperParams:
+        """Shapes, dtypes and shardings of the hyperparameters."""
+        lead = (self.runs,) if self.runs > 1 else ()
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(lead, x.dtype, sharding=self.run_sharding), optim.HyperParams.abstract()
+        )
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state, for compilation and for restoring it."""
+        shapes = jax.eval_shape(self._init, self.abstract_hyperparams)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, self.state_shardings
         )
 
+    def _state_shardings(self) -> Any:
+        """Return a TrainState of shardings: arrays like a parameter use its sharding, scalars are replicated."""
+        if self.runs > 1:
+            shapes = jax.eval_shape(self._init, self.abstract_hyperparams)
+            return jax.tree.map(lambda _: self.run_sharding, shapes)
+        spec = self.spec.optimizer
+        params: Any = sharding.param_shardings(self.mesh, self.spec.model)
+        step: Any = self.replicated
+        diagnostics = None
+        if spec.diagnostics != "off":
+            diagnostics = DiagnosticsState(params, params if spec.diagnostics == "successive" else None)
+        opt_state = sharding.opt_state_shardings(self.mesh, self.spec.model, spec)
+        weight_average = params if spec.weight_average else None
+        return TrainState(step, params, opt_state, weight_average, diagnostics)
+
     @property
     def traced_chunk(self):
-        """The program of a chunk of updates before it is lowered for a platform."""
+        """The chunk of updates, traced and not yet lowered for a platform."""
         tokens = jax.ShapeDtypeStruct(self.tokens_shape, jnp.int32, sharding=self.tokens_sharding)
         count = jax.ShapeDtypeStruct((), jnp.int32, sharding=self.replicated)
-        return self._chunk.trace(self.abstract_state, optim.HyperParams.abstract(self.replicated), tokens, count)
+        return self._chunk.trace(self.abstract_state, self.abstract_hyperparams, tokens, count)
 
     @functools.cached_property
     def chunk(self):
-        """The program of a chunk of updates, compiled ahead of its first run."""
-        try:
+        """The chunk of updates, compiled ahead of its first execution."""
+        with memory_errors(self.runs):
             return self.traced_chunk.lower().compile()
-        except jax.errors.JaxRuntimeError as error:
-            raise (too_large(error) if out_of_memory(error) else error) from None
 
     def memory(self) -> Memory:
         """Return the bytes that one device needs, from the compiled chunk's own analysis."""
         analysis = self.chunk.memory_analysis()
-        assert analysis is not None  # every backend of ours has one
+        assert analysis is not None  # CPU, GPU and TPU backends have one
         params = bytes_per_device(self.abstract_state.params)
         state = bytes_per_device(self.abstract_state)
         batch = max(0, analysis.argument_size_in_bytes - state)
         return Memory(params, state - params, analysis.temp_size_in_bytes, batch)
 
+    def check_memory(self, with_updates: bool = False, max_frac: float = 1.0) -> None:
+        """Raise OutOfMemory if the state, or an update, needs more than a share of a device's memory.
+
+        Args:
+            with_updates: compile the update and check its memory too. XLA's CPU backend hangs if it gets no memory.
+        """
+        needed = self.memory().total_bytes if with_updates else bytes_per_device(self.abstract_state)
+        here = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
+        needed *= len(here) if here[0].platform == "cpu" else 1  # CPU devices share the machine's memory
+        limit = device_memory_bytes(here[0])
+        if limit is not None and needed > max_frac * limit:
+            what = "an update takes" if with_updates else "the weights and the optimizer's state take"
+            raise OutOfMemory(self.runs, f"{what} {format_bytes(needed)}, and there are {format_bytes(limit)}")
+
     def traffic(self) -> tuple[collectives.Traffic, ...]:
-        """Return what devices send each other in an update."""
+        """Return what the devices send each other in an update."""
         return collectives.traffic(self.chunk.as_text())
 
-    def _state_shardings(self) -> steps.TrainState:
-        spec = self.spec.optimizer
-        params: Any = sharding.param_shardings(self.mesh, self.spec.model)
-        state = sharding.opt_state_shardings(self.mesh, self.spec.model, spec)
-        previous = None
-        if spec.diagnostics != "off":
-            previous = steps.Previous(params, params if spec.diagnostics == "successive" else None)
-        return steps.TrainState(params, state, params if spec.weight_average else None, previous)
-
-
-# A process that trains many runs compiles what they share once, and forgets what it has not used for long.
-compiled = functools.lru_cache(maxsize=16)(Compiled)
-
-
-class Programs:
-    """The programs of a plan, with its hyperparameters filled in."""
-
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        self.compiled: Compiled = compiled(plan.program)
-        self.mesh = self.compiled.mesh
-        self.hyperparams = sharding.put(optim.HyperParams.from_floats(**plan.hyperparams), self.compiled.replicated)
-        self._learning_rates: tuple[int, np.ndarray] = -1, np.zeros(0)
-
-    @property
-    def abstract_state(self) -> steps.TrainState:
-        return self.compiled.abstract_state
-
-    @property
-    def compiled_chunk(self):
-        return self.compiled.chunk
-
-    def init(self) -> steps.TrainState:
-        """Return the state before the first update."""
-        return self.compiled.init(self.hyperparams)
+    def put_hyperparams(self, values: Sequence[dict[str, Any]]) -> optim.HyperParams:
+        """Put the hyperparameters of each run on the devices."""
+        columns = [optim.HyperParams.from_floats(**fields) for fields in values]
+        stacked = columns[0] if self.runs == 1 else jax.tree.map(lambda *xs: jnp.stack(xs), *columns)
+        return sharding.put(stacked, self.run_sharding)
 
     def put_tokens(self, sequences: sharding.Sequences, first: int, updates: int) -> jax.Array:
         """Put the batches of up to K updates on the devices (see `sharding.staged`)."""
-        return sharding.staged(self.compiled.tokens_shape, self.compiled.tokens_sharding, sequences, first, updates)
+        return sharding.staged(self.tokens_shape, self.tokens_sharding, sequences, first, updates)
 
-    def update(self, state: steps.TrainState, tokens: jax.Array, updates: int):
-        """Return the state after `updates` updates on staged tokens, and their metrics; `state` is used up."""
-        count = sharding.put(np.int32(updates), self.compiled.replicated)
-        return self.compiled_chunk(state, self.hyperparams, tokens, count)
-
-    def evaluation_params(self, state: steps.TrainState) -> decoder.Params:
-        """Return what a run is scored with: its parameters, not copied, but for schedule-free optimizers."""
-        if optim.OPTIMIZERS[self.plan.optimizer.name].schedule_free:
-            return self.compiled.interpolated_params(self.hyperparams, state)
-        return state.params
-
-    def averaged_params(self, state: steps.TrainState) -> decoder.Params | None:
-        """Return the average of the weights, if one is kept."""
-        return None if state.weight_average is None else self.compiled.averaged_params(self.hyperparams, state)
+    def train(
+        self, state: TrainState, hyperparams: optim.HyperParams, tokens: jax.Array, updates: int
+    ) -> tuple[TrainState, Metrics]:
+        """Return the state after `updates` updates, and their metrics: [K], or [R, K]. `state` is donated."""
+        count = sharding.put(np.int32(updates), self.replicated)
+        return self.chunk(state, hyperparams, tokens, count)
 
     def score(self, params: decoder.Params, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
-        """Return the weighted sum of losses in nats of each sequence of one validation batch, [A, M]."""
+        """Return the weighted sum of losses in nats of each sequence of a validation batch, [A, M]. For one run."""
         split = sharding.batch_sharding(self.mesh, 1)
-        parts = lambda x_BxT: x_BxT.reshape(-1, self.plan.validation_microbatch_seqs, x_BxT.shape[1])
-        staged = (sharding.put(parts(x), split) for x in (tokens_BxT1, weights_BxT))
-        return self.compiled.score(params, *staged)
+        parts = [x.reshape(-1, self.spec.validation_microbatch_seqs, x.shape[1]) for x in (tokens_BxT1, weights_BxT)]
+        return self._score(params, *(sharding.put(x, split) for x in parts))
 
-    def learning_rate(self, update: int) -> float:
-        """Return the learning rate of an update, 0 first."""
-        block, place = divmod(update, LEARNING_RATES)
-        if self._learning_rates[0] != block:
-            counts = jnp.arange(block * LEARNING_RATES, (block + 1) * LEARNING_RATES, dtype=jnp.int32)
-            self._learning_rates = block, np.asarray(self.compiled.learning_rate(self.hyperparams, counts))
-        return float(self._learning_rates[1][place])
+    def evaluation_params(self, hyperparams: optim.HyperParams, state: TrainState) -> decoder.Params:
+        """Return the parameters that a run is evaluated with: its own, or a schedule-free optimizer's average."""
+        if optim.OPTIMIZERS[self.spec.optimizer.name].schedule_free:
+            return self._interpolated_params(hyperparams, state)
+        return state.params
 
-    def check_memory(self, with_updates: bool = False) -> None:
-        """Raise UserError if the state, or an update (which is compiled for this), does not fit.
+    def averaged_params(self, hyperparams: optim.HyperParams, state: TrainState) -> decoder.Params | None:
+        """Return the weight average of a run, float32; None if it has none."""
+        return None if state.weight_average is None else self._averaged_params(hyperparams, state)
 
-        XLA's CPU backend waits for ever where it gets no memory.
-        """
-        what, needed = "the weights and the optimizer's state take", bytes_per_device(self.abstract_state)
-        if with_updates:
-            what, needed = "an update takes", self.compiled.memory().total_bytes
-        if too_much := over_memory(needed, self.mesh):
-            raise UserError(f"{what} {too_much}; {LESS_MEMORY}")
+    def gathered(self, params: decoder.Params) -> decoder.Params:
+        """Return the parameters of a run with a whole copy on every device."""
+        return self._jit(lambda params: params, out_shardings=self.replicated)(params)
+
+
+# A process that trains many runs compiles what they share once.
+train_program = functools.lru_cache(maxsize=16)(TrainProgram)
 
 
 def device_memory_bytes(device) -> int | None:
-    """Return the memory of a device, or of the machine where the CPU is the device; None if it does not say."""
+    """Return the memory of a device, or of the machine for a CPU device; None if the device does not report it."""
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def over_memory(device_bytes: int, mesh, most_frac: float = 1.0) -> str:
-    """Say how much it is and what there is, if each device of a mesh needs more than a share of its memory; else ""."""
-    here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    needed = device_bytes * (len(here) if here[0].platform == "cpu" else 1)  # cores share the machine's memory
-    limit = device_memory_bytes(here[0])
-    if limit is None or needed <= most_frac * limit:
-        return ""
-    return f"{format_bytes(needed)}, and there are {format_bytes(limit)}"
-
-
 def bytes_per_device(tree) -> int:
-    """Return what one device holds of a pytree of arrays, or of their shapes, with shardings."""
+    """Return the bytes that one device holds of a pytree of sharded arrays or ShapeDtypeStructs."""
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,255 +1,346 @@
-"""The loop on the host: stage tokens, dispatch chunks of updates, write records, save, stop.
+"""The training loop on the host, for one run or several runs in one program: dispatch, record, validate, save, stop.
 
-The next chunk is dispatched before the metrics of the last one are fetched, so that devices do not wait for the host.
-At the edges where the state itself is needed (validation, checkpoint, stop) the loop first takes in what is under
-way.
+The next chunk of updates is dispatched before the metrics of the last one are fetched, so devices do not wait for the
+host. Where the state itself is needed (validation, checkpoint, stop), the pending chunk is processed first.
 """
 
+import contextlib
+import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from smallbatch.data.dataset import Dataset
 from smallbatch.data.stream import TrainStream
-from smallbatch.errors import UserError
 from smallbatch.model import decoder
-from smallbatch.plan import device_flops as peaks
-from smallbatch.plan.plan import Plan
+from smallbatch.plan import device_flops
+from smallbatch.plan.plan import Plan, Stage
 from smallbatch.runs import records
 from smallbatch.runs.progress import Progress, log
 from smallbatch.runs.run_dir import RunDir
+from smallbatch.runs.trackers import Tracker
 from smallbatch.training import distributed
 from smallbatch.training.checkpoint import Checkpoints
-from smallbatch.training.metrics import MetricsLogger
-from smallbatch.training.program import Programs, out_of_memory, too_large
+from smallbatch.training.metrics import MetricsLogger, MetricsProgress
+from smallbatch.training.program import memory_errors, train_program
+from smallbatch.training.saved import Saved, SavedRun
 from smallbatch.training.signals import Stop
-from smallbatch.training.train_step import Metrics, TrainState
+from smallbatch.training.train_step import Metrics
 from smallbatch.training.validation import Score, validate
 
 
 @dataclass(frozen=True)
+class Run:
+    """One of the runs that are trained together."""
+
+    plan: Plan
+    workdir: RunDir
+    open_trackers: Callable[[int], list[Tracker]] = lambda resumed_tokens: []
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How the loop ended, and with what."""
+    """How a run ended."""
 
     status: str  # done | diverged | stopped
     step: int
-    params: decoder.Params  # that the score is of
     score: Score | None
     train_loss_nats: float | None
-    diverged_at_step: int | None
     secs: float
     train_secs: float
-    stopped: bool = False  # by a signal or a notice
-    noticed: bool = False  # by a notice: nobody outside has asked for it
-    program_memory_bytes: int | None = None  # on one device, of the largest program of the run
+    stopped: bool = False  # by a signal or a preemption notice
+    noticed: bool = False  # by a preemption notice, so nobody outside has asked for the stop
+    program_memory_bytes: int | None = None  # for this run, on one device, of the largest program
 
 
 class Trainer:
-    """One run in one process: restores itself, goes on to the end or until it is told to stop."""
+    """Trains runs of the same shape in one program. Call `restore`, then `run`."""
 
-    def __init__(self, programs: Programs, dataset: Dataset, workdir: RunDir, checkpoint_every_secs: float, stop: Stop):
-        self._programs, self._dataset, self._workdir = programs, dataset, workdir  # programs of the stage it is in
-        self._run = plan = programs.plan
-        self._stream = TrainStream(dataset, plan.model.context_tokens, plan.shuffle_seed)
-        self._checkpoints = Checkpoints(workdir.checkpoints)
-        self._checkpoint_every_secs = checkpoint_every_secs
-        self._stop, self._noticed = stop, False
-        self._program_memory_bytes = 0
+    def __init__(
+        self,
+        runs: Sequence[Run | None],
+        dataset: Dataset,
+        checkpoints: Path,
+        checkpoint_every_secs: float,
+        stop: Stop,
+        program_runs: int | None = None,
+        devices: int = 1,
+    ):
+        """Select the compiled program.
 
-    def run(self, state: TrainState, saved: dict | None, open_trackers, until_step: int | None = None) -> Outcome:
-        """Train on from what `restore` returned; `open_trackers(resumed_tokens)` returns the mirrors of the metrics.
-
-        until_step: validate, save and stop after this update.
+        Args:
+            runs: equal but for hyperparameters and seeds; None for a run that has ended.
+            checkpoints: directory of the checkpoints of all runs together.
+            program_runs: R of the program if it is more than len(runs); the remaining ones compute without effect.
+            devices: number of devices that several runs are split over. One run uses the mesh of its plan.
         """
-        self._until_step = self._run.optimizer_steps if until_step is None else until_step
-        step = int(state.opt_state.count)
-        writer, trackers = None, []
-        if distributed.is_first():
-            records.rewind(self._workdir.metrics, saved["records"] if saved else 0)
-            writer, trackers = records.MetricsWriter(self._workdir.metrics), open_trackers(self._plan.tokens_at(step))
-        metrics_logger = MetricsLogger(self._plan, writer, trackers, saved)
+        self._runs, self._active = runs, {i: run for i, run in enumerate(runs) if run}
+        self._plan = next(iter(self._active.values())).plan
+        self._program_runs, self._devices = program_runs or len(runs), devices
+        self._dataset, self._directory, self._checkpoints = dataset, checkpoints, Checkpoints(checkpoints)
+        self._checkpoint_every_secs, self._stop = checkpoint_every_secs, stop
+        self._stream = TrainStream(dataset, self._plan.model.context_tokens, self._plan.shuffle_seed)
+        self._loggers: dict[int, MetricsLogger] = {}
+        self._scores: dict[int, Score] = {}  # of the last validation
+        self._outcomes: dict[int, Outcome] = {}
+        self._saved: Saved | None = None
+        self._noticed, self._program_memory_bytes = False, 0
+        self._set_stage(self._plan.first)
+
+    @property
+    def active(self) -> list[int]:
+        """Positions of the runs in training."""
+        return list(self._active)
+
+    def restore(self) -> Saved | None:
+        """Load the newest intact checkpoint and return what it stores besides arrays; None for a fresh start.
+
+        Writes nothing. Raises UserError for a checkpoint of another config or dataset.
+        """
+        with memory_errors(self._program_runs):
+            self._program.check_memory()
+            restored = self._checkpoints.restore(self._program.abstract_state, log)
+            if restored is None:
+                self._state, self._step = self._program.init(self._hyperparams), 0
+                return None
+        self._state, self._saved = restored[0], Saved.from_json(restored[1])
+        self._step = int(np.ravel(self._state.step)[0])
+        self._set_stage(self._plan.stage_at(self._step))
+        ours = Saved(self._dataset.meta.sha256, self._plan.noise_scale_from(self._stage))
+        fingerprints = {i: run.plan.fingerprint for i, run in self._active.items()}
+        self._saved.check_same(ours, fingerprints, self._directory)
+        self._program_memory_bytes = self._saved.program_memory_bytes
+        log(f"resuming after update {self._step:,} of {self._plan.optimizer_steps:,}")
+        return self._saved
+
+    def drop(self, position: int) -> None:
+        """Leave a run out of the training; call it before `run`."""
+        del self._active[position]
+
+    def run(
+        self, until_step: int | None = None, on_end: Callable[[int, Outcome], None] | None = None
+    ) -> dict[int, Outcome]:
+        """Train to the end or until a stop is requested; return the outcomes by position.
+
+        Args:
+            until_step: validate, save and stop after this update.
+            on_end: called with the position and outcome of each run as soon as it ends.
+        """
+        self._until_step = self._plan.optimizer_steps if until_step is None else until_step
+        self._on_end = on_end
         try:
-            with metrics_logger.pause():
-                log(f"compiling {self._plan.model.layers} layers ...")
-                self._compile(step)
-            with self._stop, Progress("train", self._plan.budget_tokens) as progress:
-                metrics_logger.mark(step)
-                self._session = self._plan.tokens_at(step), metrics_logger.train_secs  # where this session began
-                progress.update(self._plan.tokens_at(step))
-                return self._loop(state, step, metrics_logger, progress)
-        except jax.errors.JaxRuntimeError as error:
-            raise (too_large(error) if out_of_memory(error) else error) from None
+            with memory_errors(self._program_runs):
+                self._loggers = {i: self._open_logger(i) for i in self._active}
+                with self._paused():
+                    log(f"compiling {self._plan.model.layers} layers ...")
+                    self._compile()
+                with self._stop, Progress("train", self._plan.budget_tokens) as self._progress:
+                    self._mark_speed()
+                    self._session_start = self._plan.tokens_at(self._step), self._train_secs
+                    self._progress.update(self._plan.tokens_at(self._step))
+                    self._loop()
+                    return self._outcomes
         finally:
-            metrics_logger.close()
+            for logger in self._loggers.values():
+                logger.close()
             self._checkpoints.close()
 
-    def _loop(self, state: TrainState, step: int, metrics_logger: MetricsLogger, progress: Progress) -> Outcome:
-        pending: tuple[int, int, Metrics] | None = None  # (step after it, updates, metrics) of the chunk under way
-        saved_at, score, diverged_at = time.monotonic(), None, None
-        agreement = distributed.Agreement()
-        while diverged_at is None:
-            plan = self._plan
-            paused = step >= self._until_step
-            validation_due = paused or self._validation_due(step)
-            # Asked once: a signal between two looks would stop without saving.
+    def _loop(self) -> None:
+        pending: _Chunk | None = None
+        saved_at, agreement = time.monotonic(), distributed.Agreement()
+        while self._active:
+            reached = self._step >= self._until_step
+            validation_due = reached or self._validation_due()
+            # Polled once: after a signal between two polls, the loop would stop without a checkpoint.
             stopping, self._noticed, save_due = agreement.any(
                 self._stop.requested,
                 self._stop.notice is not None,
                 time.monotonic() - saved_at >= self._checkpoint_every_secs,
             )
-            stopping |= paused
+            stopping |= reached
             save_due |= stopping
-            if pending and (validation_due or save_due or step == plan.last_step):
-                diverged_at, pending = self._process(pending, metrics_logger, progress), None
-                if diverged_at is None and validation_due:
-                    score = self._validate(state, metrics_logger, progress)
-                    metrics_logger.validation(step, score)
-                    diverged_at = None if math.isfinite(score.loss_nats) else step
-                if diverged_at is not None:
-                    break
-                if save_due:
-                    self._save(step, state, metrics_logger)
+            stage_ends = self._step == self._stage.last_step
+            if pending and (validation_due or save_due or stage_ends):
+                self._process(pending)
+                pending = None
+                if validation_due:
+                    self._validate_active()
+                if save_due and self._active:
+                    self._save()
                     saved_at = time.monotonic()
-            if stopping:
+            if stopping or not self._active:
                 break
-            if step == plan.last_step:
-                plan = self._enter_stage(step, metrics_logger, progress)
-            updates = chunk_length(plan, step, self._until_step)
-            first_sequence = plan.tokens_at(step) // plan.model.context_tokens
-            tokens = self._programs.put_tokens(self._stream.batch, first_sequence, updates)
-            state, metrics = self._programs.update(state, tokens, updates)
-            step += updates
+            if stage_ends:
+                self._enter_stage()
+            dispatched = self._dispatch()
             if pending:
-                diverged_at = self._process(pending, metrics_logger, progress)
-            pending = (step, updates, metrics)
-        with metrics_logger.pause():
+                self._process(pending)
+            pending = dispatched
+        with self._paused():
             self._checkpoints.wait()
-        if diverged_at is not None:
-            return self._outcome("diverged", diverged_at, state, None, metrics_logger, diverged_at)
-        there = step >= self._until_step
-        if there and score is None:  # restored from its last checkpoint: everything but the result was there
-            score = self._validate(state, metrics_logger, progress)
-        status = "done" if step == self._run.optimizer_steps else "stopped"
-        return self._outcome(status, step, state, score if there else None, metrics_logger, None)
+        for position in self.active:
+            score = None
+            if self._step >= self._until_step:  # no score: restored from the last checkpoint, only the result was lost
+                score = self._scores.get(position) or self._validate(position)
+            status = "done" if self._step == self._plan.optimizer_steps else "stopped"
+            self._end(position, status, self._step, score)
 
-    def _process(
-        self, pending: tuple[int, int, Metrics], metrics_logger: MetricsLogger, progress: Progress
-    ) -> int | None:
-        """Wait for a chunk, write its records, show them. Returns the update at which it diverged, or None."""
-        step, updates, metrics = pending
-        metrics_K = {name: np.asarray(values)[:updates] for name, values in metrics.items()}
-        diverged_at = metrics_logger.add(step, metrics_K, self._programs.learning_rate)
-        fields = {"loss": f"{metrics_K['loss'].mean():.3f}"}
-        tokens, secs = self._session
-        rate = (self._plan.tokens_at(step) - tokens) * self._plan.flops_per_token / (metrics_logger.train_secs - secs)
-        mfu = peaks.mfu(rate, jax.local_devices()[0].device_kind, self._plan.mesh.devices)
+    def _dispatch(self) -> "_Chunk":
+        """Start the next chunk of updates, without waiting for it."""
+        updates = chunk_length(self._stage, self._step, self._until_step)
+        first_sequence = self._stage.tokens_at(self._step) // self._plan.model.context_tokens
+        tokens = self._program.put_tokens(self._stream.batch, first_sequence, updates)
+        self._state, metrics = self._program.train(self._state, self._hyperparams, tokens, updates)
+        self._step += updates
+        return _Chunk(self._step, updates, metrics)
+
+    def _process(self, chunk: "_Chunk") -> None:
+        """Wait for a chunk, write its records and end the runs that diverged in it."""
+        metrics = {name: np.asarray(values)[..., : chunk.updates] for name, values in chunk.metrics.items()}
+        losses = []
+        for position in self.active:
+            metrics_K = metrics if self._program_runs == 1 else {name: x[position] for name, x in metrics.items()}
+            losses.append(metrics_K["loss"].mean())
+            diverged_at = self._loggers[position].add(chunk.step, metrics_K)
+            if diverged_at is not None:
+                self._end(position, "diverged", diverged_at)
+        fields = {"loss": f"{np.mean(losses):.3f}"}
+        if self._program_runs > 1:
+            fields["runs"] = str(len(self._active))
+        tokens, secs = self._session_start
+        session_tokens = self._program_runs * (self._plan.tokens_at(chunk.step) - tokens)
+        rate = session_tokens * self._plan.flops_per_token / (self._train_secs - secs)
+        mfu = device_flops.mfu(rate, jax.local_devices()[0].device_kind, self._program.mesh.size)
         if mfu is not None:
             fields["mfu"] = f"{mfu:.0%}"
-        progress.update(self._plan.tokens_at(step), **fields)
-        return diverged_at
+        self._progress.update(self._plan.tokens_at(chunk.step), **fields)
 
-    @property
-    def _plan(self) -> Plan:
-        return self._programs.plan
+    def _set_stage(self, stage: Stage) -> None:
+        """Select the program and the hyperparameters of a stage."""
+        self._stage = stage
+        self._program = train_program(self._plan.program(stage), self._program_runs, self._devices)
+        plans = [run.plan if run else self._plan for run in self._runs]
+        plans += [self._plan] * (self._program_runs - len(plans))
+        self._hyperparams = self._program.put_hyperparams(
+            [plan.stage_at(stage.first_step).hyperparams for plan in plans]
+        )
 
-    def _compile(self, step: int) -> None:
-        self._programs.check_memory(with_updates=True)  # compiles them
-        self._program_memory_bytes = max(self._program_memory_bytes, self._programs.compiled.memory().total_bytes)
-        self._programs.learning_rate(step)  # likewise
+    def _enter_stage(self) -> None:
+        """Continue with the next batch size."""
+        with self._paused():
+            self._set_stage(self._plan.stage_at(self._step))
+            self._progress.log(f"the batch size is now {self._stage.batch_size:,} sequences; compiling ...")
+            self._compile()
+        self._mark_speed()
 
-    def _enter_stage(self, step: int, metrics_logger: MetricsLogger, progress: Progress) -> Plan:
-        """Go on with the next batch size; return its plan."""
-        with metrics_logger.pause():
-            self._programs = Programs(self._run.stage_at(step))
-            progress.log(f"the batch is now {self._plan.batch_size:,} sequences; compiling ...")
-            metrics_logger.plan = self._plan
-            self._compile(step)
-        metrics_logger.mark(step)
-        return self._plan
+    def _compile(self) -> None:
+        self._program.check_memory(with_updates=True)
+        mesh_bytes = self._program.memory().total_bytes * (self._program.mesh.size if self._program_runs > 1 else 1)
+        self._program_memory_bytes = max(self._program_memory_bytes, mesh_bytes // self._program_runs)
 
-    def _validation_due(self, step: int) -> bool:
-        every = self._plan.validate_every_steps
-        return every is not None and step > self._plan.first_step and (step - self._plan.first_step) % every == 0
+    def _validation_due(self) -> bool:
+        every, done = self._stage.validate_every_steps, self._step - self._stage.first_step
+        return every is not None and done > 0 and done % every == 0
 
-    def _validate(self, state: TrainState, metrics_logger: MetricsLogger, progress: Progress) -> Score:
-        with metrics_logger.pause():
-            progress.log(f"validating on {len(self._dataset.validation):,} tokens ...")
-            return validate(self._programs, state, self._dataset)
+    def _validate_active(self) -> None:
+        for position in self.active:
+            score = self._scores[position] = self._validate(position)
+            self._loggers[position].add_validation(self._step, score)
+            if not math.isfinite(score.loss_nats):
+                self._end(position, "diverged", self._step)
 
-    def _save(self, step: int, state: TrainState, metrics_logger: MetricsLogger) -> None:
-        with metrics_logger.pause():
-            memory = {"program_memory_bytes": self._program_memory_bytes}
-            progress = metrics_logger.progress() | memory | identity(self._plan, self._dataset)
-            self._checkpoints.save(step, state, progress)
+    def _validate(self, position: int) -> Score:
+        with self._paused():
+            self._progress.log(f"validating on {len(self._dataset.validation):,} tokens ...")
+            hyperparams, state = self._program.run_slice((self._hyperparams, self._state), position)
+            return validate(self._program.single, hyperparams, state, self._plan, self._dataset)
 
-    def restore(self) -> tuple[TrainState, dict | None]:
-        """Return the state of the newest good checkpoint and what was saved with it, or a fresh state.
+    def gathered_params(self) -> decoder.Params:
+        """Return the parameters that a single run was last evaluated with; each device gets a whole copy."""
+        return self._program.gathered(self._program.evaluation_params(self._hyperparams, self._state))
 
-        Only reads. Raises UserError for a checkpoint of another config or dataset.
-        """
-        restored = self._checkpoints.restore(self._programs.abstract_state, log)
-        if restored is None:
-            return self._programs.init(), None
-        state, saved = restored
-        stage = self._run.stage_at(int(state.opt_state.count))
-        if stage is not self._plan:
-            self._programs = Programs(stage)
-        ours = identity(self._plan, self._dataset)
-        source = ours.pop("noise_scale_from")
-        for key, value in ours.items():
-            if saved[key] != value:
-                raise UserError(
-                    f"the checkpoint in {self._workdir.checkpoints} belongs to another {key.partition('_')[0]} "
-                    f"({key} {saved[key][:12]}, here {value[:12]}); choose another --workdir, or delete it"
-                )
-        if saved["noise_scale_from"] != source:
-            raise UserError(
-                f"this run records the gradient noise scale from {saved['noise_scale_from']}, and on these devices it "
-                f"would from {source}; give it as many devices as before, or begin another with train.diagnostics=False"
-            )
-        self._program_memory_bytes = saved.get("program_memory_bytes", 0)
-        log(f"going on after update {int(state.opt_state.count):,} of {self._plan.optimizer_steps:,}")
-        return state, saved
+    def _saved_values(self, positions: Sequence[int]) -> dict[str, Any]:
+        """Return what a checkpoint of these runs stores besides arrays, as JSON values."""
+        runs = [
+            SavedRun.of(run.plan, run.workdir, self._loggers[i].progress()) if (run := self._active.get(i)) else None
+            for i in positions
+        ]
+        source = self._plan.noise_scale_from(self._stage)
+        return dataclasses.asdict(Saved(self._dataset.meta.sha256, source, self._program_memory_bytes, runs))
 
-    def _outcome(
-        self, status: str, step: int, state: TrainState, score: Score | None, metrics_logger: MetricsLogger, diverged_at
-    ) -> Outcome:
-        return Outcome(
+    def _save(self) -> None:
+        with self._paused():
+            self._checkpoints.save(self._step, self._state, self._saved_values(range(len(self._runs))))
+
+    def save_alone(self, position: int) -> None:
+        """Save the checkpoint that a run would have without the others, in its own run directory."""
+        checkpoints = Checkpoints(self._active[position].workdir.checkpoints)
+        state = self._program.run_slice(self._state, position)
+        checkpoints.save(self._step, state, self._saved_values([position]))
+        checkpoints.close()
+
+    def _end(self, position: int, status: str, step: int, score: Score | None = None) -> None:
+        logger, share = self._loggers[position], len(self._runs)
+        outcome = Outcome(
             status,
             step,
-            self._programs.evaluation_params(state),
             score,
-            metrics_logger.last_loss_nats,
-            diverged_at,
-            metrics_logger.secs,
-            metrics_logger.train_secs,
+            logger.last_loss_nats,
+            logger.secs / share,
+            logger.train_secs / share,
             self._stop.requested,
             self._noticed,
             self._program_memory_bytes,
         )
+        if self._on_end:
+            self._on_end(position, outcome)
+        self._outcomes[position] = outcome
+        del self._active[position]
+
+    def _open_logger(self, position: int) -> MetricsLogger:
+        run, saved = self._active[position], self._saved and self._saved.runs[position]
+        progress = saved.metrics if saved else MetricsProgress()
+        writer, trackers = None, []
+        if distributed.is_first():
+            records.rewind(run.workdir.metrics, progress.records)
+            writer = records.MetricsWriter(run.workdir.metrics)
+            trackers = run.open_trackers(self._plan.tokens_at(self._step))
+        return MetricsLogger(run.plan, writer, trackers, progress)
+
+    @property
+    def _train_secs(self) -> float:
+        return max(logger.train_secs for logger in self._loggers.values())
+
+    def _mark_speed(self) -> None:
+        for logger in self._loggers.values():
+            logger.mark(self._step)
+
+    @contextlib.contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Exclude the time inside the context from the training time of all runs."""
+        with contextlib.ExitStack() as pauses:
+            for logger in self._loggers.values():
+                pauses.enter_context(logger.pause())
+            yield
 
 
-def chunk_length(plan: Plan, step: int, until_step: int) -> int:
-    """Return how many updates go into the next dispatch: never beyond a record, a validation or the end."""
-    done = step - plan.first_step
-    edges = [
-        plan.steps_per_dispatch,
-        plan.last_step - step,
-        until_step - step,
-        plan.log_every_steps - done % plan.log_every_steps,
-    ]
-    if plan.validate_every_steps:
-        edges += [plan.validate_every_steps - done % plan.validate_every_steps]
+class _Chunk(NamedTuple):
+    """Updates that were dispatched and may not have finished."""
+
+    step: int  # after the last of them
+    updates: int
+    metrics: Metrics
+
+
+def chunk_length(stage: Stage, step: int, until_step: int) -> int:
+    """Return the number of updates in the next dispatch: never beyond a record, a validation or the end."""
+    done = step - stage.first_step
+    edges = [stage.steps_per_dispatch, stage.last_step - step, until_step - step]
+    edges += [every - done % every for every in (stage.log_every_steps, stage.validate_every_steps) if every]
     return min(edges)
-
-
-def identity(plan: Plan, dataset: Dataset) -> dict[str, str]:
-    """Return by what a checkpoint is known to be of a run."""
-    return {
-        "fingerprint": plan.fingerprint,
-        "dataset_sha256": dataset.meta.sha256,
-        "noise_scale_from": plan.noise_scale_from,
-    }
