@@ -28,7 +28,7 @@ def main(config, flags) -> None:
     from smallbatch.training.program import Programs
 
     # Several processes, each with its own clock, would stop at different dispatches and wait for each other for ever.
-    if distributed.place(None, None, None):
+    if distributed.is_one_of_several():
         raise UserError("the benchmark measures a single process, and this is one of several; start it as one task")
     peak = None
     for batch_size in batch_sizes:

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import itertools
+import json
 import math
 import resource
 import sys
@@ -63,11 +64,14 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     plan = make_plan(config)  # before the data: what the devices forbid is said before any long work
     with contextlib.ExitStack() as held:
         held.enter_context(
-            cloud.Watch(partial(_stop_on_notice, stop))
+            cloud.PreemptionWatcher(partial(_stop_on_notice, stop))
         )  # from here on: a notice during the preparation counts too
-        distributed.from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
+        held.enter_context(distributed.only_first_prints())
+        given = (plan.fingerprint, config.mesh.to_dict(), config.train.sample_tokens, str(path))
+        distributed.check_same(json.dumps(given), "the config or --workdir")
+        distributed.broadcast_from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
         dataset = prepare.prepare(plan.data)
-        distributed.check_same(dataset.meta.sha256, "the dataset that it prepared")
+        distributed.check_same(dataset.meta.sha256, "the prepared dataset")
         check_splits(dataset, plan.model.context_tokens)
         tokenizer = tokenizers.load(dataset.dir)
         ids = prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
@@ -75,7 +79,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         programs.check_memory()
         trainer = Trainer(programs, dataset, workdir, config.train.checkpoint_every_secs, stop)
         state, saved = trainer.restore()  # refuses another dataset, so nothing of the run is overwritten before
-        distributed.from_first(lambda: _describe(workdir, config, plan, tokenizer))
+        distributed.broadcast_from_first(lambda: _describe(workdir, config, plan, tokenizer))
         for line in describe_splits(dataset, plan.model.context_tokens):
             log(line)
         log(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))
@@ -113,7 +117,7 @@ def _describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan
 
 
 def _stop_on_notice(stop: Stop, words: str) -> None:
-    stop.ask(words)
+    stop.request(words)
     log(f"this machine is about to be taken away ({words}): saving")
 
 
