@@ -50,7 +50,7 @@ def metadata(monkeypatch):
     with Metadata() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", server.address)
-        monkeypatch.setattr(cloud, "LOOK_SECS", 0.01)
+        monkeypatch.setattr(cloud, "POLL_SECS", 0.01)
         yield server
         server.shutdown()
 
@@ -65,7 +65,7 @@ def test_a_new_notice_is_told_once(metadata, key, value):
         told.append(words)
         came.release()
 
-    with cloud.Watch(on_notice):
+    with cloud.PreemptionWatcher(on_notice):
         metadata.wait(3)
         metadata.values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"  # moves without a stop
         metadata.wait(2)
@@ -78,7 +78,7 @@ def test_a_new_notice_is_told_once(metadata, key, value):
 def test_a_notice_that_stands_at_the_start_is_none_and_a_server_that_stumbles_is_asked_again(metadata):
     told = threading.Event()
     metadata.values["preempted"] = "TRUE"
-    with cloud.Watch(lambda words: told.set()):
+    with cloud.PreemptionWatcher(lambda words: told.set()):
         metadata.wait(3)
         del metadata.values["maintenance-event"]  # 404 for a while
         metadata.wait(3)
@@ -93,7 +93,7 @@ def test_elsewhere_the_watch_ends_by_itself(metadata, monkeypatch):
     metadata.shutdown()
     metadata.server_close()
     before = threading.active_count()
-    with cloud.Watch(lambda words: pytest.fail(words)):
+    with cloud.PreemptionWatcher(lambda words: pytest.fail(words)):
         for thread in threading.enumerate()[before:]:
             thread.join(10)
             assert not thread.is_alive()
