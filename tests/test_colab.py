@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import runs
 
+from smallbatch.files import json_files
 from smallbatch.runs import records
 
 home = runs.home
@@ -112,7 +113,7 @@ def test_find_your_batch_size_sweeps_and_reports(home, tmp_path):
     rows = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 12 and all(",done," in row for row in rows[1:])
     assert "12 runs of 2,048 tokens" in said(notebook)
-    assert records.read_json(report / "summary.json")["answers"]
+    assert json_files.read(report / "summary.json")["answers"]
     assert len(pictures(notebook, "image/png")) == 1
     (shown,) = pictures(notebook, "text/html")
     assert shown.count("data:image/svg+xml;base64,") >= 2

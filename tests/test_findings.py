@@ -10,7 +10,8 @@ from grids import Cell, run, write_run, write_sweep
 from smallbatch.analysis.read import columns, sweeps
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import output, study
-from smallbatch.runs.records import read_json, write_json
+from smallbatch.files.json_files import read as read_json
+from smallbatch.runs.records import write_json
 
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None}
 HOSTILE = [

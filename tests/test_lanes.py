@@ -15,6 +15,7 @@ import test_sweep
 from test_sweep import grid_file, sweep
 
 from smallbatch.errors import UserError
+from smallbatch.files import json_files
 from smallbatch.grid import axis, command, product
 from smallbatch.grid import lane_engine as engines
 from smallbatch.grid import run as grid_run
@@ -373,7 +374,7 @@ def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tm
     monkeypatch.setattr(lanes, "choose_lanes", choose)
     for chosen in (grid.cells[:1], grid.cells):
         grid.run(chosen, lanes=None, looks=2)
-    assert measured == [3] and list(records.read_json(grid.directory.path / "lanes.json").values()) == [4]
+    assert measured == [3] and list(json_files.read(grid.directory.path / "lanes.json").values()) == [4]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from grids import Basin, Cell, basin_cells, replaced, write_sweep
 
-from smallbatch.runs.records import read_json
+from smallbatch.files.json_files import read as read_json
 
 ADAM_B2 = {"optimizer.t2_tokens": None, "optimizer.b2": 0.95}
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None}

@@ -11,6 +11,7 @@ from test_records import RESULT
 
 from smallbatch import config as configs
 from smallbatch.errors import UserError
+from smallbatch.files import json_files
 from smallbatch.runs import records
 from smallbatch.runs import run_dir as workdir
 
@@ -34,7 +35,7 @@ def test_a_run_that_has_begun_is_recognised_by_its_config(tmp_path):
     with workdir.claimed(directory, config(seed=3)):
         assert not directory.config.exists()  # what can be wrong is checked before it is written
         workdir.take(directory, config(seed=3))
-        assert records.read_json(directory.config) == configs.resolved(config(seed=3))
+        assert json_files.read(directory.config) == configs.resolved(config(seed=3))
         directory.metrics.write_text("{}\n")
     with workdir.claimed(directory, config(seed=3, sample_tokens=1)):  # no number depends on it
         pass
@@ -56,14 +57,14 @@ def test_a_directory_may_be_taken_over_until_a_run_has_left_something(tmp_path, 
     workdir.check_owner(directory, config(seed=4))
     with workdir.claimed(directory, config(seed=4)):
         workdir.take(directory, config(seed=4))
-    assert records.read_json(directory.config) == configs.resolved(config(seed=4))
+    assert json_files.read(directory.config) == configs.resolved(config(seed=4))
     assert not directory.tokenizer.exists() and not directory.plan.exists()  # they were of the other run
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_text("{}\n")
     with pytest.raises(UserError, match=r"train\.seed: 4 \| 3: saved \| given\); resume it with --workdir alone"):
         workdir.check_owner(directory, config(seed=3))
     workdir.take(directory, config(seed=3))
-    assert records.read_json(directory.config) == configs.resolved(config(seed=4))
+    assert json_files.read(directory.config) == configs.resolved(config(seed=4))
 
 
 def test_a_run_does_not_start_in_the_directory_of_a_sweep(tmp_path):

@@ -12,8 +12,8 @@ from typing import Any
 
 from smallbatch.analysis.report.study import TITLES
 from smallbatch.errors import UserError
-from smallbatch.files import paths
-from smallbatch.runs.records import read_json, write_bytes, write_json
+from smallbatch.files import json_files, paths
+from smallbatch.runs.records import write_bytes, write_json
 
 LIST = "report_files.json"
 LIST_FORMAT = 1
@@ -77,7 +77,7 @@ class ReportDirectory:
         if not paths.is_dir(path):
             raise UserError(f"--out={path} is a file; choose a directory with --out=DIR")
         if paths.exists(path / LIST):
-            names = _names(read_json(path / LIST), path / LIST)
+            names = _names(json_files.read(path / LIST), path / LIST)
         elif _is_summary(path / "summary.json"):
             names = _files_of_old_report(path)
         elif any(path.iterdir()):
@@ -108,7 +108,7 @@ def _names(value: Any, path: Path) -> frozenset[str]:
 def _is_summary(path: Path) -> bool:
     """Return whether a file is the summary of an older report, written before report_files.json existed."""
     try:
-        value = read_json(path)
+        value = json_files.read(path)
     except UserError:
         return False
     return isinstance(value, dict) and {"format", "smallbatch", "answers", "warnings"} <= value.keys()
