@@ -115,5 +115,5 @@ def test_a_notice_saves_and_ends_a_run_and_the_restart_goes_on(home, tmp_path, m
     assert runs.wait_until(again, lambda: runs.record_count(tmp_path / "run") > before)
     again.send_signal(signal.SIGTERM)
     _, err = again.communicate(timeout=600)
-    assert again.returncode == 0 and "going on after update" in err
+    assert again.returncode == 0 and "after update" in err
     assert records.read_result(tmp_path / "run" / "result.json").optimizer_steps > stopped.optimizer_steps

@@ -101,7 +101,7 @@ def test_train_at_batch_size_1_trains_three_runs_and_draws_their_curves(home, tm
         assert f"{result.validation_loss_nats:.3f}" in said(notebook)
     drawn = [base64.b64decode(picture) for picture in pictures(notebook, "image/png")]
     assert len(drawn) == 2 and all(picture.startswith(b"\x89PNG") for picture in drawn)
-    assert "1 sequences = 32 tokens an update" in said(notebook)  # the plan
+    assert "1 sequences = 32 tokens per update" in said(notebook)  # the plan
     progress = said(notebook, "stderr")
     assert "compiling" in progress and "\rtrain  100%" in progress
 

@@ -1,4 +1,4 @@
-"""One run in two and four real processes: the same numbers, lost processes, stops, and errors that name what is missing."""
+"""One run in two and four real processes: the same numbers, lost processes, stops and errors."""
 
 import contextlib
 import os
@@ -115,7 +115,7 @@ def test_run_resumes_with_another_number_of_processes_after_a_loss_and_a_stop(ho
     assert runs.result_of(path)["status"] == "stopped" and max(runs.steps_saved(path)) < 40
 
     done = runs.command(home, CHANGES, path)
-    assert done.returncode == 0 and "going on after update" in done.stderr
+    assert done.returncode == 0 and "after update" in done.stderr
     assert_same_losses(path, alone)
 
 

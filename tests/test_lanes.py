@@ -311,7 +311,7 @@ def test_a_group_says_all_along_which_cells_are_under_way_and_holds_their_direct
 
 def test_a_directory_that_another_process_trains_in_is_left_to_it(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES)
-    with workdir.claimed(grid.directory.cell(grid.cells[0].id), grid.cells[0].config):
+    with workdir.locked(grid.directory.cell(grid.cells[0].id), grid.cells[0].config):
         grid.run()
         assert grid.statuses == ["missing", "done", "diverged"]
     grid.run()

@@ -190,7 +190,7 @@ class LaneEngine:
                 return False
             try:
                 workdir = self._directory.cell(cell_id)
-                ours.enter_context(workdirs.claimed(workdir, self._cells[cell_id].config))
+                ours.enter_context(workdirs.locked(workdir, self._cells[cell_id].config))
             except workdirs.Locked:  # by who held the claim before, and was taken for dead because its machine slept
                 return False
             except UserError as error:
@@ -236,7 +236,7 @@ class LaneEngine:
         tokenizer = tokenizers.load(dataset)
         for cell_id in cell_ids:
             workdir = self._directory.cell(cell_id)
-            workdirs.take(workdir, self._cells[cell_id].config)
+            workdirs.write_config(workdir, self._cells[cell_id].config)
             records.write_json(workdir.plan, self._plans[cell_id].to_dict())
             if tokenizer is not None:
                 run.keep_tokenizer(tokenizer, workdir.tokenizer)

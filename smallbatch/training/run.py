@@ -69,7 +69,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         held.enter_context(distributed.only_first_prints())
         given = (plan.fingerprint, config.mesh.to_dict(), config.train.sample_tokens, str(path))
         distributed.check_same(json.dumps(given), "the config or --workdir")
-        distributed.broadcast_from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
+        distributed.broadcast_from_first(lambda: held.enter_context(workdirs.locked(workdir, config)))
         dataset = prepare.prepare(plan.data)
         distributed.check_same(dataset.meta.sha256, "the prepared dataset")
         check_splits(dataset, plan.model.context_tokens)
@@ -110,7 +110,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
 
 def _describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
     """Write config.json, plan.json and the tokenizer, after all checks."""
-    workdirs.take(workdir, config)
+    workdirs.write_config(workdir, config)
     records.write_json(workdir.plan, plan.to_dict())
     if tokenizer is not None:
         keep_tokenizer(tokenizer, workdir.tokenizer)
