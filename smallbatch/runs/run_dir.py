@@ -8,7 +8,6 @@ tokenizer/     decodes its samples                 checkpoints/    the last two
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import shutil
@@ -25,35 +24,17 @@ class Locked(UserError):
     """Another process is training in the run directory."""
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDir:
     """The paths of a run directory."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def plan(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def result(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.plan = path / "plan.json"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.tokenizer = path / "tokenizer"
+        self.checkpoints = path / "checkpoints"
 
     @property
     def has_started(self) -> bool:
