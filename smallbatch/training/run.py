@@ -63,12 +63,9 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     started, stop = now(), Stop()
     plan = make_plan(config)  # before the data: what the devices forbid is said before any long work
     with contextlib.ExitStack() as held:
-        held.enter_context(
-            cloud.PreemptionWatcher(partial(_stop_on_notice, stop))
-        )  # from here on: a notice during the preparation counts too
+        held.enter_context(cloud.PreemptionWatcher(partial(_stop_on_notice, stop)))  # also while data are prepared
         held.enter_context(distributed.only_first_prints())
-        given = (plan.fingerprint, config.mesh.to_dict(), config.train.sample_tokens, str(path))
-        distributed.check_same(json.dumps(given), "the config or --workdir")
+        _check_same_in_all_processes(plan, config, path)
         distributed.broadcast_from_first(lambda: held.enter_context(workdirs.locked(workdir, config)))
         dataset = prepare.prepare(plan.data)
         distributed.check_same(dataset.meta.sha256, "the prepared dataset")
@@ -106,6 +103,12 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     if outcome.stopped or outcome.noticed:
         raise Interrupted(result, outcome.noticed)
     return result
+
+
+def _check_same_in_all_processes(plan: plans.Plan, config: configs.Config, path: Path) -> None:
+    # The fingerprint leaves out the mesh and the sample, which must be the same too.
+    given = (plan.fingerprint, config.mesh.to_dict(), config.train.sample_tokens, str(path))
+    distributed.check_same(json.dumps(given), "the config or --workdir")
 
 
 def _describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
