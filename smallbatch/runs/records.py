@@ -216,8 +216,8 @@ def read_result(path: str | Path) -> Result:
     path = paths.local(path)
     types = typing.get_type_hints(Result)
     del types["directory"]
-    later = {"validation_loss_se_nats": None, "program_memory_bytes": None}  # missing from files of earlier versions
-    values = later | json_files.read_object(path, {}, "the result of a run")
+    values: dict[str, Any] = {"validation_loss_se_nats": None, "program_memory_bytes": None}  # later additions
+    values |= json_files.read_object(path, {}, "the result of a run")
     if strange := sorted(values.keys() ^ types.keys()):
         problem = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)
         raise UserError(
@@ -225,9 +225,10 @@ def read_result(path: str | Path) -> Result:
             "delete it and rerun"
         )
     problem = json_files.mismatch(values, types)
-    values["status"] = FORMER_STATUSES.get(values["status"], values["status"])
-    if not problem and values["status"] not in STATUSES:
-        problem = f"status is {values['status']!r}, not one of {', '.join(STATUSES)}"
+    if not problem:
+        values["status"] = FORMER_STATUSES.get(values["status"], values["status"])
+        if values["status"] not in STATUSES:
+            problem = f"status is {values['status']!r}, not one of {', '.join(STATUSES)}"
     if problem:
         raise UserError(f"{path} is damaged: {problem}; restore it from a copy, or delete it and rerun")
     return Result(**values, directory=path.parent)
@@ -270,11 +271,12 @@ def _complete_lines(path: str | Path) -> list[bytes]:
 def _records(path: str | Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the records in lines of metrics.jsonl. Raises UserError with the number of an invalid line."""
     for number, line in enumerate(lines, 1):
+        record: Any = None
         try:
             record = json_files.parse_any(line)
             problem = _problem(record)
         except ValueError as error:
-            record, problem = None, str(error)
+            problem = str(error)
         if problem:
             raise UserError(
                 f"{path}:{number} is not a record of a run: {problem}; restore the file from a copy, or restart the "
