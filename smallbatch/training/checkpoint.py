@@ -35,6 +35,7 @@ class Checkpoints:
         self._directory = Path(directory).absolute()
         self._keep = keep
         self._checkpointer: Any = None  # opened by the first save: `restore` must not write
+        self._pending: Any = None  # the save in progress
         self._restored: int | None = None
         self._damaged: set[int] = set()
 
@@ -56,16 +57,20 @@ class Checkpoints:
             self._checkpointer = self._checkpointer or self._open()
             overwrite = step in self._damaged
             self._damaged.discard(step)
-            self._checkpointer.save_async(step, arrays, force=True, overwrite=overwrite, custom_metadata=metadata)
+            self._pending = self._checkpointer.save_async(
+                step, arrays, force=True, overwrite=overwrite, custom_metadata=metadata
+            )
 
     def wait(self) -> None:
         """Wait until the save in progress, if any, is on disk. Raises UserError if it cannot be written."""
-        if self._checkpointer is not None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
             with self._explained():
-                self._checkpointer.wait()
+                pending.result()  # also ends orbax's thread
 
     def close(self) -> None:
         """Wait for the save in progress, and release orbax's resources."""
+        self.wait()
         if self._checkpointer is not None:
             with self._explained():
                 self._checkpointer.close()
@@ -128,6 +133,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            self._checkpointer = None  # it raises this error again; the next save opens another
             is_os_error = isinstance(error, OSError) or "os_error" in str(error)  # tensorstore raises ValueError
             if not is_os_error:
                 raise
