@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# Run a sweep on the nodes of a Slurm job: a Ray cluster for as long as the job, then the sweep on it.
+# Run a sweep on the nodes of a Slurm job: start a Ray cluster for the duration of the job, and the sweep on it.
 #
 #   sbatch --nodes=4 --time=8:00:00 launch/ray_slurm.sh --config=configs/quickstart_grid.py --workdir=/shared/sweeps/first
-#   launch/ray_slurm.sh --dry_run --config=...      print what it would do; outside of a job, for two made-up nodes
+#   launch/ray_slurm.sh --dry_run --config=...      print the commands; outside a job, for two nodes node1 and node2
 #
-# Submit it from the directory to run in, with Python's environment active. Directory, environment, home and --workdir
-# must be on file systems that all nodes see. The same command goes on where a job ended: three minutes before its time
-# is up, Slurm tells the sweep to save. For GPUs, add --gpus-per-node=N and install their JAX.
+# Submit it from the directory to run in, with Python's environment active. The directory, the environment, the home
+# directory and --workdir must be on file systems that all nodes share. Three minutes before the time limit, Slurm sends
+# a signal and the sweep saves; submit the same command again to resume. For GPUs, add --gpus-per-node=N and install JAX
+# for GPUs.
 #
-# Tried: shellcheck, the dry run, and all of it on one machine with stand-ins for srun and scontrol. Not on Slurm itself.
+# Tested: shellcheck, the dry run, and the whole script on one machine with stand-ins for srun and scontrol. Never run
+# on a Slurm cluster.
 #
 #SBATCH --job-name=smallbatch-sweep
 #SBATCH --ntasks-per-node=1
@@ -31,17 +33,17 @@ if [[ -n ${SLURM_JOB_NODELIST:-} ]]; then
 elif [[ -n $dry_run ]]; then
   nodes=(node1 node2)
 else
-  echo "error: this is no Slurm job; submit it with sbatch, or see what it does with --dry_run" >&2
+  echo "error: this is not a Slurm job; submit it with sbatch, or use --dry_run" >&2
   exit 2
 fi
 
-# Whoever reaches a Ray cluster can run anything on it: only holders of the token may, which lies in the shared home.
+# Anyone who can connect to a Ray cluster can run code on it, so a token is required. It is in the shared home.
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 address=${nodes[0]}:${RAY_PORT:-6379}
 workers=${nodes[*]:1}
-# Ray counts the cores of the machine; the job may have fewer. Slurm would bind a single task to one core.
+# Ray counts the cores of the machine, and the job may have fewer. Slurm binds a single task to one core by default.
 step=(srun --nodes=1 --ntasks=1 --overlap --cpu-bind=none)
-# shellcheck disable=SC2016  # to be expanded on the node
+# shellcheck disable=SC2016  # expanded on the node
 on_node='exec ray start --block --num-cpus="$SLURM_CPUS_ON_NODE" "$@"'
 
 show() {
@@ -67,7 +69,7 @@ else
     sleep 5
   done
 fi
-for node in $workers; do # those that are late join the sweep when they come
+for node in $workers; do # a node that starts late joins the sweep
   start "${step[@]}" --nodelist="$node" bash -c "$on_node" - --address="$address"
 done
 sweep=(python -m smallbatch.sweep --engine=ray --ray_address="$address" "$@")
@@ -80,7 +82,7 @@ pid=$!
 trap 'kill -TERM "$pid" 2>/dev/null || true' TERM
 code=0
 wait "$pid" || code=$?
-if kill -0 "$pid" 2>/dev/null; then # told to stop: it saves
+if kill -0 "$pid" 2>/dev/null; then # stopped by a signal: it saves
   code=0
   wait "$pid" || code=$?
 fi

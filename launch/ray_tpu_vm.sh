@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Run a sweep on a TPU VM of one or more hosts: install, start Ray on every host, run a cell a chip.
+# Run a sweep on a TPU VM of one or more hosts: install, start Ray on every host, run one cell per chip.
 #
 #   launch/ray_tpu_vm.sh NAME ZONE --config=configs/quickstart_grid.py --workdir=/mnt/shared/sweeps/first
-#   launch/ray_tpu_vm.sh --dry_run NAME ZONE --config=...          print what it would do
+#   launch/ray_tpu_vm.sh --dry_run NAME ZONE --config=...          print the commands and run none
 #
-# Run it in a clone of the repository, where gcloud is signed in; what is committed is installed. The TPU VM must be there,
-# and --workdir on a file system that all its hosts have mounted (NFS such as Filestore; not a bucket: claims need locks).
-# When the VM was taken away, make another and run the same command.
+# Run it in a clone of the repository, signed in to gcloud. It installs the committed files. The TPU VM must exist, and
+# --workdir must be on a file system that all its hosts mount, such as NFS (Filestore). A bucket does not work: cell
+# locks need file locks. After a preemption, create another TPU VM and run the same command.
 #
-# Tried: shellcheck and the dry run. Not on TPU VMs.
+# Tested: shellcheck and the dry run. Never run on a TPU VM.
 set -euo pipefail
 
 if [[ ${1:-} == --help ]]; then
@@ -21,7 +21,7 @@ if [[ ${1:-} == --dry_run ]]; then
   shift
 fi
 if (($# < 2)) || [[ $1 == -* || $2 == -* ]]; then
-  echo "error: which TPU VM? write launch/ray_tpu_vm.sh [--dry_run] NAME ZONE --config=... --workdir=..." >&2
+  echo "error: NAME or ZONE is missing; use launch/ray_tpu_vm.sh [--dry_run] NAME ZONE --config=... --workdir=..." >&2
   exit 2
 fi
 name=$1 zone=$2
@@ -31,7 +31,7 @@ port=${RAY_PORT:-6379}
 # shellcheck source-path=SCRIPTDIR source=tpu_hosts.sh
 . "$(dirname "${BASH_SOURCE[0]}")/tpu_hosts.sh"
 
-# Whoever reaches a Ray cluster can run anything on it: only holders of this token may.
+# Anyone who can connect to a Ray cluster can run code on it, so a token is required.
 (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$files/auth_token")
 if [[ -n $dry_run ]]; then
   head_ip=HEAD_IP

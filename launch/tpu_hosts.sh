@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What the scripts for TPU VMs share: a command on all hosts of one, and the repository installed there.
+# Functions of the scripts for TPU VMs: run a command on the hosts, and install the repository there.
 #
-# It starts nothing by itself: they set dry_run, name and zone, and source it.
+# The scripts set dry_run, name and zone, and source this file.
 #
-# Tried: as the scripts that source it.
+# Tested: as the scripts that source it.
 # shellcheck disable=SC2154  # dry_run, name and zone
 
 files=$(mktemp -d)
@@ -18,14 +18,14 @@ run() {
   fi
 }
 
-# Without its flags ssh would wait for hours for a host that is gone.
+# Without these flags, ssh waits for hours for a host that is down.
 on() { # HOSTS COMMAND
   run gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker="$1" --ssh-flag=-oConnectTimeout=15 \
     --ssh-flag=-oServerAliveInterval=30 --command="$2"
 }
 
-# Copy what is committed, and FILES, to all hosts; install it in ~/smallbatch/.venv. The Python of TPU VMs may be too
-# old: unless $PYTHON names one there, uv brings one.
+# Copy the committed files, and FILES, to all hosts, and install smallbatch in ~/smallbatch/.venv. The Python of TPU VMs
+# may be too old, so uv installs one unless $PYTHON names one.
 install() { # EXTRAS [FILES]
   local new_venv='python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --seed --python=3.12'
   if [[ -n ${PYTHON:-} ]]; then

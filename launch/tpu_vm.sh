@@ -1,36 +1,34 @@
 #!/usr/bin/env bash
-# Run a command of smallbatch on all hosts of a TPU VM, which is made for it, and made again whenever it is taken away.
+# Run a smallbatch command on all hosts of a TPU VM. The script creates the TPU VM, and again after each preemption.
 #
 #   launch/tpu_vm.sh --setup='mountpoint /mnt/runs || sudo mount -o X-mount.mkdir 10.0.0.2:/runs /mnt/runs' \
 #       NAME ZONE v6e-16 --spot -- train --config=configs/gpt3xl.py:adam1 --config.mesh.tensor=16 \
 #       --config.data.source='text:/mnt/runs/fineweb/sample/100BT/*.parquet' --config.data.cache_dir=/mnt/runs/cache \
 #       --config.data.tokenizer=file:/mnt/runs/gpt2/tokenizer.json --workdir=/mnt/runs/first
-#   launch/tpu_vm.sh --dry_run NAME ZONE v6e-16 -- train ...      print what it would do
+#   launch/tpu_vm.sh --dry_run NAME ZONE v6e-16 -- train ...      print the commands and run none
 #
-# Run it in a clone of the repository, on a machine that stays connected and where gcloud is signed in; what is
-# committed is installed. What stands between the type and -- goes to gcloud compute tpus queued-resources create. A TPU
-# VM of this name that is there is used as it is.
+# Run it in a clone of the repository, on a machine that stays connected and is signed in to gcloud. It installs the
+# committed files. Options between the type and -- go to gcloud compute tpus queued-resources create. An existing TPU VM
+# of this name is used as it is.
 #
-#   --setup=COMMAND      run on every host first, each time: to mount disks
-#   --delete_when_done   delete the TPU VM once the command has ended well; else it stays, and costs
+#   --setup=COMMAND      run this on every host first, to mount disks
+#   --delete_when_done   delete the TPU VM when the command has succeeded; otherwise it stays and costs money
 #
-# A command that saved and ended because its host is to be taken away (exit code 75) is run again at once: it goes on
-# until that happens. A mistake in the command (exit code 2) ends this script. After any other end of the command the
-# state of the TPU VM is asked for: if it was taken away (PREEMPTED, SUSPENDED or TERMINATED), what is on it is lost; it
-# is deleted and requested again, and the same command is run on the new one. A run goes on from --workdir by itself, so
-# --workdir must outlive the TPU VM and be the same on all hosts: a file system that --setup mounts, such as NFS
-# (Filestore), or for train a bucket mounted with gcsfuse. Checkpoints are completed by renaming a directory: the bucket
-# needs a hierarchical namespace, or gcsfuse --rename-dir-limit=100000. If you stop this script, write the command
-# again, and it goes on.
+# After a preemption notice (exit code 75) the command restarts at once on the same host. After a usage error (exit code
+# 2) this script ends. After any other failure it checks the state of the TPU VM. If the TPU VM was preempted
+# (PREEMPTED, SUSPENDED or TERMINATED), the script deletes it, creates a new one and runs the same command there, which
+# resumes. Rerun this script to resume after stopping it.
 #
-# The corpus, its tokenizer and the cache must be there too, since the hosts have nothing else but what is committed.
-# Download the first two there, and run python -m smallbatch.prepare with the same --config words on a machine that has
-# the file system at the same path. Otherwise the TPUs wait while one host prepares; in a bucket, whose locks hold on one
-# host only, all would prepare in each other's way.
+# --workdir, the corpus, its tokenizer and the cache must be on a file system that outlives the TPU VM and that --setup
+# mounts at the same path on all hosts. For a sweep, use NFS such as Filestore. For train, a bucket mounted with gcsfuse
+# also works if it has a hierarchical namespace, or with gcsfuse --rename-dir-limit=100000: checkpoints are completed by
+# renaming a directory. Prepare a large corpus first, with python -m smallbatch.prepare and the same --config flags, on
+# a machine that has the file system at the same path. Otherwise the TPUs wait, and in a bucket, where file locks do not
+# reach other hosts, every host prepares it.
 #
-# A sweep runs on the chips of one host; for more hosts there is ray_tpu_vm.sh.
+# A sweep uses the chips of one host. For several hosts, use ray_tpu_vm.sh.
 #
-# Tried: shellcheck, the dry run, and all of it with a stand-in for gcloud. Not on TPU VMs.
+# Tested: shellcheck, the dry run, and the whole script with a stand-in for gcloud. Never run on a TPU VM.
 set -euo pipefail
 
 dry_run='' setup='' delete_when_done=''
@@ -44,14 +42,14 @@ while [[ ${1:-} == --* ]]; do
     --setup=*) setup=${1#*=} ;;
     --delete_when_done) delete_when_done=yes ;;
     *)
-      echo "error: no option $1 before NAME; there are --dry_run, --setup=COMMAND and --delete_when_done" >&2
+      echo "error: there is no option $1 before NAME; use --dry_run, --setup=COMMAND or --delete_when_done" >&2
       exit 2
       ;;
   esac
   shift
 done
 if (($# < 3)) || [[ $2 == -* || $3 == -* ]]; then
-  echo "error: which TPU VM? write launch/tpu_vm.sh NAME ZONE TYPE [--spot] -- train --config=... --workdir=..." >&2
+  echo "error: NAME, ZONE or TYPE is missing; use launch/tpu_vm.sh NAME ZONE TYPE [--spot] -- train --config=... --workdir=..." >&2
   exit 2
 fi
 name=$1 zone=$2 type=$3
@@ -62,17 +60,17 @@ while (($#)) && [[ $1 != -- ]]; do
   shift
 done
 if (($# < 2)); then
-  echo "error: which command? write it after --, as in: -- train --config=... --workdir=..." >&2
+  echo "error: the command is missing; write it after --, as in: -- train --config=... --workdir=..." >&2
   exit 2
 fi
 command=$2
 shift 2
 if [[ $command == @(train|sweep) && " $*" != *" --workdir"* ]]; then
-  echo "error: --workdir is not set: what is on a TPU VM is lost with it; name a directory that outlives it" >&2
+  echo "error: --workdir is missing; give a directory on a mounted disk, because files on a TPU VM are lost with it" >&2
   exit 2
 fi
 if [[ -z $dry_run ]] && ! command -v gcloud >/dev/null; then
-  echo "error: there is no gcloud here; install the Google Cloud CLI, or see what this does with --dry_run" >&2
+  echo "error: gcloud is not installed; install the Google Cloud CLI, or use --dry_run" >&2
   exit 2
 fi
 # shellcheck source-path=SCRIPTDIR source=tpu_hosts.sh
@@ -87,17 +85,17 @@ if [[ " ${options[*]}" != *" --runtime-version"* ]]; then
   esac
 fi
 poll_secs=${POLL_SECS:-30}
-say() { echo "$(date +%T) $*" >&2; }
+log() { echo "$(date +%T) $*" >&2; }
 create() {
   run gcloud compute tpus queued-resources create "$name" --node-id="$name" --zone="$zone" --accelerator-type="$type" \
     "${options[@]}"
 }
-delete() { # what was made without a request for it has none to delete
+delete() { # a TPU VM that was created without a queued resource has none to delete
   run gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet ||
     run gcloud compute tpus tpu-vm delete "$name" --zone="$zone" --quiet
 }
 describe() { gcloud compute tpus "$1" describe "$name" --zone="$zone" --format="value($2)" 2>&1 || true; }
-state() { # of the TPU VM, else of the request for it; NONE, or what gcloud says is wrong
+state() { # of the TPU VM, or of its queued resource; NONE, or gcloud's error
   local found
   found=$(describe tpu-vm state)
   if [[ $found == *NOT_FOUND* ]]; then found=$(describe queued-resources state.state); fi
@@ -107,7 +105,7 @@ state() { # of the TPU VM, else of the request for it; NONE, or what gcloud says
 wait_until_ready() {
   local found last=''
   while found=$(state) && [[ $found != READY ]]; do
-    if [[ $found != "$last" ]]; then say "$name: $found"; fi
+    if [[ $found != "$last" ]]; then log "$name: $found"; fi
     last=$found
     case $found in
       NONE) create ;;
@@ -122,13 +120,13 @@ wait_until_ready() {
   done
 }
 
-# A start that lost its connection may still be at work there: it saves before the next one begins.
+# A command whose connection broke may still be running; it saves before the next one starts.
 start="cd smallbatch && . .venv/bin/activate
 pkill -TERM -f '^python -m smallbatch'
 while pgrep -f '^python -m smallbatch' >/dev/null; do sleep 1; done
 while $(printf '%q ' python -m "smallbatch.$command" "$@"); code=\$?; [ \$code = 75 ]; do sleep 1; done
 exit \$code"
-attempt() { # 2 is for the command alone: tar, pip and uv end with it too, where a connection or a host was lost
+attempt() { # exit code 2 only from the command: tar, pip and uv also exit with 2 when a connection breaks
   if [[ -n $setup ]]; then on all "$setup" || return 1; fi
   install tpu || return 1
   on all "$start"
@@ -137,7 +135,7 @@ attempt() { # 2 is for the command alone: tar, pip and uv end with it too, where
 if [[ -n $dry_run ]]; then
   create
   attempt
-  echo "# when it is taken away, all of it again after:"
+  echo "# after a preemption, all of this again, after:"
   delete
   exit 0
 fi
@@ -145,18 +143,18 @@ while true; do
   wait_until_ready
   code=0
   attempt || code=$?
-  if ((code == 2)); then break; fi # a mistake: it would be one on any TPU VM
-  sleep "$poll_secs" # on a host that is shut down a run saves and ends well, before the state of the TPU VM says why
+  if ((code == 2)); then break; fi # a usage error fails on any TPU VM
+  sleep "$poll_secs" # on a host that shuts down, a run saves and succeeds before the state of the TPU VM changes
   if [[ $(state) == READY ]]; then break; fi
-  say "$name is gone; the command goes on with another"
+  log "$name was preempted; the command resumes on a new TPU VM"
 done
 if ((code == 2)); then
-  echo "error: there is a mistake in the command, as said above; correct it, and run this again" >&2
+  echo "error: the command has a usage error, see above; correct it and rerun this script" >&2
 elif ((code != 0)); then
-  echo "error: the command failed on a TPU VM that is still there, as said above; the same command goes on" >&2
+  echo "error: the command failed and the TPU VM still exists, see above; rerun this script to resume" >&2
 elif [[ -n $delete_when_done ]]; then
   delete
   exit 0
 fi
-say "$name stays, and costs; delete it with: gcloud compute tpus queued-resources delete $name --zone=$zone --force"
+log "$name still exists and costs money; delete it with: gcloud compute tpus queued-resources delete $name --zone=$zone --force"
 exit "$code"

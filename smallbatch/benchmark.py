@@ -27,7 +27,7 @@ def main(config, flags) -> None:
     from smallbatch.training.program import train_program
 
     # Several processes with separate clocks would stop at different dispatches and deadlock.
-    if distributed.place(None, None, None):
+    if distributed.is_one_of_several():
         raise UserError("the benchmark measures a single process, and this is one of several; start it as one task")
     peak = None
     for batch_size in flags.batch_sizes:

@@ -4,8 +4,6 @@ Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a r
 result and trains no further.
 """
 
-import json
-
 from smallbatch.config import cli
 from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
@@ -48,30 +46,25 @@ def main(config, flags) -> int:
         print(summary.result_text(result, path))
         return 0
 
-    from smallbatch.config import fingerprint
-    from smallbatch.runs.progress import log
     from smallbatch.training import distributed, run
-    from smallbatch.training.signals import AGAIN
-
-    where = distributed.place(flags.coordinator_address, flags.process_count, flags.process_id)
+    from smallbatch.training.signals import EXIT_RESTART
 
     def train() -> int:
-        # Not in the fingerprint, but equal in all processes: the mesh, the sample and the run directory.
-        common = (fingerprint(config), config.mesh.to_dict(), config.train.sample_tokens, str(path))
-        distributed.join(where, json.dumps(common), flags.join_secs, log)
-        with distributed.only_first_speaks(where):
-            if flags.dry_run:
-                print(summary.dry_run_text(run.dry_run(config, flags.topology)))
-                return 0
-            again = False
+        distributed.initialize(flags.coordinator_address, flags.process_count, flags.process_id, flags.join_secs)
+        notice = False
+        if flags.dry_run:
+            text = summary.dry_run_text(run.dry_run(config, flags.topology))
+        else:
             try:
                 result = run.train(config, path)
             except run.Interrupted as stop:
-                result, again = stop.result, stop.noticed and stop.result.status == "stopped"
-            print(summary.result_text(result, path))
-        return AGAIN if again else 0
+                result, notice = stop.result, stop.noticed and stop.result.status == "stopped"
+            text = summary.result_text(result, path)
+        if distributed.is_first():
+            print(text)
+        return EXIT_RESTART if notice else 0
 
-    return distributed.ending_together(train)
+    return distributed.exit_on_error(train)
 
 
 if __name__ == "__main__":

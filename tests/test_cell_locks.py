@@ -95,6 +95,6 @@ def test_a_look_by_this_machines_clock_writes_nothing(tmp_path):
 def test_a_run_that_lost_its_claim_but_lives_makes_its_cell_busy_and_not_failed(home, tmp_path):
     directory = SweepDirectory(tmp_path)
     (cell,) = enumerate_cells(runs.tiny_config(home, {}), ({"train.seed": 1},))
-    with workdirs.claimed(directory.cell(cell.id), cell.config):
+    with workdirs.locked(directory.cell(cell.id), cell.config):
         assert worker.attempt(directory, cell, None, keep_checkpoints=False) == {"id": cell.id, "status": "busy"}
     assert not directory.claims.holders()

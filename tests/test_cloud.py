@@ -1,4 +1,4 @@
-"""Notices of Google's cloud, from a metadata server played by this machine: what is new stops a run, once."""
+"""Preemption notices from a stand-in for Google Cloud's metadata server."""
 
 import http.server
 import signal
@@ -15,7 +15,7 @@ CALM = {"preempted": "FALSE", "maintenance-event": "NONE"}
 
 
 class Metadata(http.server.ThreadingHTTPServer):
-    """Answers as the metadata server does: by key, to those who say that they mean it."""
+    """A metadata server: returns values by key, to requests with the Metadata-Flavor header."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Answer)
@@ -50,7 +50,7 @@ def metadata(monkeypatch):
     with Metadata() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", server.address)
-        monkeypatch.setattr(cloud, "LOOK_SECS", 0.01)
+        monkeypatch.setattr(cloud, "POLL_SECS", 0.01)
         yield server
         server.shutdown()
 
@@ -58,16 +58,16 @@ def metadata(monkeypatch):
 @pytest.mark.parametrize(
     ("key", "value"), [("preempted", "TRUE"), ("maintenance-event", "TERMINATE_ON_HOST_MAINTENANCE")]
 )
-def test_a_new_notice_is_told_once(metadata, key, value):
+def test_new_notice_is_reported_once(metadata, key, value):
     told, came = [], threading.Semaphore(0)
 
     def on_notice(words):
         told.append(words)
         came.release()
 
-    with cloud.Watch(on_notice):
+    with cloud.PreemptionWatcher(on_notice):
         metadata.wait(3)
-        metadata.values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"  # moves without a stop
+        metadata.values["maintenance-event"] = "MIGRATE_ON_HOST_MAINTENANCE"  # live migration does not stop the machine
         metadata.wait(2)
         assert not told
         metadata.values[key] = value
@@ -75,10 +75,10 @@ def test_a_new_notice_is_told_once(metadata, key, value):
     assert told == [f"{key} {value}"]
 
 
-def test_a_notice_that_stands_at_the_start_is_none_and_a_server_that_stumbles_is_asked_again(metadata):
+def test_notice_from_before_the_start_is_ignored_and_failed_queries_are_repeated(metadata):
     told = threading.Event()
     metadata.values["preempted"] = "TRUE"
-    with cloud.Watch(lambda words: told.set()):
+    with cloud.PreemptionWatcher(lambda words: told.set()):
         metadata.wait(3)
         del metadata.values["maintenance-event"]  # 404 for a while
         metadata.wait(3)
@@ -89,17 +89,17 @@ def test_a_notice_that_stands_at_the_start_is_none_and_a_server_that_stumbles_is
         assert told.wait(20)
 
 
-def test_elsewhere_the_watch_ends_by_itself(metadata, monkeypatch):
+def test_watcher_ends_outside_google_cloud(metadata, monkeypatch):
     metadata.shutdown()
     metadata.server_close()
     before = threading.active_count()
-    with cloud.Watch(lambda words: pytest.fail(words)):
+    with cloud.PreemptionWatcher(lambda words: pytest.fail(words)):
         for thread in threading.enumerate()[before:]:
             thread.join(10)
             assert not thread.is_alive()
 
 
-def test_a_notice_saves_and_ends_a_run_and_the_restart_goes_on(home, tmp_path, metadata):
+def test_notice_stops_a_run_and_the_restart_resumes(home, tmp_path, metadata):
     changes = {"train.budget_tokens": 32 * 2 * 200_000, "train.log_every_tokens": 640}
     process = runs.start(home, changes, tmp_path / "run")
     metadata.wait(1)
@@ -110,7 +110,7 @@ def test_a_notice_saves_and_ends_a_run_and_the_restart_goes_on(home, tmp_path, m
     stopped = records.read_result(tmp_path / "run" / "result.json")
     assert stopped.status == "stopped" and stopped.optimizer_steps > 0
     again = runs.start(home, changes, tmp_path / "run")
-    metadata.wait(3)  # the notice stands still, and is none any more
+    metadata.wait(3)  # the notice still stands, and is ignored
     before = runs.record_count(tmp_path / "run")
     assert runs.wait_until(again, lambda: runs.record_count(tmp_path / "run") > before)
     again.send_signal(signal.SIGTERM)

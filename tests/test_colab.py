@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, in a kernel of their own, on a tiny corpus in place of what they say."""
+"""Each notebook is executed in a kernel, on a tiny corpus and with small settings."""
 
 import base64
 import math
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import runs
 
+from smallbatch.files import json_files
 from smallbatch.runs import records
 
 home = runs.home
@@ -26,7 +27,7 @@ SMALL = {
         "BATCH_SIZES": [1, 4], "FACTORS": [0.5, 1, 2], "SEEDS": 2, "BUDGET_TOKENS": 2048, "SWEEP": "sweep",
     },
 }  # fmt: skip
-OF_THE_NOTEBOOKS = ("optimizer.t2_tokens", "train.batch_size", "train.budget_tokens", "train.log_every_tokens")
+SET_IN_NOTEBOOKS = ("optimizer.t2_tokens", "train.batch_size", "train.budget_tokens", "train.log_every_tokens")
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -38,11 +39,11 @@ def tagged(notebook: nbformat.NotebookNode, tag: str) -> list[nbformat.NotebookN
 
 
 def shortened(name: str, home: Path) -> nbformat.NotebookNode:
-    """Return a notebook that installs nothing and trains little."""
+    """Return a notebook without its install cell, and with small settings."""
     notebook = read(runs.ROOT / "launch" / "colab" / f"{name}.ipynb")
     notebook.cells = [cell for cell in notebook.cells if cell not in tagged(notebook, "install")]
     (parameters,) = tagged(notebook, "parameters")
-    more = {key: value for key, value in runs.settings(home, {}).items() if key not in OF_THE_NOTEBOOKS}
+    more = {key: value for key, value in runs.settings(home, {}).items() if key not in SET_IN_NOTEBOOKS}
     for variable, value in (SMALL[name] | {"MORE": more}).items():
         assert f"{variable} = " in parameters.source, variable
         parameters.source += f"\n{variable} = {value!r}"
@@ -50,7 +51,7 @@ def shortened(name: str, home: Path) -> nbformat.NotebookNode:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_install_cell_keeps_the_numpy_that_the_kernel_has_loaded(path):
+def test_install_cell_keeps_the_loaded_numpy(path):
     (cell,) = tagged(read(path), "install")
     before, _, pip = cell.source.partition("%pip install ")
     names: dict = {}
@@ -70,7 +71,7 @@ def client(notebook: nbformat.NotebookNode, directory: Path) -> nbclient.Noteboo
     )
 
 
-def said(notebook: nbformat.NotebookNode, stream: str = "stdout") -> str:
+def printed(notebook: nbformat.NotebookNode, stream: str = "stdout") -> str:
     return "".join(out.text for cell in notebook.cells for out in cell.get("outputs", []) if out.get("name") == stream)
 
 
@@ -80,7 +81,7 @@ def pictures(notebook: nbformat.NotebookNode, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_clean_and_has_its_two_tagged_cells(path):
+def test_notebook_has_no_outputs_and_two_tagged_cells(path):
     notebook = read(path)
     nbformat.validate(notebook)
     assert path.stem in SMALL
@@ -91,17 +92,17 @@ def test_a_notebook_is_clean_and_has_its_two_tagged_cells(path):
     assert notebook.cells[0].source.startswith("# ")
 
 
-def test_train_at_batch_size_1_trains_three_runs_and_draws_their_curves(home, tmp_path):
+def test_train_at_batch_size_1_trains_three_runs_and_plots_them(home, tmp_path):
     notebook = executed("train_at_batch_size_1", home, tmp_path)
     for name, batch_size in (("adam_1", 1), ("adam_16", 16), ("sgd_1", 1)):
         result = records.read_result(tmp_path / "runs" / name / "result.json")
         assert result.status == "done" and result.batch_size == batch_size and result.tokens == 8192
         assert math.isfinite(result.validation_loss_nats or math.nan)
-        assert f"{result.validation_loss_nats:.3f}" in said(notebook)
+        assert f"{result.validation_loss_nats:.3f}" in printed(notebook)
     drawn = [base64.b64decode(picture) for picture in pictures(notebook, "image/png")]
     assert len(drawn) == 2 and all(picture.startswith(b"\x89PNG") for picture in drawn)
-    assert "1 sequences = 32 tokens an update" in said(notebook)  # the plan
-    progress = said(notebook, "stderr")
+    assert "1 sequences = 32 tokens per update" in printed(notebook)  # the plan
+    progress = printed(notebook, "stderr")
     assert "compiling" in progress and "\rtrain  100%" in progress
 
 
@@ -111,18 +112,18 @@ def test_find_your_batch_size_sweeps_and_reports(home, tmp_path):
     assert (report / "index.html").exists() and list(report.glob("figures/loss-*.svg"))
     rows = (tmp_path / "sweep" / "results.csv").read_text().splitlines()
     assert len(rows) == 1 + 12 and all(",done," in row for row in rows[1:])
-    assert "12 runs of 2,048 tokens" in said(notebook)
-    assert records.read_json(report / "summary.json")["findings"]
+    assert "12 runs of 2,048 tokens" in printed(notebook)
+    assert json_files.read(report / "summary.json")["findings"]
     assert len(pictures(notebook, "image/png")) == 1
     (shown,) = pictures(notebook, "text/html")
     assert shown.count("data:image/svg+xml;base64,") >= 2
-    assert "\rsweep  " in said(notebook, "stderr")
+    assert "\rsweep  " in printed(notebook, "stderr")
 
 
 STOPPED = """
 import jax
 
-jax.devices()  # runs already, as in a session that did something before
+jax.devices()  # JAX has started, as in a used session
 from smallbatch import config
 from smallbatch.training.run import train
 
@@ -134,12 +135,12 @@ for c.train.batch_size in (1, 2):
 """
 
 
-def test_a_stopped_cell_is_saved_and_goes_on(home, tmp_path):
+def test_stopped_cell_is_saved_and_resumes(home, tmp_path):
     changes = runs.settings(home, {"mesh.data": None, "mesh.tensor": None, "train.budget_tokens": 32_000})
     cell = nbformat.v4.new_code_cell(STOPPED.replace("{changes}", repr(changes)))
     notebook = nbformat.v4.new_notebook(cells=[cell])
 
-    def stop_when_it_trains() -> None:  # what the button of a notebook does
+    def stop_when_it_trains() -> None:  # like the stop button of a notebook
         deadline = time.monotonic() + 500
         while time.monotonic() < deadline and not any(map(runs.record_count, tmp_path.glob("runs/*"))):
             time.sleep(0.01)
@@ -149,10 +150,10 @@ def test_a_stopped_cell_is_saved_and_goes_on(home, tmp_path):
     stopped.on_cell_execute = lambda **_: threading.Thread(target=stop_when_it_trains, daemon=True).start()
     with pytest.raises(nbclient.exceptions.CellExecutionError, match="stopped and saved after update"):
         stopped.execute()
-    assert "batch" not in said(notebook)  # nor did the loop go on with batch size 2
+    assert "batch" not in printed(notebook)  # batch size 2 did not start
     (directory,) = (tmp_path / "runs").iterdir()
     assert records.read_result(directory / "result.json").status == "stopped"
 
     client(notebook, tmp_path).execute()
-    assert said(notebook).splitlines() == ["batch 1 done 500", "batch 2 done 500"]
-    assert "resuming after update" in said(notebook, "stderr")
+    assert printed(notebook).splitlines() == ["batch 1 done 500", "batch 2 done 500"]
+    assert "resuming after update" in printed(notebook, "stderr")

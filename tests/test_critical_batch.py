@@ -10,7 +10,8 @@ from smallbatch.analysis import budgets, cost, critical_batch, gradients
 from smallbatch.analysis.read import sweeps
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report.options import Options
-from smallbatch.runs.records import read_json, write_json
+from smallbatch.files.json_files import read as read_json
+from smallbatch.runs.records import write_json
 
 SIZES = (1, 2, 4, 8, 16, 32)
 BUDGET_TOKENS = 2**24  # whole steps between records at every batch size

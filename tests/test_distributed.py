@@ -1,11 +1,13 @@
-"""One run in two and four real processes: the same numbers, lost processes, stops, and words about what is missing."""
+"""One run in two and four real processes: the same numbers, lost processes, stops and errors."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,37 +33,27 @@ CHANGES = runs.LONG | {
 
 
 def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
+    """Return a free port among those that JAX uses in Slurm jobs."""
+    for port in np.random.default_rng().permutation(np.arange(61440, 65536)):
+        with contextlib.suppress(OSError), socket.create_server(("", int(port))):
+            return int(port)
+    raise AssertionError("no port is free")
 
 
 @pytest.fixture
-def nowhere(monkeypatch):
-    """Neither Slurm nor a slice nor Kubernetes, whatever runs the tests."""
-    for name in [
-        name for name in os.environ if name.startswith(("SLURM_", "TPU_", "MEGASCALE_", "JOB_COMPLETION", "GCE_"))
-    ]:
+def no_launcher(monkeypatch):
+    """Remove the environment variables of Slurm, MPI and TPU slices."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "GCE_"))]:
         monkeypatch.delenv(name)
 
 
-def connected(port: int) -> socket.socket:
-    """Connect as soon as somebody listens."""
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port))
-        except OSError:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-
-
 def start_all(
-    home: Path, path: Path, processes: int, *more: str, changes=CHANGES, left_out=()
+    home: Path, path: Path, processes: int, *more: str, changes=CHANGES, missing=()
 ) -> list[subprocess.Popen]:
     port = free_port()
     common = [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={processes}", *more]
-    numbers = [i for i in range(processes) if i not in left_out]
-    return [runs.start(home, changes, path, *common, f"--process_id={i}") for i in numbers]
+    indices = [i for i in range(processes) if i not in missing]
+    return [runs.start(home, changes, path, *common, f"--process_id={i}") for i in indices]
 
 
 def ended(processes: list[subprocess.Popen], secs: float = 600.0) -> list[tuple[int, str, str]]:
@@ -85,25 +77,24 @@ def alone(home, tmp_path_factory) -> Path:
     return path
 
 
-def test_four_processes_train_as_one_and_only_the_first_speaks(home, alone, tmp_path, monkeypatch):
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody there: it is not to be asked
-    first, *others = ended(start_all(home, tmp_path / "run", 4))
+def test_four_processes_of_slurm_train_as_one_and_only_the_first_prints(home, alone, tmp_path):
+    job = {"SLURM_JOB_ID": str(free_port() - 61440), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "4"}
+    task = lambda i: ("env", *(f"{k}={v}" for k, v in (job | {"SLURM_PROCID": i, "SLURM_LOCALID": i}).items()))
+    processes = [runs.start(home, CHANGES, tmp_path / "run", prefix=task(i)) for i in range(4)]
+    first, *others = ended(processes)
     assert first[0] == 0, first[2]
-    assert (
-        "status      done" in first[1]
-        and "batch 4 x 32 tokens" in first[2]
-        and "4 cpu devices in 4 processes" in first[2]
-    )
+    assert "status      done" in first[1] and "batch 4 x 32 tokens" in first[2]
+    assert "4 cpu devices in 4 processes" in first[2]
     for code, out, err in others:
-        said = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
-        assert code == 0 and not said and "train" not in err
+        printed = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+        assert code == 0 and not printed and "train" not in err
     assert_same_losses(tmp_path / "run", alone)
     ours, theirs = runs.result_of(tmp_path / "run"), runs.result_of(alone)
     assert ours["validation_loss_nats"] == pytest.approx(theirs["validation_loss_nats"], rel=2e-5)
     assert ours["sample"] == theirs["sample"]
 
 
-def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(home, alone, tmp_path):
+def test_run_resumes_with_another_number_of_processes_after_a_loss_and_a_stop(home, alone, tmp_path):
     path = tmp_path / "run"
     saved = lambda beyond: lambda: any(step > beyond for step in runs.steps_saved(path))
     # Every save waits for the one before, so that the run cannot be over before a save is seen.
@@ -112,8 +103,8 @@ def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(h
     assert runs.wait_until(processes[0], saved(0))
     processes[1].kill()
     (code, _, err), _ = ended(processes, secs=2 * distributed.HEARTBEAT_SECS + 30)
-    assert code not in (0, 2, None) and not (path / "result.json").exists()  # 2 is a mistake of the person
-    assert "another process of this run is gone" in err or "heartbeat timeout" in err
+    assert code not in (0, 2, None) and not (path / "result.json").exists()  # 2 means a usage error
+    assert "another process of this run has ended" in err or "heartbeat timeout" in err
 
     before = max(runs.steps_saved(path))
     processes = start_all(home, path, 4, changes=changes)
@@ -128,8 +119,8 @@ def test_a_run_goes_on_with_other_numbers_of_processes_after_a_loss_and_a_stop(h
     assert_same_losses(path, alone)
 
 
-def test_a_stop_asked_for_before_the_first_update_saves_too(home, tmp_path):
-    """JAX takes SIGTERM for itself when processes have met, and compiling may take longer than there is time."""
+def test_stop_before_the_first_update_saves(home, tmp_path):
+    """JAX installs its own handler of SIGTERM when it connects processes."""
     processes = start_all(home, tmp_path / "run", 2)
     first = processes[0].stderr
     assert first is not None and any("compiling" in line for line in first)
@@ -139,32 +130,33 @@ def test_a_stop_asked_for_before_the_first_update_saves_too(home, tmp_path):
     assert runs.result_of(tmp_path / "run")["status"] == "stopped" and max(runs.steps_saved(tmp_path / "run")) < 40
 
 
-def test_a_process_that_does_not_come_is_named(home, tmp_path):
+def test_missing_process_is_named(home, tmp_path):
     start = time.monotonic()
-    for code, _, err in ended(start_all(home, tmp_path / "run", 3, "--join_secs=12", left_out=(1,))):
-        assert code == 2 and "error: process 1 of 3 did not come to 127.0.0.1:" in err
+    first, other = ended(start_all(home, tmp_path / "run", 3, "--join_secs=12", missing=(1,)))
+    assert first[0] == 2 and "error: process 1 of 3 did not connect" in first[2]
+    assert other[0] == 2 and "error: not all processes have started; the output of process 0" in other[2]
     assert time.monotonic() - start < 120 and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("settings", [("train.seed", (0, 1)), ("mesh.fsdp", (1, 2))], ids=lambda s: s[0])
-def test_processes_with_other_settings_are_refused(home, tmp_path, settings):
+def test_processes_with_different_configs_are_an_error(home, tmp_path, settings):
     key, values = settings
-    port = free_port()
-    common = [f"--coordinator_address=127.0.0.1:{port}", "--process_count=2"]
+    common = [f"--coordinator_address=127.0.0.1:{free_port()}", "--process_count=2"]
     processes = [
         runs.start(home, CHANGES | {key: values[i]}, tmp_path / "run", *common, f"--process_id={i}") for i in range(2)
     ]
     for code, _, err in ended(processes):
-        assert code == 2 and "process 1 was started with other settings than process 0" in err
+        assert code == 2 and "the config or --workdir differs between processes" in err
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_mesh_that_leaves_a_process_without_work_is_refused(home, tmp_path):
+def test_mesh_that_leaves_a_process_idle_is_an_error(home, tmp_path):
     changes = CHANGES | {"train.batch_size": 1, "mesh.tensor": 1}
     for code, _, err in ended(start_all(home, tmp_path / "run", 2, changes=changes)):
         assert code == 2 and "leaves process 1 without work" in err
 
 
-def test_the_sequences_of_a_batch_are_read_by_the_devices_that_get_them(home):
+def test_each_device_reads_only_its_sequences(home):
     changes = {"train.batch_size": 4, "train.microbatch_size": 2, "mesh.data": 2}
     program = train_program(run.make_plan(runs.tiny_config(home, changes)).program())
     tokens = np.arange(40 * 33, dtype=np.int32).reshape(40, 33)
@@ -180,7 +172,7 @@ def test_the_sequences_of_a_batch_are_read_by_the_devices_that_get_them(home):
     assert sorted(asked) == [(n, 1) for n in range(3, 11)]  # each by one device, and once
 
 
-def test_a_checkpoint_damaged_for_one_process_is_passed_over_by_all(home, tmp_path):
+def test_checkpoint_damaged_for_one_process_is_skipped_by_all(home, tmp_path):
     """Each process reads its own part of the arrays, and only the one that gets the damaged part notices."""
     path, changes = tmp_path / "run", CHANGES | {"mesh.data": 1, "mesh.fsdp": 2, "train.sample_tokens": 0}
     for until_tokens in (1280, 2560):
@@ -195,7 +187,7 @@ def test_a_checkpoint_damaged_for_one_process_is_passed_over_by_all(home, tmp_pa
     assert runs.result_of(path)["status"] == "done"
 
 
-def test_processes_with_other_corpora_are_refused(home, tmp_path):
+def test_processes_with_different_corpora_are_an_error(home, tmp_path):
     port, processes = free_port(), []
     for i in range(2):
         (tmp_path / str(i)).mkdir()
@@ -204,74 +196,52 @@ def test_processes_with_other_corpora_are_refused(home, tmp_path):
         flags = [f"--coordinator_address=[::1]:{port}", "--process_count=2", f"--process_id={i}"]
         processes.append(runs.start(home, changes, tmp_path / "run", *flags, cwd=tmp_path / str(i)))
     for code, _, err in ended(processes):
-        assert code == 2 and "the dataset that it prepared is not the same in all processes" in err
+        assert code == 2 and "the prepared dataset differs between processes" in err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_place_is_read_from_flags_and_from_slurm(nowhere, monkeypatch):
-    assert distributed.place(None, None, None) is None
-    assert distributed.place("a:1", 1, 0) is None
-    assert distributed.place("a:1", 2, 1) == distributed.Place("a:1", 2, 1)
-    for given, words in [((None, 2, 0), "together"), (("a", 2, 0), "HOST:PORT"), (("a:1", 2, 2), "numbered from 0")]:
-        with pytest.raises(UserError, match=words):
-            distributed.place(*given)
-    step = {"SLURM_JOB_ID": "4097", "SLURM_NTASKS": "4", "SLURM_PROCID": "2"}
-    for nodes, host in [("n1,n2", "n1"), ("n[007-9,12]", "n007"), ("gpu-a[3]", "gpu-a3"), ("solo", "solo")]:
-        for name, value in (step | {"SLURM_STEP_NODELIST": nodes}).items():
-            monkeypatch.setenv(name, value)
-        assert distributed.place(None, None, None) == distributed.Place(f"{host}:61441", 4, 2)
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [((None, 2, 0), "go together"), (("a", 2, 0), "HOST:PORT"), (("a:1", 2, 2), "number the processes from 0")],
+)
+def test_invalid_flags_are_an_error(flags, problem):
+    with pytest.raises(UserError, match=problem):
+        distributed.initialize(*flags, 1.0)
+
+
+def test_launcher_of_several_processes_is_detected(no_launcher, monkeypatch):
+    assert not distributed.is_one_of_several()
+    launchers = [
+        {"SLURM_STEP_NODELIST": "n1,n2", "SLURM_NTASKS": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "2"},
+        {"TPU_WORKER_HOSTNAMES": "tpu-0.service,tpu-1.service"},
+        {"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"},
+    ]
+    for variables in launchers:
+        with monkeypatch.context() as environment:
+            for name, value in variables.items():
+                environment.setenv(name, value)
+            assert distributed.is_one_of_several(), variables
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert distributed.place(None, None, None) is None
-
-
-def test_place_is_read_from_a_tpu_slice_and_an_indexed_job_of_kubernetes(nowhere, monkeypatch):
-    with monkeypatch.context() as kubernetes:
-        kubernetes.setenv("JOB_COMPLETION_INDEX", "2")
-        assert distributed.place("job-0.service:7000", 4, None) == distributed.Place("job-0.service:7000", 4, 2)
-        assert distributed.place(None, None, None) is None  # sweeps that share a directory
-    with monkeypatch.context() as kubernetes:
-        kubernetes.setenv("TPU_WORKER_HOSTNAMES", "tpu-0.service,tpu-1.service")
-        kubernetes.setenv("TPU_WORKER_ID", "1")
-        assert distributed.place(None, None, None) == distributed.Place("tpu-0.service:8482", 2, 1)
-        for name, value in {"COORDINATOR_ADDRESS": "tpu-0.first:8080", "NUM_SLICES": "3", "SLICE_ID": "2"}.items():
-            kubernetes.setenv(f"MEGASCALE_{name}", value)
-        assert distributed.place(None, None, None) == distributed.Place("tpu-0.first:8482", 6, 5)
-        kubernetes.delenv("TPU_WORKER_ID")
-        with pytest.raises(UserError, match="TPU_WORKER_ID is '' on one of 6 hosts"):
-            distributed.place(None, None, None)
-    with monkeypatch.context() as kubernetes:
-        kubernetes.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-        assert distributed.place(None, None, None) is None
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "n1")
+    assert not distributed.is_one_of_several()
     monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
     with test_cloud.Metadata() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("GCE_METADATA_HOST", server.address)
-        assert distributed.place(None, None, None) is None  # a machine of the cloud, and no slice
-        server.values["attributes/agent-worker-number"] = "1"
-        for endpoints in ("10.0.0.7,10.0.0.8", "unknown:1:10.0.0.7,unknown:2:10.0.0.8"):
-            server.values["attributes/worker-network-endpoints"] = endpoints
-            assert distributed.place(None, None, None) == distributed.Place("10.0.0.7:8482", 2, 1)
-        server.values["attributes/tpu-env"] = (
-            "ZONE: 'us-east5-a'\nMEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\n"
-            "MEGASCALE_COORDINATOR_ADDRESS: '10.0.0.3:8080'\n"
-        )
-        assert distributed.place(None, None, None) == distributed.Place("10.0.0.3:8482", 4, 3)
-        server.values |= {"attributes/worker-network-endpoints": "10.0.0.7", "attributes/tpu-env": "ZONE: 'here'"}
-        assert distributed.place(None, None, None) is None
+        for hosts, several in [(None, False), ("10.0.0.7", False), ("10.0.0.7,10.0.0.8", True)]:
+            server.values["attributes/worker-network-endpoints"] = hosts
+            assert distributed.is_one_of_several() == several
         server.shutdown()
 
 
-def test_roll_call_passes_over_strangers_and_refuses_a_number_given_twice():
+def test_connections_of_other_programs_are_ignored():
     port = free_port()
-    where = [distributed.Place(f"127.0.0.1:{port}", 3, i) for i in (0, 1, 1)]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(distributed.roll_call, where[0], "x", 20.0)]
-        for words in (b"GET / HTTP/1.1\r\n", b"5\n", b"{}\n"):
-            with connected(port) as stranger:
-                stranger.sendall(words)
-        calls += [pool.submit(distributed.roll_call, place, "x", 20.0) for place in where[1:]]
-        for call in calls:
-            with pytest.raises(UserError, match="two processes say that they are number 1"):
-                call.result(timeout=30)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(distributed._wait_for_all, f"127.0.0.1:{port}", 2, 0, 20.0)
+        time.sleep(0.5)
+        for words in (b"GET / HTTP/1.1\r\n", b"\n"):
+            with socket.create_connection(("127.0.0.1", port)) as other:
+                other.sendall(words)
+        distributed._wait_for_all(f"127.0.0.1:{port}", 2, 1, 20.0)
+        waiting.result(timeout=20)

@@ -13,7 +13,8 @@ from smallbatch.analysis.read import columns, sweeps
 from smallbatch.analysis.read.run_table import RunTable
 from smallbatch.analysis.report import output
 from smallbatch.analysis.report.section import Analysis
-from smallbatch.runs.records import read_json, write_json
+from smallbatch.files.json_files import read as read_json
+from smallbatch.runs.records import write_json
 
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None}
 HOSTILE = [

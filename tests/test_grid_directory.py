@@ -57,7 +57,7 @@ def test_what_is_no_sweep_of_this_version_is_told_with_the_way_out(tmp_path):
     with pytest.raises(UserError, match=r"it has no grid.json; name one by --workdir"):
         directory.read_grid()
     directory.write_grid("grid", BASE, CELLS)
-    asked = records.read_json(directory.grid_json)
+    asked = json_files.read(directory.grid_json)
     for change, words in (({"format": 0}, "by this version"), ({"cells": asked["cells"][:1] * 2}, "same run")):
         directory.grid_json.write_text(json.dumps(asked | change))
         with pytest.raises(UserError, match=words):

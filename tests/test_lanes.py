@@ -15,6 +15,7 @@ import test_sweep
 from test_sweep import grid_file, sweep
 
 from smallbatch.errors import UserError
+from smallbatch.files import json_files
 from smallbatch.grid import axis, command, product
 from smallbatch.grid import lane_engine as engines
 from smallbatch.grid import run as grid_run
@@ -310,7 +311,7 @@ def test_a_group_says_all_along_which_cells_are_under_way_and_holds_their_direct
 
 def test_a_directory_that_another_process_trains_in_is_left_to_it(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES)
-    with workdir.claimed(grid.directory.cell(grid.cells[0].id), grid.cells[0].config):
+    with workdir.locked(grid.directory.cell(grid.cells[0].id), grid.cells[0].config):
         grid.run()
         assert grid.statuses == ["missing", "done", "diverged"]
     grid.run()
@@ -373,7 +374,7 @@ def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tm
     monkeypatch.setattr(lanes, "choose_lanes", choose)
     for chosen in (grid.cells[:1], grid.cells):
         grid.run(chosen, lanes=None, looks=2)
-    assert measured == [3] and list(records.read_json(grid.directory.path / "lanes.json").values()) == [4]
+    assert measured == [3] and list(json_files.read(grid.directory.path / "lanes.json").values()) == [4]
 
 
 @pytest.mark.parametrize(

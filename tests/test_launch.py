@@ -1,4 +1,4 @@
-"""The launch scripts are clean shell, say what they were tried on, and print what they would do."""
+"""Launch scripts: shellcheck, dry runs, and whole runs with stand-ins for gcloud and Slurm."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import runs
 LAUNCH = runs.ROOT / "launch"
 TPU_VM = ["name", "zone-a", "v6e-16", "--spot", "--", "train", "--config=a b.py", "--workdir=/mnt/w"]
 
-# Plays a TPU VM that is taken away in its first run of a command that says $LOST_IN, which ends with $LOST_WITH.
+# Stands in for a TPU VM that is preempted in the first command that contains $LOST_IN, with exit code $LOST_WITH.
 GCLOUD = """#!/usr/bin/env bash
 echo "$*" >>log
 case "$*" in
@@ -24,7 +24,7 @@ case "$*" in
     if [[ $(<state) == WAITING_FOR_RESOURCES ]]; then echo READY >state; fi ;;
 esac
 """
-# srun is told to stop through scancel, as Slurm's is, and ends well; the job learns of its time limit by itself.
+# srun signals the time limit to the job, and succeeds when scancel is called.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>log
 if [[ -e in_time ]]; then exit "$(<in_time)"; fi
@@ -52,7 +52,7 @@ def launch(script: str, *words: str, cwd: Path = runs.ROOT, **environment: str) 
 
 
 def play(directory: Path, script: str, *words: str, stand_ins: dict[str, str], **environment: str):
-    """Launch a script in a directory with stand-ins for commands; return how it ended and what they were told."""
+    """Run a script with stand-ins for commands; return its result and the logged calls."""
     for name, text in stand_ins.items():
         (directory / name).write_text(text)
         (directory / name).chmod(0o755)
@@ -62,16 +62,16 @@ def play(directory: Path, script: str, *words: str, stand_ins: dict[str, str], *
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_a_script_is_executable_clean_and_says_what_it_was_tried_on(script):
+def test_script_passes_shellcheck_and_lists_what_was_tested(script):
     assert os.access(script, os.X_OK)
     found = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "-x", str(script)], capture_output=True, text=True, timeout=60
     )
     assert found.returncode == 0, found.stdout
-    assert "# Tried: " in script.read_text()
+    assert "# Tested: " in script.read_text()
 
 
-def test_a_dry_run_on_slurm_starts_the_head_then_the_workers_then_the_sweep():
+def test_ray_slurm_dry_run_starts_head_workers_and_sweep():
     done = launch("ray_slurm.sh", "--dry_run", "--config=a b.py", "--workdir=/shared/w")
     assert done.returncode == 0 and not done.stderr
     token, head, health, worker, sweep = done.stdout.splitlines()
@@ -82,12 +82,12 @@ def test_a_dry_run_on_slurm_starts_the_head_then_the_workers_then_the_sweep():
     assert "--engine=ray --ray_address=node1:6379 --config=a\\ b.py --workdir=/shared/w" in sweep
 
 
-def test_on_slurm_a_script_that_is_no_job_is_refused():
+def test_ray_slurm_outside_a_job_is_an_error():
     done = launch("ray_slurm.sh", "--config=a.py")
     assert done.returncode == 2 and "submit it with sbatch" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_dry_run_on_a_tpu_vm_installs_everywhere_and_sweeps_on_the_first_host():
+def test_ray_tpu_vm_dry_run_installs_on_all_hosts_and_sweeps_on_the_first():
     done = launch("ray_tpu_vm.sh", "--dry_run", "name", "zone-a", "--config=a.py")
     assert done.returncode == 0 and not done.stderr
     archive, copy, *commands = done.stdout.splitlines()
@@ -101,22 +101,22 @@ def test_a_dry_run_on_a_tpu_vm_installs_everywhere_and_sweeps_on_the_first_host(
     assert "--worker=0 " in sweep and "smallbatch.sweep" in sweep and "--config=a.py" in sweep
 
 
-def test_a_tpu_vm_must_be_named():
+def test_ray_tpu_vm_without_a_name_is_an_error():
     done = launch("ray_tpu_vm.sh", "--config=a.py")
-    assert done.returncode == 2 and "NAME ZONE" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and "NAME or ZONE" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     "script", [script for script in SCRIPTS if script.name != "tpu_hosts.sh"], ids=lambda s: s.name
 )
-def test_help_is_what_the_header_says(script):
+def test_help_prints_the_header(script):
     done = launch(script.name, "--help")
     assert done.returncode == 0 and not done.stderr
-    assert script.name in done.stdout and "--dry_run" in done.stdout and "Tried: " in done.stdout
+    assert script.name in done.stdout and "--dry_run" in done.stdout and "Tested: " in done.stdout
     assert "SBATCH" not in done.stdout and "pipefail" not in done.stdout
 
 
-def test_a_dry_run_of_a_tpu_vm_makes_it_installs_and_runs_on_all_hosts_and_says_what_comes_after_a_loss():
+def test_tpu_vm_dry_run_creates_installs_and_runs_on_all_hosts():
     done = launch("tpu_vm.sh", "--dry_run", "--setup=mount x", *TPU_VM)
     assert done.returncode == 0 and not done.stderr
     create, setup, archive, copy, install, run, comment, delete = done.stdout.splitlines()
@@ -125,7 +125,7 @@ def test_a_dry_run_of_a_tpu_vm_makes_it_installs_and_runs_on_all_hosts_and_says_
     assert archive.startswith("git archive ") and " scp " in copy and "smallbatch[tpu]" in install
     assert all("--worker=all" in line for line in (setup, copy, install, run))
     assert "python -m smallbatch.train --config=a\\\\ b.py --workdir=/mnt/w" in run
-    assert "taken away" in comment and "queued-resources delete name " in delete and "--force" in delete
+    assert "after a preemption" in comment and "queued-resources delete name " in delete and "--force" in delete
 
 
 @pytest.mark.parametrize(
@@ -137,23 +137,23 @@ def test_a_dry_run_of_a_tpu_vm_makes_it_installs_and_runs_on_all_hosts_and_says_
         ("255", "smallbatch.train"),
         ("2", "smallbatch[tpu]"),
     ],
-    ids=["the run saved", "another process was gone", "killed", "the connection broke", "pip lost its connection"],
+    ids=["run saved", "another process ended", "killed", "connection broke", "pip failed"],
 )
-def test_a_tpu_vm_that_is_taken_away_is_made_again_and_the_same_command_run_again(tmp_path, code, where):
+def test_preempted_tpu_vm_is_created_again_and_the_command_rerun(tmp_path, code, where):
     stand_ins = {"gcloud": GCLOUD, "git": "#!/bin/sh\n"}
     settings = {"POLL_SECS": "0.01", "LOST_WITH": code, "LOST_IN": where}
-    done, told = play(tmp_path, "tpu_vm.sh", "--delete_when_done", *TPU_VM, stand_ins=stand_ins, **settings)
+    done, called = play(tmp_path, "tpu_vm.sh", "--delete_when_done", *TPU_VM, stand_ins=stand_ins, **settings)
     assert done.returncode == 0, done.stderr
     steps = [" create ", " scp ", "smallbatch[tpu]", "smallbatch.train", " delete "]
     before_the_loss = steps[: steps.index(where) + 1]
-    assert [step for line in told for step in steps if step in line] == [*before_the_loss, " delete ", *steps]
-    assert len({line for line in told if "smallbatch.train" in line}) == 1
+    assert [step for line in called for step in steps if step in line] == [*before_the_loss, " delete ", *steps]
+    assert len({line for line in called if "smallbatch.train" in line}) == 1
     assert "name: PREEMPTED" in done.stderr
 
 
 @pytest.mark.parametrize(("codes", "code"), [((75, 75, 0), 0), ((75, 2), 2), ((0,), 0)])
-def test_on_a_tpu_vm_a_command_that_a_notice_ended_is_run_again_where_it_is(tmp_path, codes, code):
-    """What would be run on a host is run here, with a stand-in for Python."""
+def test_command_restarts_on_its_host_after_a_preemption_notice(tmp_path, codes, code):
+    """The host's command runs here, with a stand-in for Python."""
     done = launch("tpu_vm.sh", "--dry_run", *TPU_VM)
     gcloud = 'gcloud() { for word; do case $word in --command=*) printf %s "${word#*=}" ;; esac; done; }; '
     line = next(line for line in done.stdout.splitlines() if "smallbatch.train" in line)
@@ -169,43 +169,43 @@ python() {{ echo "$@" >>log; return "${{codes[$(($(wc -l <log) - 1))]}}"; }}
     )
     at_once = run.replace("sleep 1; done", ":; done")
     ended = subprocess.run(["bash", "-c", at_once], cwd=tmp_path, timeout=60)
-    told = (tmp_path / "smallbatch" / "log").read_text().splitlines()
-    assert ended.returncode == code and told == ["-m smallbatch.train --config=a b.py --workdir=/mnt/w"] * len(codes)
+    called = (tmp_path / "smallbatch" / "log").read_text().splitlines()
+    assert ended.returncode == code and called == ["-m smallbatch.train --config=a b.py --workdir=/mnt/w"] * len(codes)
 
 
 @pytest.mark.parametrize(
-    ("code", "says"), [(1, "still there"), (2, "mistake"), (137, "still there"), (255, "still there")]
+    ("code", "problem"), [(1, "still exists"), (2, "usage error"), (137, "still exists"), (255, "still exists")]
 )
-def test_a_command_that_fails_on_a_tpu_vm_that_is_there_is_not_run_again(tmp_path, code, says):
+def test_failed_command_is_not_rerun_while_the_tpu_vm_exists(tmp_path, code, problem):
     fails = f"""#!/usr/bin/env bash
 echo "$*" >>log
 case "$*" in *describe*) echo READY ;; *smallbatch.train*) exit {code} ;; esac
 """
-    done, told = play(
+    done, called = play(
         tmp_path, "tpu_vm.sh", *TPU_VM, stand_ins={"gcloud": fails, "git": "#!/bin/sh\n"}, POLL_SECS="0.01"
     )
-    assert done.returncode == code and sum("smallbatch.train" in line for line in told) == 1
-    assert not any(word in line for line in told for word in (" create ", " delete "))
-    assert (" describe " in told[-1]) == (code != 2)  # a mistake is one on any TPU VM: its state is not asked for
-    assert says in done.stderr
-    assert "queued-resources delete name" in done.stderr  # it stays, and costs
+    assert done.returncode == code and sum("smallbatch.train" in line for line in called) == 1
+    assert not any(word in line for line in called for word in (" create ", " delete "))
+    assert (" describe " in called[-1]) == (code != 2)  # a usage error fails on any TPU VM, so its state is not queried
+    assert problem in done.stderr
+    assert "queued-resources delete name" in done.stderr  # it still exists and costs money
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "problem"),
     [
-        (["name"], "NAME ZONE TYPE"),
+        (["name"], "NAME, ZONE or TYPE"),
         (["name", "zone-a", "v6e-16", "--spot"], "after --"),
         (["name", "zone-a", "v6e-16", "--", "train", "--config=a.py"], "--workdir"),
         (["--spot", "name"], "no option --spot"),
     ],
 )
-def test_a_mistake_about_a_tpu_vm_is_one_line(words, says):
+def test_tpu_vm_usage_error_is_one_line(words, problem):
     done = launch("tpu_vm.sh", *words)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and problem in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_a_dry_run_on_slurm_is_one_step_and_what_saves_and_requeues_it():
+def test_slurm_dry_run_prints_step_save_and_requeue():
     done = launch("slurm.sh", "--dry_run", "train", "--config=a b.py", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
     assert done.returncode == 0 and not done.stderr
     step, save, requeue = done.stdout.splitlines()
@@ -223,27 +223,27 @@ def test_a_dry_run_on_slurm_is_one_step_and_what_saves_and_requeues_it():
         ("0", "2026-01-01T00:00:00", 0, True),
         ("75", "None", 75, True),
     ],
-    ids=["time is up", "ends in time", "fails", "is a mistake", "pre-empted", "the cloud's notice"],
+    ids=["time limit", "ends in time", "fails", "usage error", "preempted", "preemption notice"],
 )
-def test_a_slurm_job_that_must_stop_saves_and_is_requeued_and_no_other_is(tmp_path, in_time, preempted, code, requeued):
+def test_slurm_job_is_requeued_only_after_it_was_stopped(tmp_path, in_time, preempted, code, requeued):
     if in_time is not None:
         (tmp_path / "in_time").write_text(in_time)
     (tmp_path / "preempted").write_text(f"PreemptTime={preempted}\n")
-    done, told = play(
+    done, called = play(
         tmp_path, "slurm.sh", "sweep", "--workdir=w", SLURM_JOB_ID="9",
         stand_ins={"srun": SRUN, "scancel": RECORDED, "scontrol": RECORDED},
     )  # fmt: skip
     assert done.returncode == code, done.stderr
-    assert told[0] == "srun --kill-on-bad-exit=1 python -m smallbatch.sweep --workdir=w"
-    assert ("scancel --signal=TERM 9" in told) == (in_time is None)
-    assert ("scontrol requeue 9" in told) == requeued
-    assert ("the same sbatch goes on" in done.stderr) == (code == 1)
+    assert called[0] == "srun --kill-on-bad-exit=1 python -m smallbatch.sweep --workdir=w"
+    assert ("scancel --signal=TERM 9" in called) == (in_time is None)
+    assert ("scontrol requeue 9" in called) == requeued
+    assert ("run sbatch again to resume" in done.stderr) == (code == 1)
 
 
 @pytest.mark.parametrize(
-    ("words", "environment", "says"),
+    ("words", "environment", "problem"),
     [
-        ([], {"SLURM_JOB_ID": "9"}, "which command"),
+        ([], {"SLURM_JOB_ID": "9"}, "the command is missing"),
         (["train"], {}, "submit it with sbatch"),
         (
             ["train"],
@@ -252,14 +252,14 @@ def test_a_slurm_job_that_must_stop_saves_and_is_requeued_and_no_other_is(tmp_pa
         ),
     ],
 )
-def test_a_mistake_about_a_slurm_job_is_one_line(words, environment, says):
+def test_slurm_usage_error_is_one_line(words, environment, problem):
     done = launch("slurm.sh", *words, **environment)
-    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and problem in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_the_container_takes_what_it_runs_and_says_what_it_was_tried_on():
+def test_container_copies_the_files_that_it_runs():
     text = (LAUNCH / "Containerfile").read_text()
-    assert "# Tried: " in text and "\nUSER 1000\n" in text
+    assert "# Tested: " in text and "\nUSER 1000\n" in text
     copied = [word for line in text.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]]
     assert all((runs.ROOT / name).exists() for name in copied)
     assert {"pyproject.toml", "smallbatch", "configs"} <= set(copied)

@@ -1,4 +1,4 @@
-"""Progress: silent when quick, plain lines in a log, a bar on a terminal, never the reason for a crash."""
+"""Progress: lines in a log, a bar on a terminal, one line in a notebook."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import pytest
 from smallbatch.runs.progress import Progress, format_bytes, format_count, format_secs
 
 
-def test_a_quick_loop_prints_nothing_to_a_log():
+def test_short_loop_prints_nothing_to_a_log():
     stream = io.StringIO()
     with Progress("train", 100, stream=stream) as progress:
         for done in range(101):
@@ -21,7 +21,7 @@ def test_a_quick_loop_prints_nothing_to_a_log():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that moves when it is told to."""
+    """A clock that only `sleep` advances."""
 
     class Clock:
         now = 100.0
@@ -34,7 +34,7 @@ def clock(monkeypatch):
     return found
 
 
-def test_a_log_gets_plain_lines_with_share_fields_rate_and_time_left(clock):
+def test_log_lines_have_percentage_fields_rate_and_time_left(clock):
     stream = io.StringIO()
     with Progress("train", 2_000_000, stream=stream, every_secs=0) as progress:
         progress.update(500_000, loss="3.21")
@@ -47,7 +47,7 @@ def test_a_log_gets_plain_lines_with_share_fields_rate_and_time_left(clock):
     assert lines[-1] == "train  100%  2.00M/2.00M tokens  loss 2.50  30.0M tokens/s"
 
 
-def test_the_rate_leaves_out_what_was_done_before_the_first_update(clock):
+def test_rate_starts_at_the_first_update(clock):
     stream = io.StringIO()
     with Progress("train", None, stream=stream, every_secs=0) as progress:
         progress.update(1e12)  # resumed far into a run
@@ -56,7 +56,7 @@ def test_the_rate_leaves_out_what_was_done_before_the_first_update(clock):
     assert stream.getvalue().endswith("  400 tokens/s\n")
 
 
-def test_lines_are_no_closer_than_every_secs_and_the_last_state_is_printed(clock):
+def test_lines_are_every_secs_apart_and_the_last_state_is_printed(clock):
     stream = io.StringIO()
     with Progress("prepare", None, unit="bytes", stream=stream, every_secs=8) as progress:
         for done in range(20):
@@ -65,7 +65,7 @@ def test_lines_are_no_closer_than_every_secs_and_the_last_state_is_printed(clock
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["8", "16", "19"]
 
 
-def test_a_closed_stream_is_ignored():
+def test_closed_stream_is_ignored():
     stream = io.StringIO()
     with Progress("train", 10, stream=stream, every_secs=0) as progress:
         progress.update(1)
@@ -75,8 +75,8 @@ def test_a_closed_stream_is_ignored():
         progress.update(1)
 
 
-def test_a_notebook_gets_a_line_that_changes():
-    class OutStream(io.StringIO):  # as a kernel's sys.stderr is known by; tests/test_colab.py has a real one
+def test_notebook_shows_one_changing_line():
+    class OutStream(io.StringIO):  # like the sys.stderr of a kernel; tests/test_colab.py uses a real one
         __module__ = "ipykernel.iostream"
 
     stream = OutStream()
@@ -88,7 +88,7 @@ def test_a_notebook_gets_a_line_that_changes():
 
 
 def read_to_the_end(terminal_fd: int) -> bytes:
-    """All that a closed terminal was sent: the kernel hands it over in parts, and ends with an I/O error."""
+    """Return what a closed terminal received. The kernel returns it in parts, and then an I/O error."""
     shown = b""
     with contextlib.suppress(OSError):
         while part := os.read(terminal_fd, 100_000):
@@ -97,7 +97,7 @@ def read_to_the_end(terminal_fd: int) -> bytes:
     return shown
 
 
-def test_a_terminal_gets_a_bar_with_the_same_words():
+def test_terminal_shows_a_bar():
     parent, child = pty.openpty()
     with os.fdopen(child, "w") as terminal, Progress("train", 200, stream=terminal) as progress:
         progress.update(50, loss="3.21")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smallbatch.runs.records import read_json
+from smallbatch.files.json_files import read as read_json
 
 DATA = Path(__file__).parent / "data"
 

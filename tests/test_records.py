@@ -1,4 +1,4 @@
-"""Records: what is written is what is read, a crash costs half a line at most, rubbish is named."""
+"""Files of a run: records and results are read as written, survive crashes, and invalid ones are errors."""
 
 import dataclasses
 import json
@@ -14,10 +14,11 @@ from importlib import metadata
 import pytest
 
 from smallbatch.errors import UserError
+from smallbatch.files.json_files import read as read_json
 from smallbatch.runs import records
-from smallbatch.runs.records import MetricsWriter, Result, read_json, read_metrics, rewind, write_json
+from smallbatch.runs.records import MetricsWriter, Result, read_metrics, rewind, write_json
 
-ROOT = os.path.dirname(os.path.dirname(records.__file__))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def train(step, loss_nats=3.25):
@@ -58,7 +59,7 @@ def write(path, *recorded):
     return writer.count
 
 
-def test_records_come_back_as_they_were_written(path):
+def test_records_are_read_as_written(path):
     recorded = [train(1), validation(1), train(2), validation(2, bits_per_byte=None)]
     assert write(path, *recorded) == 4
     assert read_metrics(path) == recorded
@@ -66,7 +67,7 @@ def test_records_come_back_as_they_were_written(path):
     assert set(records.WALL_CLOCK_FIELDS) < set(records.FIELDS["train"])
 
 
-def test_a_loss_that_is_not_finite_is_null_and_the_file_is_json(path):
+def test_loss_that_is_not_finite_is_null(path):
     write(path, train(1, math.nan), train(2, math.inf))
     assert [json.loads(line, parse_constant=pytest.fail)["loss_nats"] for line in path.read_text().splitlines()] == [
         None,
@@ -77,19 +78,19 @@ def test_a_loss_that_is_not_finite_is_null_and_the_file_is_json(path):
 
 
 @pytest.mark.parametrize("wrong", [{**train(1), "extra": 1}, {k: v for k, v in train(1).items() if k != "flops"}])
-def test_a_record_with_other_fields_is_a_bug(path, wrong):
+def test_writing_a_record_with_wrong_fields_is_an_error(path, wrong):
     with pytest.raises(ValueError, match="a train record has"):
         write(path, wrong)
 
 
-def test_a_writer_goes_on_where_the_file_ends(path):
+def test_writer_appends(path):
     write(path, train(1))
     assert write(path, train(2)) == 2
     assert [record["step"] for record in read_metrics(path)] == [1, 2]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])
-def test_a_line_cut_short_by_a_crash_is_forgiven_and_replaced(path, cut):
+def test_partial_last_line_is_ignored_and_replaced(path, cut):
     write(path, train(1), train(2))
     path.write_bytes(path.read_bytes()[:-cut])
     assert read_metrics(path) == [train(1)]
@@ -97,7 +98,7 @@ def test_a_line_cut_short_by_a_crash_is_forgiven_and_replaced(path, cut):
     assert read_metrics(path) == [train(1), train(2), train(3)]
 
 
-def test_rewinding_drops_what_came_after_the_checkpoint(path):
+def test_rewind_drops_records_after_the_checkpoint(path):
     write(path, train(1), validation(1), train(2))
     path.write_bytes(path.read_bytes() + b'{"kind": "tra')
     rewind(path, 2)
@@ -106,53 +107,44 @@ def test_rewinding_drops_what_came_after_the_checkpoint(path):
     assert path.read_bytes() == b""
 
 
-@pytest.mark.parametrize(
-    "line", ["[]", "", "{", '{"kind": "train"}', "[" * 100_000, json.dumps(train(2) | {"tokens": "x"})]
-)
-def test_a_bad_line_before_the_checkpoint_is_named_on_resume_and_one_after_it_is_dropped(path, line):
+def test_rewind_of_a_file_that_lost_records_is_an_error(path):
+    rewind(path, 0)  # a run that was never started
+    assert not path.exists()
+    write(path, train(1), train(2))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="has 1 records, but the checkpoint was saved after 2; restore the file"):
+        rewind(path, 2)
+
+
+LINES = ["[]", "{", "", "3", "1, 2", "[" * 100_000, "\0\0\0", '{"kind": "train"}', '{"kind": "other"}', '{"step": 1}']
+LINES += ['{"kind": NaN}', '{"kind": "train"}, {"kind": "train"}', json.dumps(train(2) | {"tokens": "x"})]
+LINES += [json.dumps(train(2) | {"secs": math.nan})]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_invalid_line_is_an_error_with_its_number(path, line):
+    write(path, train(1))
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run: .*; restore the file") as raised:
+        read_metrics(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("line", ["[]", json.dumps(train(2) | {"tokens": "x"})])
+def test_invalid_line_is_an_error_before_the_checkpoint_and_dropped_after_it(path, line):
     write(path, train(1), train(2), train(3))
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], line, lines[2]]) + "\n")
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run: .*; restore the file from a copy"):
+    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run"):
         rewind(path, 3)
     assert path.read_bytes() == before
     rewind(path, 1)
     assert read_metrics(path) == [train(1)]
 
 
-def test_rewinding_a_file_that_lost_records_is_an_error(path):
-    rewind(path, 0)  # a run that was never started
-    assert not path.exists()
-    write(path, train(1), train(2))
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match="has 1 records, but the checkpoint was saved after 2: the file lost"):
-        rewind(path, 2)
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["[]", "{", '{"kind": "train"}', '{"kind": "other"}', '{"step": 1}', "\0\0\0", '{"kind": NaN}', "3"],
-)
-def test_a_line_that_is_no_record_is_named(path, line):
-    write(path, train(1))
-    with path.open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run") as raised:
-        read_metrics(path)
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("rubbish", ['{"kind": "train"}, {"kind": "train"}', '{"a": [1', "2]}", "", "1, 2"])
-def test_a_line_is_one_record_though_the_file_is_parsed_at_once(path, rubbish):
-    write(path, train(1))
-    with path.open("a") as file:
-        file.write(f"{rubbish}\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl:2 is not a record of a run"):
-        read_metrics(path)
-
-
-def test_a_missing_metrics_file_is_an_error_for_a_reader(path):
+def test_missing_metrics_file_is_an_error(path):
     with pytest.raises(UserError, match="is this a run directory"):
         read_metrics(path)
 
@@ -164,34 +156,34 @@ def run_with_files_of_at_most_1000_bytes(code, path):
     return subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "plan.json"
     write_json(path, {"a": 1})
-    said = run_with_files_of_at_most_1000_bytes(
+    printed = run_with_files_of_at_most_1000_bytes(
         "from smallbatch.runs.records import write_json\n"
         "try: write_json(sys.argv[1], 'x' * 2000)\n"
         "except ValueError as error: print(type(error).__name__, error)",
         path,
     )
     words = "File too large; free some space or choose another directory"
-    assert said == f"UserError cannot write {path}: {words}\n"
+    assert printed == f"UserError cannot write {path}: {words}\n"
     assert read_json(path) == {"a": 1} and os.listdir(tmp_path) == ["plan.json"]
 
 
-def test_a_disk_that_fills_up_costs_half_a_record_and_one_line(path):
-    said = run_with_files_of_at_most_1000_bytes(
+def test_full_disk_is_one_error_and_loses_one_record(path):
+    printed = run_with_files_of_at_most_1000_bytes(
         "from smallbatch.runs.records import MetricsWriter\n"
         f"writer, record = MetricsWriter(sys.argv[1]), {train(1)!r}\n"
         "try:\n    while True: writer.write(record)\n"
         "except ValueError as error: print(writer.count, type(error).__name__, error)",
         path,
     )
-    assert said.startswith(f"6 UserError cannot write {path}: ") and said.count("\n") == 1
+    assert printed.startswith(f"6 UserError cannot write {path}: ") and printed.count("\n") == 1
     assert path.stat().st_size == 1000
     assert read_metrics(path) == [train(1)] * 6
 
 
-def test_a_directory_that_is_not_there_is_one_line(tmp_path):
+def test_missing_directory_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*x.json: No such file or directory"):
         write_json(tmp_path / "no" / "x.json", 1)
     with pytest.raises(UserError, match=r"cannot read .*x.json: No such file or directory"):
@@ -200,8 +192,7 @@ def test_a_directory_that_is_not_there_is_one_line(tmp_path):
         MetricsWriter(tmp_path / "no" / "m.jsonl")
 
 
-def test_writers_that_share_a_process_number_do_not_disturb_each_other(tmp_path):
-    """Containers on one file system count their processes alike, as threads do."""
+def test_concurrent_writers_do_not_mix_their_files(tmp_path):
     path = tmp_path / "results.csv"
     contents = [bytes([65 + i]) * 10_000 for i in range(4)]
 
@@ -215,7 +206,7 @@ def test_writers_that_share_a_process_number_do_not_disturb_each_other(tmp_path)
     assert os.listdir(tmp_path) == ["results.csv"]
 
 
-def test_a_replaced_file_has_the_permissions_of_a_new_one_and_a_failure_the_fix_that_fits(tmp_path):
+def test_replaced_file_has_the_permissions_of_a_new_one(tmp_path):
     write_json(tmp_path / "a.json", 1)
     (tmp_path / "b.json").touch()
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "b.json").stat().st_mode
@@ -223,7 +214,7 @@ def test_a_replaced_file_has_the_permissions_of_a_new_one_and_a_failure_the_fix_
         write_json(tmp_path / "a.json" / "c.json", 1)
 
 
-def test_json_is_replaced_as_a_whole_when_the_writer_is_killed(tmp_path):
+def test_killed_writer_leaves_a_complete_json_file(tmp_path):
     path = tmp_path / "big.json"
     code = (
         "import sys; from smallbatch.runs.records import write_json\n"
@@ -242,16 +233,7 @@ def test_json_is_replaced_as_a_whole_when_the_writer_is_killed(tmp_path):
         assert len(value) == 200_000 and len(set(value)) == 1
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"{", b'{"a": NaN}', b"\xff\xfe", b"\0" * 100])
-def test_a_file_that_is_not_json_is_one_line(tmp_path, rubbish):
-    path = tmp_path / "result.json"
-    path.write_bytes(rubbish)
-    with pytest.raises(UserError, match=r"result.json is damaged") as raised:
-        read_json(path)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_curve_is_columns_and_null_is_nan(tmp_path):
+def test_curve_has_columns_with_nan_for_null(tmp_path):
     write(tmp_path / "metrics.jsonl", validation(5), train(6), validation(10, bits_per_byte=None))
     curve = records.read_curve(tmp_path, "validation")
     assert list(curve) == ["step", "tokens", "flops", "loss_nats", "bits_per_byte", "secs"]
@@ -260,23 +242,23 @@ def test_a_curve_is_columns_and_null_is_nan(tmp_path):
     assert records.read_result(tmp_path / "result.json").curve()["step"] == [6]
 
 
-def test_a_result_comes_back_as_it_was_written(tmp_path):
+def test_result_is_read_as_written(tmp_path):
     path = tmp_path / "result.json"
     records.write_result(path, RESULT)
     assert records.read_result(path) == RESULT
 
 
-def test_a_result_from_before_standard_errors_is_read(tmp_path):
+@pytest.mark.parametrize("name", ["validation_loss_se_nats", "program_memory_bytes"])
+def test_result_of_an_earlier_version_lacks_later_fields(tmp_path, name):
     path = tmp_path / "result.json"
-    records.write_result(path, dataclasses.replace(RESULT, validation_loss_se_nats=0.25))
-    assert records.read_result(path).validation_loss_se_nats == 0.25
+    records.write_result(path, dataclasses.replace(RESULT, **{name: 3}))
     values = read_json(path)
-    del values["validation_loss_se_nats"]
+    assert getattr(records.read_result(path), name) == 3 == values.pop(name)
     write_json(path, values)
-    assert records.read_result(path).validation_loss_se_nats is None
+    assert getattr(records.read_result(path), name) is None
 
 
-def test_a_loss_of_a_diverged_run_is_null_in_its_result(tmp_path):
+def test_loss_of_a_diverged_run_is_null(tmp_path):
     path = tmp_path / "result.json"
     records.write_result(path, dataclasses.replace(RESULT, status="diverged", train_loss_nats=math.nan))
     assert records.read_result(path).train_loss_nats is None
@@ -292,7 +274,7 @@ def test_a_loss_of_a_diverged_run_is_null_in_its_result(tmp_path):
         ({"status": "fine"}, "status is 'fine', not one of done, diverged, stopped"),
     ],
 )
-def test_a_result_that_was_tampered_with_is_refused(tmp_path, change, words):
+def test_invalid_result_is_an_error(tmp_path, change, words):
     path = tmp_path / "result.json"
     records.write_result(path, RESULT)
     write_json(path, {**read_json(path), **change})
@@ -300,37 +282,26 @@ def test_a_result_that_was_tampered_with_is_refused(tmp_path, change, words):
         records.read_result(path)
 
 
-def test_a_result_of_an_earlier_version_has_no_program_memory(tmp_path):
-    path = tmp_path / "result.json"
-    records.write_result(path, dataclasses.replace(RESULT, program_memory_bytes=3))
-    values = read_json(path)
-    assert records.read_result(path).program_memory_bytes == 3 == values.pop("program_memory_bytes")
-    write_json(path, values)
-    assert records.read_result(path).program_memory_bytes is None
-
-
-def test_the_word_of_earlier_versions_for_a_stopped_run_is_read(tmp_path):
+def test_former_status_is_read(tmp_path):
     path = tmp_path / "result.json"
     records.write_result(path, dataclasses.replace(RESULT, status="preempted"))
     assert records.read_result(path).status == "stopped"
 
 
-def test_a_result_without_a_key_is_refused(tmp_path):
+def test_result_without_a_key_is_an_error(tmp_path):
     path = tmp_path / "result.json"
     records.write_result(path, RESULT)
     values = read_json(path)
     del values["fingerprint"]
-    write_json(path, values)
-    with pytest.raises(UserError, match="fingerprint is missing"):
-        records.read_result(path)
-    write_json(path, [])
-    with pytest.raises(UserError, match="is not the result of a run"):
-        records.read_result(path)
+    for wrong, problem in [(values, "fingerprint is missing"), ([], "is not the result of a run")]:
+        write_json(path, wrong)
+        with pytest.raises(UserError, match=problem):
+            records.read_result(path)
 
 
-def test_the_environment_is_found_without_jax():
+def test_environment_does_not_import_jax():
     code = (
-        "import json, sys; from smallbatch import records\n"
+        "import json, sys; from smallbatch.runs import records\n"
         "print(json.dumps([records.environment(), 'jax' in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

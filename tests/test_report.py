@@ -19,7 +19,7 @@ import smallbatch
 from smallbatch.analysis.analyze import analyze
 from smallbatch.analysis.read import sweeps
 from smallbatch.analysis.report import output
-from smallbatch.runs.records import read_json
+from smallbatch.files.json_files import read as read_json
 
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None}
 

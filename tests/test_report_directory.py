@@ -13,7 +13,8 @@ from smallbatch.analysis.report import report_dir as directory
 from smallbatch.analysis.report.report_dir import LIST, ReportDirectory
 from smallbatch.analysis.report.section import Analysis
 from smallbatch.errors import UserError
-from smallbatch.runs.records import read_json, write_json
+from smallbatch.files.json_files import read as read_json
+from smallbatch.runs.records import write_json
 
 RUNS = "batch_size,loss_nats\n1,3.1\n4,3.2\n"
 

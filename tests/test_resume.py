@@ -90,7 +90,7 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, t
         process.send_signal(number)
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
-        assert len([line for line in out.splitlines() if "the same command goes on" in line]) == 1
+        assert len([line for line in out.splitlines() if "rerun the same command" in line]) == 1
         result = records.read_result(path / "result.json")
         assert result.status == "stopped" and result.validation_loss_nats is None
         assert 0 < result.optimizer_steps < 150
@@ -219,7 +219,7 @@ def test_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(home, refer
     largest.write_bytes(content)
     run.train(runs.tiny_config(home, runs.LONG), path)
     said = capsys.readouterr().err
-    assert "is damaged" in said and f"going back to {path / 'checkpoints' / '145'}" in said
+    assert "is damaged" in said and f"restoring {path / 'checkpoints' / '145'} instead" in said
     assert_same_run(home, path, reference)
 
 
@@ -277,7 +277,7 @@ def test_second_process_in_one_directory_is_refused(home, reference, tmp_path):
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     config = runs.tiny_config(home, runs.LONG)
-    with workdir.claimed(workdir.RunDir(path), config):
+    with workdir.locked(workdir.RunDir(path), config):
         done = runs.command(home, runs.LONG, path)
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"another process is training in {path}" in done.stderr

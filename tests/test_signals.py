@@ -1,4 +1,4 @@
-"""A stop is granted at the next edge, wherever it was asked for."""
+"""Requests to stop: nesting, and a second Ctrl-C."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import pytest
 from smallbatch.training.signals import Stop
 
 
-def test_a_stop_asked_for_before_the_loop_that_grants_it_starts_is_not_forgotten():
+def test_request_in_an_enclosing_stop_counts_in_a_nested_one():
     with Stop() as outer:
         with Stop() as before:
             assert not before.requested
@@ -19,7 +19,7 @@ def test_a_stop_asked_for_before_the_loop_that_grants_it_starts_is_not_forgotten
         assert not later.requested
 
 
-def test_a_second_ctrl_c_stops_at_once():
+def test_second_ctrl_c_raises_at_once():
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested

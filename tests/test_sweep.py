@@ -15,6 +15,7 @@ import pytest
 import runs
 
 from smallbatch.config import files as config_files
+from smallbatch.files import json_files
 from smallbatch.grid import command
 from smallbatch.grid.cells import enumerate_cells
 from smallbatch.grid.sweep_dir import SweepDirectory
@@ -238,7 +239,7 @@ def test_cells_get_the_cores_that_their_mesh_asks_for(home, tmp_path):
     done = sweep(grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep")
     assert done.returncode == 0, done.stderr
     (row,) = table(tmp_path / "sweep")
-    plan = records.read_json(tmp_path / "sweep" / "cells" / row["id"] / "plan.json")
+    plan = json_files.read(tmp_path / "sweep" / "cells" / row["id"] / "plan.json")
     assert row["status"] == "done" and plan["mesh"]["data"] == 2
 
 

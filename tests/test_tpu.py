@@ -118,7 +118,7 @@ def test_a_dry_run_speaks_of_the_slice_and_a_mistake_about_it_is_one_line(home, 
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())  # the next dry run could not read it, and would warn of it
     assert "8 tpu: data 8 x fsdp 1" in done.stdout and "not splash: it needs a model.context_tokens" in done.stdout
-    assert "total" in done.stdout and "sent by each device in an update" in done.stdout
+    assert "total" in done.stdout and "sent by each device per update" in done.stdout
     wrong = dry_run("--dry_run", "--topology=v5e-8")
     assert wrong.returncode == 2 and "write it as v5e:2x4" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
     needless = dry_run(f"--topology={SLICE}")

@@ -1,4 +1,4 @@
-"""Trackers: TensorBoard's files hold the records against tokens; a missing package is named."""
+"""Trackers: the points in TensorBoard's files, and missing packages."""
 
 import struct
 import sys
@@ -50,12 +50,12 @@ def open_tensorboard(workdir, resumed_tokens=0):
     return tracker
 
 
-def test_no_tracker_is_opened_unless_asked_for(tmp_path):
+def test_no_tracker_is_opened_by_default(tmp_path):
     assert open_trackers(tmp_path, **OFF) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_shows_the_records_against_tokens(tmp_path):
+def test_tensorboard_plots_records_against_tokens(tmp_path):
     tracker = open_tensorboard(tmp_path)
     tracker.write(train(1))
     tracker.write(train(2, float("nan")))
@@ -63,14 +63,14 @@ def test_tensorboard_shows_the_records_against_tokens(tmp_path):
                    "bits_per_byte": None, "secs": 1.0})  # fmt: skip
     tracker.close()
     shown = points(tmp_path / "tensorboard")
-    assert shown["train/loss_nats"] == {64: 3.25}  # NaN has no place on an axis
+    assert shown["train/loss_nats"] == {64: 3.25}  # NaN is left out
     assert shown["train/learning_rate"] == {64: 0.5, 128: 0.5}
     assert shown["validation/loss_nats"] == {128: 3.5}
     assert "validation/bits_per_byte" not in shown
 
 
 @pytest.mark.parametrize("resumed_step", [0, 2])
-def test_after_a_resume_no_point_is_drawn_twice(tmp_path, resumed_step):
+def test_resumed_run_replaces_later_points(tmp_path, resumed_step):
     tracker = open_tensorboard(tmp_path)
     for step in (1, 2, 3, 4):  # 3 and 4 come after the checkpoint and are lost
         tracker.write(train(step, 9.0))
@@ -87,13 +87,13 @@ def test_after_a_resume_no_point_is_drawn_twice(tmp_path, resumed_step):
     ("package", "switch", "extra"),
     [("tensorboardX", {"tensorboard": True}, "tensorboard"), ("wandb", {"wandb": "offline"}, "wandb")],
 )
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, package, switch, extra):
+def test_missing_package_is_an_error_with_its_extra(tmp_path, monkeypatch, package, switch, extra):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(UserError, match=rf"{package} is not installed; pip install 'smallbatch\[{extra}\]', or set --"):
         open_trackers(tmp_path, **{**OFF, **switch})
 
 
-def test_wandb_keeps_an_offline_run(tmp_path):
+def test_wandb_writes_an_offline_run(tmp_path):
     pytest.importorskip("wandb")
     (tracker,) = open_trackers(tmp_path, **{**OFF, "wandb": "offline"})
     tracker.write(train(1))

@@ -148,7 +148,7 @@ def test_dry_run_says_what_a_run_would_be_and_writes_none_of_it(tmp_path, home):
     assert not cache.exists() or [p.name for p in cache.iterdir()] == ["xla"]  # compiled programs, no dataset
     said = " ".join(done.stdout.split())
     for words in (
-        *("1,280 tokens = 20 steps", "warm-up of 64 tokens = 1.0 steps = 5.0% of the run", "28,672 in all"),
+        *("1,280 tokens = 20 steps", "warm-up of 64 tokens = 1.0 steps = 5.0% of the run", "28,672 in total"),
         *("half-life 3,000 tokens = 46.9 steps = 234.38% of the run", "half-life 421 tokens = 6.6 steps", "FLOPs"),
         "unknown until the dataset is prepared",
     ):

@@ -14,9 +14,9 @@ import numpy as np
 
 from smallbatch.data.corpus_files import refuse_lfs_pointer
 from smallbatch.errors import UserError
-from smallbatch.files import paths
+from smallbatch.files import json_files, paths
 from smallbatch.runs.progress import Progress
-from smallbatch.runs.records import read_json, write_json
+from smallbatch.runs.records import write_json
 from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -230,7 +230,7 @@ def load(directory: Path) -> Tokenizer | None:
     path = directory / CONFIG_FILE
     if not paths.exists(path):
         return None
-    config = read_json(path)
+    config = json_files.read(path)
     if config == {"kind": "bytes"}:
         return BytesTokenizer()
     if isinstance(config, dict) and config.get("kind") == "json" and isinstance(config.get("eod_token"), str):

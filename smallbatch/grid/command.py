@@ -25,7 +25,7 @@ from smallbatch.plan import mesh_plan as layout
 from smallbatch.plan.plan import Plan
 from smallbatch.runs.progress import log
 from smallbatch.specs import DeviceSpec
-from smallbatch.training.signals import AGAIN, Stop
+from smallbatch.training.signals import EXIT_RESTART, Stop
 
 SHOWN_CELLS = 40
 
@@ -93,7 +93,7 @@ def sweep(
 
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
-    """Run the chosen cells; return the exit code: 1 if any failed, `stopping.AGAIN` if a notice ended it."""
+    """Run the chosen cells; return the exit code: 1 if any failed, `signals.EXIT_RESTART` if a notice ended it."""
     directory.check_grid(cells)
     place = _place(directory, cells, chosen, flags)
     found = plan_cells(cells, place.devices)
@@ -121,7 +121,7 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
     if "missing" in chosen_states:
         log(f"stopped with {chosen_states.count('missing'):,} cells to run; the same command goes on")
         if stop.notice is not None:
-            return AGAIN
+            return EXIT_RESTART
     return 1 if "failed" in chosen_states else 0
 
 

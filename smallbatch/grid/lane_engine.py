@@ -190,7 +190,7 @@ class LaneEngine:
                 return False
             try:
                 workdir = self._directory.cell(cell_id)
-                ours.enter_context(workdirs.claimed(workdir, self._cells[cell_id].config))
+                ours.enter_context(workdirs.locked(workdir, self._cells[cell_id].config))
             except workdirs.Locked:  # its process counted as dead while its machine was asleep
                 return False
             except UserError as error:

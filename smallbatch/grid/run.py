@@ -93,7 +93,7 @@ def check_prompts(cells: list[Cell], cell_plans: dict[str, plans.Plan]) -> None:
 
 def run(sweep: Sweep, engine: Engine, log: Callable[[str], None], stop: Stop) -> dict[str, State]:
     """Run what is missing until nothing is, or `stop` asks for an end; write results.csv as cells end."""
-    with stop, cloud.Watch(stop.ask), Board(sweep.chosen) as board:
+    with stop, cloud.PreemptionWatcher(stop.request), Board(sweep.chosen) as board:
         watch = _Watch(sweep, board)
 
         def run_all(due: Callable[[], Sequence[tuple[Cell, int | None]]]) -> bool:

@@ -1,7 +1,6 @@
-"""Progress: a bar on a terminal, a line that changes in a notebook, a plain line now and then elsewhere; how counts and
-times are written.
+"""Progress of a loop: a bar on a terminal, one changing line in a notebook, an occasional line in a log file.
 
-One idea: a log file must not fill with bars, and a person who waits wants to know what is left.
+Also the formats of counts, durations and sizes.
 """
 
 import math
@@ -15,11 +14,15 @@ NOTEBOOK_SECS = 1.0  # every line is a message to the browser
 
 
 class Progress:
-    """Show how far a loop has come: `with Progress("train", total) as p: p.update(done, loss="3.21")`.
+    """Show the progress of a loop: `with Progress("train", total) as p: p.update(done, loss="3.21")`.
 
-    `done` is absolute, `total` may be None. The rate counts from the first update, so that what came before
-    (compilation, tokens of an earlier session) does not spoil the time left. A stream that is closed or
-    missing is ignored: a run never dies of its progress bar.
+    The rate is measured from the first update, so it excludes compilation and work of an earlier session. Errors of
+    the stream are ignored.
+
+    Args:
+        total: number of units, or None if unknown.
+        stream: default stderr.
+        every_secs: interval between lines in a log file.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Progress:
         return self
 
     def update(self, done: float, **fields: str) -> None:
-        """Say that `done` units are finished; `fields` are shown as they are, by name."""
+        """Show that `done` units, counted from 0, are finished. fields: texts to show beside the count."""
         now = time.monotonic()
         self._done, self._fields = done, fields
         if self._first is None:
@@ -61,7 +64,7 @@ class Progress:
             self._show(self._status(now))
 
     def log(self, text: str) -> None:
-        """Show at once what goes on beside the count, such as a validation."""
+        """Show a line at once, such as the start of a validation."""
         self._show(f"{self._status(time.monotonic())}  {text}")
 
     def __exit__(self, *_: object) -> None:
@@ -102,30 +105,30 @@ class Progress:
 
 
 def log(text: str) -> None:
-    """Print a line of progress where it does not mix with results. Nobody there to read it is no reason to stop."""
+    """Print a line to stderr. Errors of the stream are ignored."""
     with suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
 
 
 def in_notebook(stream: TextIO) -> bool:
-    """Tell whether what is written here goes to a cell of a notebook (Jupyter, Colab, VS Code)."""
+    """Return whether a stream writes to a notebook cell (Jupyter, Colab, VS Code)."""
     return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 class NotebookLine:
-    """A line under a cell that each new text takes the place of."""
+    """One line under a notebook cell; each new text replaces the previous one."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._width = 0
 
     def show(self, text: str) -> None:
-        self._stream.write("\r" + text.ljust(self._width))  # the spaces hide what was longer before
+        self._stream.write("\r" + text.ljust(self._width))  # spaces overwrite a longer previous text
         self._stream.flush()
         self._width = len(text)
 
     def end(self) -> None:
-        """Let what comes next begin on a line of its own."""
+        """Start a new line."""
         if self._width:
             self._stream.write("\n")
             self._stream.flush()
@@ -141,15 +144,15 @@ def _terminal_bar(title: str, total: float | None, stream: TextIO):
         progress.BarColumn(bar_width=24),
         progress.TextColumn("{task.fields[line]}", markup=False),
         console=Console(file=stream),
-        auto_refresh=False,  # no thread: a stream that closes cannot raise behind our back
-        redirect_stdout=sys.stdout.isatty(),  # results that are piped away stay out of the bar
+        auto_refresh=False,  # without a thread, which could raise on a closed stream
+        redirect_stdout=sys.stdout.isatty(),  # piped results do not go through the bar
     )
     bar.add_task(title, total=total, line="")
     return bar
 
 
 def format_count(count: float) -> str:
-    """Write a count with three digits and a suffix: 1234567 -> '1.23M', 20100 -> '20.1k', 512 -> '512'."""
+    """Format a count with three digits and a suffix: 1234567 -> '1.23M', 20100 -> '20.1k', 512 -> '512'."""
     for scale, suffix in ((1, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T")):
         scaled = count / scale
         if abs(float(f"{scaled:.3g}")) < 1000:  # 999,999 rounds to 1.00M, not to 1000k
@@ -163,7 +166,7 @@ def _three_digits(value: float, whole: bool) -> str:
 
 
 def format_secs(secs: float) -> str:
-    """Write a duration with its two largest units: 72 -> '1m12s', 3725 -> '1h02m', 0.5 -> '0.5s'."""
+    """Format a duration in its two largest units: 72 -> '1m12s', 3725 -> '1h02m', 0.5 -> '0.5s'."""
     if secs < 9.95:
         return f"{secs:.1f}s"
     whole = round(secs)
@@ -177,7 +180,7 @@ def format_secs(secs: float) -> str:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """Write a size in powers of 1,024: 1536 -> '1.50 KiB'."""
+    """Format a size in powers of 1,024: 1536 -> '1.50 KiB'."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if abs(size_bytes) < 1023.5:
             return f"{size_bytes:.0f} bytes" if unit == "bytes" else f"{_three_digits(size_bytes, False)} {unit}"

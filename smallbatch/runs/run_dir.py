@@ -1,6 +1,6 @@
 """The run directory: check that it belongs to the config and whether the run has finished, and lock it.
 
-All checks run before `take` writes config.json, so a usage error writes no config.
+All checks run before `write_config` writes config.json, so a usage error writes no config.
 
 config.json    every key, as given                 metrics.jsonl   one record per line
 plan.json      every derived number                result.json     exists once the run has ended
@@ -8,7 +8,6 @@ tokenizer/     decodes its samples                 checkpoints/    the last two
 """
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 import shutil
@@ -25,38 +24,20 @@ class Locked(UserError):
     """Another process is training in the run directory."""
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDir:
     """The paths of a run directory."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.plan = path / "plan.json"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.tokenizer = path / "tokenizer"
+        self.checkpoints = path / "checkpoints"
 
     @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def plan(self) -> Path:
-        return self.path / "plan.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def result(self) -> Path:
-        return self.path / "result.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def has_begun(self) -> bool:
+    def has_started(self) -> bool:
         """Whether the directory has a record, a checkpoint or a result of a run."""
         metrics = paths.status(self.metrics)
         return (metrics is not None and metrics.st_size > 0) or paths.exists(self.result) or self.has_checkpoints
@@ -79,7 +60,7 @@ def check_owner(workdir: RunDir, config: configs.Config) -> None:
         raise UserError(
             f"{workdir.path} holds a sweep, not a run; resume it with smallbatch.sweep, or choose another --workdir"
         )
-    if not workdir.has_begun:
+    if not workdir.has_started:
         return
     if not paths.exists(workdir.config):
         result = records.read_result(workdir.result) if paths.exists(workdir.result) else None
@@ -88,7 +69,7 @@ def check_owner(workdir: RunDir, config: configs.Config) -> None:
                 f"{workdir.path} holds the result of a run of another config (fingerprint {result.fingerprint[:12]}), "
                 "and its config.json is missing; restore config.json, or choose another --workdir"
             )
-        # A checkpoint names its config. Records alone do not, and the run would replace them.
+        # A checkpoint holds the fingerprint of its config. Records do not, and the run would replace them.
         if result is None and not workdir.has_checkpoints:
             raise UserError(
                 f"{workdir.path} holds metrics.jsonl without the config.json of its run; restore config.json, or "
@@ -109,7 +90,7 @@ def check_owner(workdir: RunDir, config: configs.Config) -> None:
 
 
 def finished(workdir: RunDir) -> records.Result | None:
-    """Return the result of a run that has nothing left to do."""
+    """Return the result of a run that is done or has diverged; None for any other."""
     if not paths.exists(workdir.result):
         return None
     result = records.read_result(workdir.result)
@@ -117,7 +98,7 @@ def finished(workdir: RunDir) -> records.Result | None:
 
 
 @contextlib.contextmanager
-def claimed(workdir: RunDir, config: configs.Config) -> Iterator[None]:
+def locked(workdir: RunDir, config: configs.Config) -> Iterator[None]:
     """Create the directory and lock it for this process. Raises Locked if another process has the lock."""
     try:
         workdir.path.mkdir(parents=True, exist_ok=True)
@@ -128,10 +109,10 @@ def claimed(workdir: RunDir, config: configs.Config) -> Iterator[None]:
         ) from error
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it when we die
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases it when the process ends
         except BlockingIOError:
             raise Locked(
-                f"another process is training in {workdir.path}; wait for it, or choose another --workdir"
+                f"another process is training in {workdir.path}; wait until it ends, or choose another --workdir"
             ) from None
         check_owner(workdir, config)
         yield
@@ -139,14 +120,14 @@ def claimed(workdir: RunDir, config: configs.Config) -> Iterator[None]:
         os.close(lock)
 
 
-def take(workdir: RunDir, config: configs.Config) -> None:
+def write_config(workdir: RunDir, config: configs.Config) -> None:
     """Write config.json; an existing one is kept if its run has started, and otherwise replaced.
 
     The caller has locked the directory and has run all checks.
     """
-    if paths.exists(workdir.config) and not workdir.has_begun:
+    if paths.exists(workdir.config) and not workdir.has_started:
         workdir.plan.unlink(missing_ok=True)
-        shutil.rmtree(workdir.tokenizer, ignore_errors=True)  # a run without a tokenizer must not keep an earlier one
+        shutil.rmtree(workdir.tokenizer, ignore_errors=True)  # it may belong to another dataset
         workdir.config.unlink(missing_ok=True)
     if not paths.exists(workdir.config):
         records.write_json(workdir.config, configs.resolved(config))

@@ -1,7 +1,4 @@
-"""Mirrors of the metrics in TensorBoard or Weights & Biases, for looking at; metrics.jsonl stays the record.
-
-One idea: both are drawn against tokens, the unit in which runs of different batch sizes can be compared.
-"""
+"""Copies of metrics.jsonl in TensorBoard or Weights & Biases, with tokens on the x-axis."""
 
 import math
 import time
@@ -13,7 +10,7 @@ from smallbatch.errors import UserError
 
 class Tracker(Protocol):
     def write(self, record: dict[str, Any]) -> None:
-        """Show one record of metrics.jsonl."""
+        """Log one record of metrics.jsonl."""
         ...
 
     def close(self) -> None: ...
@@ -29,9 +26,10 @@ def open_trackers(
     config: dict[str, Any],
     resumed_tokens: int = 0,
 ) -> list[Tracker]:
-    """Return the trackers that are switched on. wandb: off | offline | online.
+    """Return the enabled trackers.
 
-    `resumed_tokens` is where the run goes on; what a killed session showed after that is replaced.
+    wandb: off | offline | online.
+    resumed_tokens: where the run resumes; later points of an earlier session are replaced.
     """
     trackers: list[Tracker] = []
     if tensorboard:
@@ -51,8 +49,8 @@ class _TensorBoard:
             raise _missing("tensorboardX", "records.tensorboard=False", "tensorboard") from error
         self._writer = SummaryWriter(
             str(directory),
-            purge_step=resumed_tokens + 1 if resumed_tokens else 0,  # a reader drops earlier files from here on
-            filename_suffix=f".{time.time_ns()}",  # two sessions in one second would share a file
+            purge_step=resumed_tokens + 1 if resumed_tokens else 0,  # TensorBoard drops earlier points from here on
+            filename_suffix=f".{time.time_ns()}",  # otherwise two sessions in one second would share a file
         )
 
     def write(self, record: dict[str, Any]) -> None:
@@ -65,7 +63,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    """One W&B run per run id; resumed under the same id, it skips steps that it has already seen."""
+    """One W&B run per run id. W&B ignores steps that it has already logged."""
 
     def __init__(self, workdir: Path, mode: str, project: str, run_id: str, config: dict[str, Any]) -> None:
         try:
@@ -85,7 +83,7 @@ class _WandB:
             )
         except wandb.Error as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"W&B did not start: {reason} Or set --config.records.wandb=offline") from error
+            raise UserError(f"W&B did not start: {reason}; or set --config.records.wandb=offline") from error
         self._run.define_metric("*", step_metric="tokens")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -96,7 +94,7 @@ class _WandB:
 
 
 def _curves(record: dict[str, Any]) -> dict[str, float]:
-    """Return {'train/loss_nats': 3.2, ...}; a loss that is not finite is left out."""
+    """Return {'train/loss_nats': 3.2, ...} without values that are not finite."""
     curves = {name: value for name, value in record.items() if name not in ("kind", "tokens")}
     shown = {name: value for name, value in curves.items() if value is not None and math.isfinite(value)}
     return {f"{record['kind']}/{name}": value for name, value in shown.items()}

@@ -1,22 +1,19 @@
-"""Checkpoints of a run: saved beside the training, restored exactly, and never trusted without a check.
+"""Checkpoints of a run, written by orbax while training continues, and verified when they are restored.
 
-Orbax writes each one to a temporary directory and renames it when it is whole, so a killed save leaves none.
-Its format does not notice changed bytes in an array, so each checkpoint also has a checksum of every array,
-computed where the array lives, and a digest of the rest. One that fails a check is damaged, and the one
-before it is used.
+Orbax writes each checkpoint to a temporary directory, renames it when it is complete, and then deletes the ones that
+are superseded. Its format does not detect changed bytes in an array, so each checkpoint also holds a checksum of every
+array, computed on its devices, and a digest of the metadata.
 """
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
-import re
-import shutil
 import sys
-import time
 import warnings
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,230 +24,214 @@ import numpy as np
 from smallbatch.errors import UserError
 from smallbatch.training import distributed
 
-LEFTOVER = re.compile(r"\d+\..*")  # of a save or a deletion that was killed
-
-
-MAX_VANISHED = 100
-
 
 class Checkpoints:
-    """The checkpoints in a directory: one directory each, named by the number of finished updates.
+    """The checkpoints in a directory, each in a subdirectory named by its number of finished updates.
 
-    The newest `keep` are kept. Older ones are deleted only after a save has finished, so a failed save deletes none.
+    The newest `keep` intact ones are kept. An older one is deleted only after a save has finished.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
         self._directory = Path(directory).absolute()
         self._keep = keep
-        self._pending: Future[None] | None = None  # done after a save and the deletion of older checkpoints
-        self._background = ThreadPoolExecutor(1, "checkpoints")
+        self._checkpointer: Any = None  # opened by the first save: `restore` must not write
+        self._pending: Any = None  # the save in progress
         self._restored: int | None = None
         self._damaged: set[int] = set()
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Start to save a pytree of arrays, and JSON with it; return when the arrays may be donated.
+        """Start to save a pytree of arrays and a JSON value. Return when the arrays may be donated.
 
-        The save before is waited for. The step that was restored is not saved again.
+        Waits for the previous save. Does nothing for the step that was restored.
 
-        Raises:
-            UserError: this save, or the one before, cannot be written.
+        Raises UserError if this checkpoint or the previous one cannot be written.
         """
         self.wait()
         if step == self._restored:
             return
-        arrays = _named(state)
-        sums = _checksums(arrays)
-        described = {name: [*_kind(x), sums[name]] for name, x in arrays.items()}
-        about = _sealed({"progress": progress, "arrays": described})
-        try:
-            self._remove_leftovers()
-            path = self._directory / str(step)
-            if step in self._damaged and path.exists():
-                _remove(path)
+        arrays = _by_path(state)
+        checksums = _checksums(arrays)
+        described = {name: [*_dtype_and_shape(x), checksums[name]] for name, x in arrays.items()}
+        metadata = _with_digest({"progress": progress, "arrays": described})
+        with self._explained():
+            self._checkpointer = self._checkpointer or self._open()
+            overwrite = step in self._damaged
             self._damaged.discard(step)
-            with _synchronous_directories():
-                save = _orbax().save_async(str(path), arrays, custom_metadata=about)
-            self._pending = self._background.submit(self._finish, save)
-        except Exception as error:
-            raise self._unwritten(error) from error
+            self._pending = self._checkpointer.save_async(
+                step, arrays, force=True, overwrite=overwrite, custom_metadata=metadata
+            )
 
     def wait(self) -> None:
-        """Return when the save in progress, if any, is on the disk and superseded checkpoints are gone.
-
-        Raises: UserError if it could not be written.
-        """
+        """Wait until the save in progress, if any, is on disk. Raises UserError if it cannot be written."""
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        try:
-            pending.result()
-        except Exception as error:
-            raise self._unwritten(error) from error
-
-    def _finish(self, save: Any) -> None:
-        """Wait for a save, then delete the older checkpoints that it replaces."""
-        save.result()
-        if distributed.is_first():
-            whole = [step for step in self._steps() if step not in self._damaged]
-            for step in set(self._steps()) - set(whole[-self._keep :]):
-                _remove(self._directory / str(step))
+        if pending is not None:
+            with self._explained():
+                pending.result()  # also ends orbax's thread
 
     def close(self) -> None:
-        """Wait for the save in progress. Raises: UserError if it could not be written."""
+        """Wait for the save in progress, and release orbax's resources."""
         self.wait()
+        if self._checkpointer is not None:
+            with self._explained():
+                self._checkpointer.close()
+            self._checkpointer = None
 
     def restore(self, abstract_state: Any, log: Callable[[str], None] = print) -> tuple[Any, dict[str, Any]] | None:
-        """Return (state, progress) of the newest whole checkpoint; None if there is no checkpoint at all.
+        """Return (state, progress) of the newest intact checkpoint, or None if there is no checkpoint. Only reads.
 
-        Only reads. A damaged checkpoint is passed over, and `log` gets a line about it.
+        A damaged checkpoint is skipped, with one line to `log`.
 
         Args:
-            abstract_state: a pytree of jax.ShapeDtypeStruct with shardings, of any mesh; it may be a part of
-                what was saved, and only that part is read.
+            abstract_state: pytree of jax.ShapeDtypeStruct with shardings on any mesh. It may be a part of the saved
+                state; only that part is read.
 
-        Raises:
-            UserError: all checkpoints are damaged, or the newest whole one is of another model or optimizer.
+        Raises UserError if all checkpoints are damaged, or if the newest intact one is of another model or optimizer.
         """
         problem = ""
-        passed_over: set[int] = set()
-        for _ in range(MAX_VANISHED):
-            steps = [step for step in distributed.from_first(self._steps) if step not in passed_over]
-            if not steps:
-                break
+        while steps := [step for step in distributed.broadcast_from_first(self._steps) if step not in self._damaged]:
             path = self._directory / str(steps[-1])
             if problem:
-                log(f"{problem}; going back to {path}")
-            problem = ""
+                log(f"{problem}; restoring {path} instead")
+                problem = ""
             try:
-                about, state = self._read(path, abstract_state)
+                progress, state = _read(path, abstract_state)
             except UserError:
                 raise
-            except Exception as error:  # orbax and tensorstore raise whatever their parsers happen to raise
-                if not distributed.from_first(path.exists):
-                    continue  # the training process deleted it after it was listed
-                passed_over.add(steps[-1])
-                self._damaged.add(steps[-1])
-                problem = f"the checkpoint {path} is damaged ({_reason(error)})"
+            except Exception as error:  # orbax and tensorstore raise exceptions of many types
+                if distributed.broadcast_from_first(path.exists):  # a concurrent run may have deleted it
+                    self._damaged.add(steps[-1])
+                    problem = f"the checkpoint {path} is damaged ({_reason(error)})"
                 continue
             self._restored = steps[-1]
-            return state, about["progress"]
-        else:
-            raise UserError(
-                f"the checkpoints in {self._directory} are deleted faster than they can be read; try again, or raise "
-                "train.checkpoint_every_secs of the run that trains there"
-            )
-        if passed_over:
+            return state, progress
+        if self._damaged:
             raise UserError(
                 f"{problem or 'all checkpoints are damaged'}, and no older one is intact; restore it from a copy, or "
                 f"delete {self._directory} to restart the run"
             )
         return None
 
-    def _read(self, path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
-        wanted = _named(abstract_state)
-        about, arrays = distributed.together(lambda: self._parts(path, wanted))
-        for name, checksum in _checksums(arrays).items():
-            if checksum != about["arrays"][name][2]:
-                raise ValueError(f"the checksum of {name} is wrong")
-        return about, jax.tree.unflatten(jax.tree.structure(abstract_state), [arrays[name] for name in wanted])
-
-    def _parts(self, path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        about = _unsealed(_orbax().metadata(str(path)).custom_metadata)
-        for name, abstract in wanted.items():
-            saved = about["arrays"].get(name, ["nothing", []])[:2]
-            if saved != _kind(abstract):  # orbax would convert without a word
-                raise UserError(
-                    f"the checkpoint {path} is not of this run: {name} is {_shown(*saved)} there and "
-                    f"{_shown(*_kind(abstract))} here; use the config it was trained with, or another "
-                    "directory"
-                )
-        return about, _load(path, wanted)
-
     def _steps(self) -> list[int]:
         if not self._directory.is_dir():
             return []
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal())
+        return sorted(int(path.name) for path in self._directory.iterdir() if path.name.isdecimal() and path.is_dir())
 
-    def _remove_leftovers(self) -> None:
-        if distributed.is_first():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for path in self._directory.iterdir():
-                if LEFTOVER.fullmatch(path.name):
-                    _delete(path)
+    def _open(self) -> Any:
+        ocp = _orbax()
+        context = ocp.Context()
+        # If orbax cannot create a directory in the background, it blocks the process for 5 minutes.
+        context.asynchronous.create_directories_asynchronously = False
+        return ocp.training.Checkpointer(
+            self._directory,
+            context=context,
+            preservation_policy=_NewestIntact(self._keep, self._damaged),
+            cleanup_tmp_directories=True,
+        )
 
-    def _unwritten(self, error: Exception) -> Exception:
-        if distributed.is_loss(error):
-            return error
-        if isinstance(error, OSError) or "os_error" in str(error):  # tensorstore raises ValueError
-            return UserError(
-                f"cannot write a checkpoint to {self._directory}: {_reason(error)}; free some space or "
-                "choose another directory"
-            )
-        return error
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._checkpointer = None  # it raises this error again; the next save opens another
+            is_os_error = isinstance(error, OSError) or "os_error" in str(error)  # tensorstore raises ValueError
+            if not is_os_error:
+                raise
+            raise UserError(
+                f"cannot write a checkpoint to {self._directory}: {_reason(error)}; free some space or choose another "
+                "directory"
+            ) from error
+
+
+@dataclasses.dataclass
+class _NewestIntact:
+    """Preservation policy for orbax: keep the newest checkpoints that are not known to be damaged."""
+
+    keep: int
+    damaged: set[int]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        intact = [checkpoint.step for checkpoint in checkpoints if checkpoint.step not in self.damaged]
+        return [checkpoint.step in intact[-self.keep :] for checkpoint in checkpoints]
 
 
 @functools.cache
-def _orbax():
+def _orbax() -> Any:
     from orbax.checkpoint import v1 as ocp
 
-    sys.unraisablehook = functools.partial(_without_late_writes, sys.unraisablehook)
+    sys.unraisablehook = functools.partial(_without_abandoned_io, sys.unraisablehook)
     for logger in ("absl", "asyncio"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)  # what it logs as an error it also raises
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # they log errors that orbax also raises
     return ocp
 
 
-def _without_late_writes(hook: Callable, unraisable: Any) -> None:
-    """Pass an unraisable exception to `hook`, unless it comes from writes in progress when a save failed.
-
-    tensorstore prints one traceback for each of them, in addition to the error that `wait` raises.
-    """
+def _without_abandoned_io(hook: Callable, unraisable: Any) -> None:
+    """Pass an unraisable exception to `hook`, unless tensorstore raised it in a read or write that orbax abandoned."""
     if str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
 
 
-def _synchronous_directories():
-    """Return a context in which a save creates its directories synchronously.
+def _read(path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
+    """Return (progress, state) of a checkpoint. Raises UserError if it is of another model, else any exception."""
+    wanted = _by_path(abstract_state)
 
-    If orbax fails to create a directory in the background, it blocks the process for 5 minutes.
-    """
-    ocp = _orbax()
-    context = ocp.Context()
-    context.asynchronous.create_directories_asynchronously = False
-    return context
+    def read_own_part() -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        metadata = _verified(_orbax().metadata(str(path)).custom_metadata)
+        for name, abstract in wanted.items():
+            saved, ours = metadata["arrays"].get(name, ["nothing", []])[:2], _dtype_and_shape(abstract)
+            if saved != ours:  # orbax would convert the array
+                raise UserError(
+                    f"the checkpoint {path} is of another model or optimizer: {name} is {_shown(*saved)}, not "
+                    f"{_shown(*ours)}; use the config it was trained with, or another directory"
+                )
+        return metadata, _load(path, wanted)
+
+    with _quiet():
+        metadata, arrays = distributed.raise_in_all(read_own_part)
+    for name, checksum in _checksums(arrays).items():
+        if checksum != metadata["arrays"][name][2]:
+            raise ValueError(f"the checksum of {name} is wrong")
+    return metadata["progress"], jax.tree.unflatten(
+        jax.tree.structure(abstract_state), [arrays[name] for name in wanted]
+    )
 
 
 def _load(path: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
     ocp = _orbax()
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    # Each process reads by itself: orbax would have those whose part is whole wait for one whose part is not.
+    # Each process reads alone. Otherwise those whose part is intact would wait for one whose part is damaged.
     process = jax.process_index()
     context.multiprocessing.primary_host, context.multiprocessing.active_processes = process, {process}
     context.multiprocessing.barrier_sync_key_prefix = f"process_{process}"
-    hook = sys.unraisablehook
+    with context:
+        return ocp.load(str(path), wanted)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the warnings of orbax about problems that it also raises."""
+    logging.disable(logging.WARNING)
     try:
-        with context, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sys.unraisablehook = lambda _: None
-            return ocp.load(str(path), wanted)
-    except Exception:
-        time.sleep(0.2)  # the reads that orbax gave up at the first failure end, and complain to nobody
-        raise
+            yield
     finally:
-        sys.unraisablehook = hook
+        logging.disable(logging.NOTSET)
 
 
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """Return {path: leaf}, in the order of the leaves."""
+def _by_path(tree: Any) -> dict[str, Any]:
+    """Return {path: leaf} in the order of the leaves."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _kind(array) -> list:
+def _dtype_and_shape(array) -> list:
     return [np.dtype(array.dtype).name, list(array.shape)]
 
 
@@ -259,15 +240,14 @@ def _shown(dtype: str, shape: list[int]) -> str:
 
 
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    # Each is waited for before the next begins: small programs that add up over devices, many under way at once, wait
-    # for each other for ever on a CPU whose cores are all taken.
+    # One at a time: many small programs with collectives in flight can deadlock on a CPU whose cores are all busy.
     return {name: int(_checksum(x)) for name, x in arrays.items()}
 
 
 @jax.jit
 def _checksum(x: jax.Array) -> jax.Array:
-    """Return a uint32 that changes when any one element does, or when two change places."""
-    # Bits times an odd weight by position, summed modulo 2^32: no order of addition, so no mesh, changes it.
+    """Return a uint32 that changes if one element changes or two are exchanged."""
+    # Bits times an odd weight by position, summed modulo 2^32: independent of the order of addition and of the mesh.
     bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]).astype(jnp.uint32)
     weight = jnp.ones(x.shape, jnp.uint32)
     stride = 2
@@ -277,29 +257,13 @@ def _checksum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits * weight, dtype=jnp.uint32)
 
 
-def _sealed(about: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(about)
+def _with_digest(value: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(value)
     return {"about": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _unsealed(metadata: Any) -> dict[str, Any]:
-    metadata = metadata or {}
-    text = metadata.get("about")
-    if text is None or metadata.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
-        raise ValueError("its description is missing or changed")
+def _verified(metadata: dict[str, Any] | None) -> dict[str, Any]:
+    text = (metadata or {}).get("about")
+    if text is None or metadata is None or metadata.get("sha256") != hashlib.sha256(text.encode()).hexdigest():
+        raise ValueError("its metadata is missing or changed")
     return json.loads(text)
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint; once it is begun, it does not look like one."""
-    doomed = path.with_name(f"{path.name}.deleted")
-    path.rename(doomed)
-    _delete(doomed)
-
-
-def _delete(path: Path) -> None:
-    """Delete a directory or a file."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

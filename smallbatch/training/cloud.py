@@ -1,6 +1,6 @@
-"""What Google's cloud tells a machine of its own: other hosts of its slice, and that it will be taken away.
+"""Google Cloud's metadata server: the hosts of a TPU slice, and preemption notices.
 
-A machine of Compute Engine, and so the host of a TPU, can ask a metadata server. Elsewhere nobody answers.
+Every Compute Engine machine, and so every TPU host, can query the server. Elsewhere it does not exist.
 """
 
 import contextlib
@@ -10,51 +10,52 @@ import threading
 import urllib.request
 from collections.abc import Callable
 
-LOOK_SECS = 2.0
-FIRST_LOOKS = 3  # before nobody is taken to be there
-# What is said of a spot machine, and of any, before it is taken away: the key, and the value that is a notice.
+POLL_SECS = 2.0
+FIRST_ATTEMPTS = 3  # failed queries before the machine is taken to be outside Google Cloud
+# {metadata key: value that announces the end of this machine}, for spot machines and for all others.
 NOTICES = {"preempted": "TRUE", "maintenance-event": "TERMINATE_ON_HOST_MAINTENANCE"}
 
 
-def ask(key: str) -> str:
-    """Return what the metadata server says about this machine. Raises OSError where there is none."""
-    host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")  # the name that Google's own libraries read
+def read_metadata(key: str) -> str:
+    """Return a metadata value of this machine. Raises OSError outside Google Cloud and for an unknown key."""
+    host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")  # the variable of Google's own libraries
     url = f"http://{host}/computeMetadata/v1/instance/{key}"
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is this machine's own: by no proxy
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is local to the machine
     try:
-        with direct.open(urllib.request.Request(url, headers={"Metadata-Flavor": "Google"}), timeout=5) as answer:
-            return answer.read().decode().strip()
+        with without_proxy.open(request, timeout=5) as response:
+            return response.read().decode().strip()
     except http.client.HTTPException as error:
         raise OSError(f"{url}: {error!r}") from error
 
 
-class Watch:
-    """Calls `on_notice(words)` from a thread of its own, once, when this machine is to be taken away.
+class PreemptionWatcher:
+    """Call `on_notice(notice)` once, from a background thread, when Google Cloud announces the end of this machine.
 
-    A notice that stands at the start is none: it was granted before, and whoever started again wants to go on.
+    A notice that already stands when the context is entered is ignored: it was handled before this restart.
     """
 
     def __init__(self, on_notice: Callable[[str], None]):
         self._on_notice, self._end = on_notice, threading.Event()
 
-    def __enter__(self) -> "Watch":
-        threading.Thread(target=self._look, daemon=True).start()
+    def __enter__(self) -> "PreemptionWatcher":
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end.set()  # not joined: an answer may take seconds, and the thread keeps nothing alive
+        self._end.set()  # the thread is not joined: a query may take seconds
 
-    def _look(self) -> None:
-        seen: dict[str, str] = {}
-        for _ in range(FIRST_LOOKS):
+    def _watch(self) -> None:
+        last: dict[str, str] = {}
+        for _ in range(FIRST_ATTEMPTS):
             with contextlib.suppress(OSError):
-                seen = {key: ask(key) for key in NOTICES}
+                last = {key: read_metadata(key) for key in NOTICES}
                 break
-            if self._end.wait(LOOK_SECS):
+            if self._end.wait(POLL_SECS):
                 return
-        while seen and not self._end.wait(LOOK_SECS):
+        while last and not self._end.wait(POLL_SECS):
             for key, notice in NOTICES.items():
-                with contextlib.suppress(OSError):  # it may be busy
-                    before, seen[key] = seen[key], ask(key)
-                    if seen[key] == notice != before:
+                with contextlib.suppress(OSError):  # the server may be busy
+                    before, last[key] = last[key], read_metadata(key)
+                    if last[key] == notice != before:
                         return self._on_notice(f"{key} {notice}")

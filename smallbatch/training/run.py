@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import itertools
+import json
 import math
 import resource
 import sys
@@ -64,11 +65,12 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     started, stop = now(), Stop()
     plan = make_plan(config)  # before the data is prepared, so that device-dependent errors come first
     with contextlib.ExitStack() as held:
-        # Watched from here on, so that a notice during the preparation counts.
-        held.enter_context(cloud.Watch(partial(_stop_on_notice, stop)))
-        distributed.from_first(lambda: held.enter_context(workdirs.claimed(workdir, config)))
+        held.enter_context(cloud.PreemptionWatcher(partial(_stop_on_notice, stop)))  # also while data are prepared
+        held.enter_context(distributed.only_first_prints())
+        _check_same_in_all_processes(plan, config, path)
+        distributed.broadcast_from_first(lambda: held.enter_context(workdirs.locked(workdir, config)))
         dataset = prepare.prepare(plan.data)
-        distributed.check_same(dataset.meta.sha256, "the dataset that it prepared")
+        distributed.check_same(dataset.meta.sha256, "the prepared dataset")
         check_splits(dataset, plan.model.context_tokens)
         tokenizer = tokenizers.load(dataset.dir)
         prompt = prompt_ids(plan, tokenizer, config.train.sample_prompt, config.train.sample_tokens)
@@ -76,7 +78,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
         run = Run(plan, workdir, open_trackers)
         trainer = Trainer([run], dataset, workdir.checkpoints, config.train.checkpoint_every_secs, stop)
         trainer.restore()  # raises for another dataset, before anything in the run directory is overwritten
-        distributed.from_first(lambda: describe(workdir, config, plan, tokenizer))
+        distributed.broadcast_from_first(lambda: describe(workdir, config, plan, tokenizer))
         for line in describe_splits(dataset, plan.model.context_tokens):
             log(line)
         log(summary.start_text(plan, len(dataset.train), jax.process_count(), jax.local_devices()[0].device_kind))
@@ -106,9 +108,15 @@ def _open_trackers(
     )
 
 
+def _check_same_in_all_processes(plan: plans.Plan, config: configs.Config, path: Path) -> None:
+    # The fingerprint leaves out the mesh and the sample, which must be the same too.
+    given = (plan.fingerprint, config.mesh.to_dict(), config.train.sample_tokens, str(path))
+    distributed.check_same(json.dumps(given), "the config or --workdir")
+
+
 def describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan, tokenizer) -> None:
     """Write config.json, plan.json and the tokenizer of a run into its directory."""
-    workdirs.take(workdir, config)
+    workdirs.write_config(workdir, config)
     records.write_json(workdir.plan, plan.to_dict())
     if tokenizer is not None:
         try:
@@ -120,8 +128,8 @@ def describe(workdir: workdirs.RunDir, config: configs.Config, plan: plans.Plan,
 
 
 def _stop_on_notice(stop: Stop, notice: str) -> None:
-    stop.ask(notice)
-    log(f"this machine is about to be taken away ({notice}): saving")
+    stop.request(notice)
+    log(f"this machine is about to be preempted ({notice}): saving")
 
 
 @dataclass(frozen=True)

@@ -1,36 +1,36 @@
-"""A stop that is asked for from outside, by SIGTERM or Ctrl-C, and granted where nothing is lost."""
+"""Requests to stop: SIGTERM, Ctrl-C, or a preemption notice. The training loop saves and stops at its next record."""
 
 import contextlib
 import signal
 
-AGAIN = 75  # exit code of what was stopped by a notice: start it again (sysexits.h: EX_TEMPFAIL)
+EXIT_RESTART = 75  # exit code after a preemption notice: run the command again (EX_TEMPFAIL in sysexits.h)
 
 
 class Stop:
-    """SIGTERM and Ctrl-C ask for a stop at the next edge; a second Ctrl-C stops at once.
+    """Record a request to stop while the context is active. A second Ctrl-C raises KeyboardInterrupt at once.
 
-    Inside another Stop, a stop that was asked for there is asked for here.
+    A request that an enclosing Stop has received also counts in a nested one.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.notice: str | None = None  # who asked from within, if that is why
+        self.notice: str | None = None  # the reason, for a request from within the program
 
     def __enter__(self) -> "Stop":
-        self._before = {}
+        self._previous = {}
         for name in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not the main thread: signals are handled there
-                self._before[name] = signal.signal(name, self._on_signal)
-        outer = [getattr(handler, "__self__", None) for handler in self._before.values()]
-        self.requested |= any(isinstance(stop, Stop) and stop.requested for stop in outer)
+            with contextlib.suppress(ValueError):  # signal handlers can be set in the main thread only
+                self._previous[name] = signal.signal(name, self._on_signal)
+        enclosing = [getattr(handler, "__self__", None) for handler in self._previous.values()]
+        self.requested |= any(isinstance(stop, Stop) and stop.requested for stop in enclosing)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name, handler in self._before.items():
+        for name, handler in self._previous.items():
             signal.signal(name, handler)
 
-    def ask(self, notice: str) -> None:
-        """Ask for a stop from within, from any thread, and say why."""
+    def request(self, notice: str) -> None:
+        """Request a stop from within the program, from any thread. notice: the reason."""
         self.notice = self.notice or notice
         self.requested = True
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from smallbatch.errors import UserError
-from smallbatch.files import paths
-from smallbatch.runs.records import read_json, write_bytes, write_json
+from smallbatch.files import json_files, paths
+from smallbatch.runs.records import write_bytes, write_json
 
 LIST = "report_files.json"
 LIST_FORMAT = 1
@@ -71,7 +71,7 @@ class ReportDirectory:
         if not paths.is_dir(path):
             raise UserError(f"--out={path} is a file; choose a directory with --out=DIR")
         if paths.exists(path / LIST):
-            names = _names(read_json(path / LIST), path / LIST)
+            names = _names(json_files.read(path / LIST), path / LIST)
         elif any(path.iterdir()):
             raise UserError(f"{path} is not empty and has no {LIST} of an earlier report; {ELSEWHERE}")
         else:
