@@ -126,9 +126,9 @@ INVALID = [
      f"optimizer.name is 'adan'; it takes {' | '.join(OPTIMIZER_KEYS)}; did you mean adam?"),
     ({"model__remat": "Full"}, "model.remat is 'Full'; it takes none | dots | full; did you mean full?"),
     ({"data__source": "pystdlb"}, "data.source is 'pystdlb'; it takes pystdlib | tfds:NAME | text:GLOB | "
-     "tokens:PATH; did you mean pystdlib?"),
+     "tokens:GLOB; did you mean pystdlib?"),
     ({"data__source": "tfds:"}, "data.source is 'tfds:'; it takes pystdlib | tfds:NAME | text:GLOB | "
-     "tokens:PATH; did you mean tfds?"),
+     "tokens:GLOB; did you mean tfds?"),
     ({"data__validation_source": "txt:v.txt"}, "data.validation_source is 'txt:v.txt'; it takes text:GLOB | "
      "tokens:GLOB | split:TFDS_SPLIT; did you mean text?"),
     ({"data__validation_source": "split:test"},
