@@ -1,4 +1,4 @@
-"""Write text with a trained model: continue a prompt from a run's last checkpoint. Needs no corpus."""
+"""Generate text with a trained model: continue a prompt with the last checkpoint of a run. Needs no corpus."""
 
 import sys
 import typing
@@ -10,7 +10,7 @@ from smallbatch.data import tokenizers
 from smallbatch.errors import UserError
 from smallbatch.files import json_files, paths
 from smallbatch.optim import OPTIMIZERS
-from smallbatch.plan import mesh_plan as layout
+from smallbatch.plan import mesh_plan
 from smallbatch.plan import plan as plans
 from smallbatch.runs.progress import log
 from smallbatch.runs.run_dir import RunDir
@@ -31,13 +31,16 @@ FLAGS = (
 
 def main(flags) -> None:
     if flags.run is None:
-        raise UserError("which run? write --run=DIR, a run directory of smallbatch.train")
+        raise UserError("--run is unset; set it to a run directory of smallbatch.train")
     workdir = RunDir(paths.local(flags.run, "--run"))
     if not paths.exists(workdir.plan) and not paths.exists(workdir.config):
         raise UserError(f"{workdir.path} is not a run directory (no plan.json or config.json); give one with --run=DIR")
     tokenizer = tokenizers.load(workdir.tokenizer)
     if tokenizer is None:
-        raise UserError(f"{workdir.path} was trained on token ids and has no tokenizer to write text with")
+        raise UserError(
+            f"{workdir.path} was trained on token ids and has no tokenizer; train with data.tokenizer=file:PATH of the "
+            "tokenizer.json that made the tokens"
+        )
     prompt_ids = tokenizer.encode_batch([flags.prompt])[0].tolist()
     plan = read_plan(workdir, tokenizer.vocab_size)
     spec = ModelSpec(**plan["model"])
@@ -48,9 +51,9 @@ def main(flags) -> None:
 
 
 def read_plan(workdir: RunDir, vocab_size: int) -> dict:
-    """Return the specs in a run's plan.json; recompute them from its config.json if it is missing or damaged.
+    """Return the plan of a run from plan.json, or from config.json if plan.json is missing or damaged.
 
-    Raises UserError if neither can be read.
+    Raises: UserError if neither can be read.
     """
     fix = "restore it from a copy, or delete it to recompute the plan from config.json"
     try:
@@ -80,9 +83,9 @@ def _plan_of_config(workdir: RunDir, vocab_size: int) -> dict:
             )
         section, _, name = key.partition(".")
         config[section][name] = value
-    config.model.attention = "xla"  # the kernel of the training run may not exist on this machine
+    config.model.attention = "xla"  # this machine may not have the kernel of the training run
     configs.validate(config)
-    devices = DeviceSpec("cpu", layout.least_mesh(config.mesh).devices)
+    devices = DeviceSpec("cpu", mesh_plan.least_mesh(config.mesh).devices)
     return plans.make(config, vocab_size=vocab_size, devices=devices).to_dict()
 
 
@@ -102,19 +105,18 @@ def _continue(workdir: RunDir, plan: dict, spec: ModelSpec, prompt_ids: list[int
 
     skip_absent_tpu()
     here = jax.sharding.SingleDeviceSharding(local_devices()[0])
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-    wanted = {"params": jax.tree.map(place, decoder.abstract_params(spec))}
-    averages = _averages(plan)
-    if averages:
+    abstract = decoder.abstract_params(spec)
+    wanted = {"params": jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)}
+    if _averages(plan):
         wanted |= {"opt_state": {"z": wanted["params"]}}
     restored = Checkpoints(workdir.checkpoints).restore(wanted, log=lambda line: print(line, file=sys.stderr))
     if restored is None:
-        fix = "train first, or wait for its first one"
+        fix = "train first, or wait for the first checkpoint"
         if paths.exists(workdir.result):
-            fix = "a sweep keeps those of its cells with --keep_checkpoints"
+            fix = "rerun the sweep with --keep_checkpoints to keep the checkpoints of its cells"
         raise UserError(f"{workdir.path} has no checkpoint; {fix}")
     params = restored[0]["params"]
-    if averages:
+    if _averages(plan):
         params = optim.evaluated(params, restored[0]["opt_state"]["z"], plan["hyperparams"]["interpolation"])
     return generate(
         spec,

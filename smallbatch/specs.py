@@ -23,7 +23,7 @@ class SourceKind:
 
 
 SOURCES = {
-    "pystdlib": SourceKind("pystdlib", ("tokenizer", "tfds_data_dir")),
+    "pystdlib": SourceKind("pystdlib", ("tokenizer",)),
     "tfds": SourceKind(
         "tfds:NAME", ("tokenizer", "split", "text_key", "tfds_data_dir"), ("text:GLOB", "split:TFDS_SPLIT")
     ),

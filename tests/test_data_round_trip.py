@@ -156,27 +156,20 @@ def test_lost_bytes_are_the_bytes_missing_after_decoding(text, decoded, lost):
     assert lost_bytes(text, decoded) == lost
 
 
-def test_large_corpora_are_sampled_and_errors_are_early(tmp_path, monkeypatch):
+def test_error_of_a_large_corpus_is_early_and_per_corpus(monkeypatch):
     class Dropping:
         lossless = False
-        decoded = 0
 
         def decode_batch(self, batch):
-            self.decoded += len(batch)
             return ["x" * len(ids) for ids in batch]
 
-    monkeypatch.setattr(round_trip, "ALL_CHECKED_BYTES", 1000)
-    tokenizer = Dropping()
-    check = round_trip.LossCheck(tokenizer, "file:t.json")  # pyright: ignore[reportArgumentType]
-    texts, ids = ["x" * 100] * 16, [np.zeros(100)] * 16
-    check.add("train", texts, ids)
-    assert tokenizer.decoded == 10  # documents of 100 bytes
-    check.add("train", texts, ids)
-    assert tokenizer.decoded == 12  # and the 17th and 25th
-    check.add("validation", texts, ids)
-    assert tokenizer.decoded == 28
-    with pytest.raises(UserError, match="loses 3"):
-        check.add("validation", ["y" * 100] * 16, ids)
+    monkeypatch.setattr(round_trip, "ENOUGH_BYTES", 1000)
+    check = round_trip.LossCheck(Dropping(), "file:t.json", together=False)  # pyright: ignore[reportArgumentType]
+    ids = [np.zeros(100)] * 16
+    check.add("train", ["x" * 100] * 16, ids)
+    check.add("validation", ["y" * 100], ids[:1])
+    with pytest.raises(UserError, match=r"loses 1e\+02% of the text of the validation set \(1,600 of 1,600 bytes"):
+        check.add("validation", ["y" * 100] * 15, ids[1:])
 
 
 def test_trained_bpe_is_lossless():

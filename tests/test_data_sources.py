@@ -1,5 +1,6 @@
 import json
-import socket
+import shutil
+import subprocess
 import sys
 import sysconfig
 import tokenize
@@ -119,34 +120,10 @@ def standard_library() -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-def test_pystdlib_is_built_offline_without_tensorflow_and_is_reproducible(tmp_path, monkeypatch, capfd):
-    def no_network(*_, **__):
-        raise AssertionError("pystdlib used the network")
-
-    monkeypatch.setattr(socket.socket, "connect", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+def test_pystdlib_is_the_standard_library(tmp_path):
     documents = read(tmp_path, "pystdlib")
     assert documents == standard_library()
     assert len(documents) > 500 and any("class Path" in text for text in documents)
-    (build,) = (tmp_path / "cache" / "tfds" / "pystdlib").iterdir()
-    assert build.name == "{}.{}.{}".format(*sys.version_info[:3])
-    assert "tensorflow" not in sys.modules
-
-    debris = build.with_name("incomplete.X_3.11.7")  # as a killed build leaves it
-    debris.mkdir()
-    first = prepare(data_spec(tmp_path / "cache", validation_max_bytes=500_000))
-    assert not debris.exists()
-    second = prepare(data_spec(tmp_path / "again", validation_max_bytes=500_000))
-    assert first.meta == second.meta
-    by_name = data_spec(
-        tmp_path / "named",
-        source="tfds:pystdlib",
-        tfds_data_dir=str(tmp_path / "cache" / "tfds"),
-        validation_max_bytes=500_000,
-    )
-    assert prepare(by_name).meta.sha256 == first.meta.sha256
-    out, err = capfd.readouterr()
-    assert not out and all(line.startswith("prepare  ") for line in err.splitlines())  # progress, on a slow machine
 
 
 TINY_BUILDER = """
@@ -230,3 +207,33 @@ def test_every_format_yields_the_same_tokens(tmp_path):
         )
     ]
     assert len(set(prepared)) == 1
+
+
+TOY_SOURCE = """
+def identity(spec):
+    return {"source": spec.source}
+
+
+def documents(spec, skipped):
+    for number in range(int(spec.source.removeprefix("toy:"))):
+        yield f"document {number}"
+"""
+
+
+def test_new_source_is_one_file_and_one_entry(tmp_path):
+    package = tmp_path / "smallbatch"
+    shutil.copytree(Path(sources.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "data" / "source_toy.py").write_text(TOY_SOURCE)
+    specs = (package / "specs.py").read_text()
+    entry = '    "toy": SourceKind("toy:COUNT", ("tokenizer",)),\n'
+    (package / "specs.py").write_text(specs.replace("SOURCES = {\n", "SOURCES = {\n" + entry))
+
+    def command(*flags: str) -> str:
+        words = [sys.executable, "-m", "smallbatch.prepare", f"--config.data.cache_dir={tmp_path}/cache", *flags]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+        return done.stdout + done.stderr
+
+    assert "toy:300" in (printed := command("--config.data.source=toy:300")) and "documents" in printed
+    assert "data.text_key is 'x', which has no effect" in command(
+        "--config.data.source=toy:300", "--config.data.text_key=x"
+    )

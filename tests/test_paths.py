@@ -80,7 +80,7 @@ WITH_PATHS = [  # command, words with a path in the place of {}
     ("train", ["--config={}"]),
     ("train", ["--config={}.py:16"]),
     ("train", ["--config.data.cache_dir={}"]),
-    ("train", ["--config.data.tfds_data_dir={}"]),
+    ("train", ["--config.data.source=tfds:c4", "--config.data.tfds_data_dir={}"]),
     ("train", ["--config.data.source=text:{}"]),
     ("train", ["--config.data.source=tokens:{}", "--config.data.tokens_vocab_size=256"]),
     ("train", ["--config.data.tokenizer=file:{}"]),

@@ -1,4 +1,4 @@
-"""The sample command on a run directory that holds a plan, a tokenizer and a checkpoint, and nothing else."""
+"""The sample command on a run directory with a plan, a tokenizer and a checkpoint only."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ def command(monkeypatch, capfd, *words: str) -> tuple[int, str, str]:
     return ended.value.code, *capfd.readouterr()
 
 
-def test_a_prompt_is_continued_from_the_last_checkpoint_until_the_context_is_full(run_dir, monkeypatch, capfd):
+def test_prompt_is_continued_with_the_last_checkpoint(run_dir, monkeypatch, capfd):
     checkpoints = Checkpoints(run_dir / "checkpoints")
     for step in (1, 2):
         checkpoints.save(step, {"params": params_of(SPEC, seed=step), "opt_state": params_of(SPEC)}, {})
@@ -59,7 +59,7 @@ def test_a_prompt_is_continued_from_the_last_checkpoint_until_the_context_is_ful
     assert "2 is damaged" in err.splitlines()[0]
 
 
-def test_a_lost_or_damaged_plan_is_made_again_from_the_config(run_dir):
+def test_missing_or_damaged_plan_is_recomputed(run_dir):
     config = configs.quickstart()
     keys = ("width", "layers", "head_width", "ffn_width", "context_tokens", "rope_base", "matmul_precision")
     config.model.update({key: getattr(SPEC, key) for key in keys})
@@ -77,27 +77,27 @@ def test_a_lost_or_damaged_plan_is_made_again_from_the_config(run_dir):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        ([], "which run? write --run=DIR"),
+        ([], "--run is unset; set it to a run directory"),
         (["--run=nowhere"], "nowhere is not a run directory"),
         (["--run={}"], "has no checkpoint; train first"),
         (["--run={}", "--promt=x"], "did you mean --prompt?"),
         (["--run={}", "--prompt=caf\udce9"], "is not UTF-8; use a UTF-8 terminal"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(run_dir, monkeypatch, capfd, words, said):
+def test_usage_error_is_one_line_with_exit_code_2(run_dir, monkeypatch, capfd, words, message):
     code, out, err = command(monkeypatch, capfd, *[word.format(run_dir) for word in words])
-    assert (code, out) == (2, "") and said in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
 
 
-def test_a_run_on_token_ids_has_no_tokenizer_to_write_text_with(run_dir, monkeypatch, capfd):
+def test_run_without_tokenizer_is_an_error(run_dir, monkeypatch, capfd):
     (run_dir / "tokenizer" / "tokenizer_config.json").unlink()
     code, _, err = command(monkeypatch, capfd, f"--run={run_dir}")
     assert code == 2 and "has no tokenizer" in err
 
 
-def test_a_schedule_free_run_is_sampled_at_its_average(run_dir, monkeypatch, capfd):
+def test_schedule_free_run_is_sampled_at_its_interpolated_weights(run_dir, monkeypatch, capfd):
     y, z = params_of(SPEC, seed=1), params_of(SPEC, seed=2)
     average = {name: (y[name] - 0.25 * z[name]) / 0.75 for name in y}
     words = (f"--run={run_dir}", "--prompt=a", "--tokens=12", "--temperature=1.5")
@@ -113,8 +113,8 @@ def test_a_schedule_free_run_is_sampled_at_its_average(run_dir, monkeypatch, cap
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': none\nmore")])
-def test_a_platform_that_is_not_here_is_one_line(run_dir, tmp_path, monkeypatch, capfd, error):
-    """A GPU that is asked for where JAX has no plugin for it is a bare AssertionError of JAX."""
+def test_missing_platform_is_one_line(run_dir, tmp_path, monkeypatch, capfd, error):
+    """JAX raises a bare AssertionError for a GPU without a plugin."""
 
     def fail():
         raise error

@@ -117,7 +117,7 @@ def _build(spec: DataSpec, directory: Path) -> None:
     if sources.holds_tokens(spec):
         vocab, eod_id, encoder = source_tokens.vocab_size(spec), spec.tokens_eod_id, None
     else:
-        assert tokenizer is not None
+        assert tokenizer is not None  # only a corpus of tokens may have none
         vocab, eod_id, encoder = tokenizer.vocab_size, tokenizer.eod_id, tokenizer
     dtype = datasets.dtype_name(vocab)
     skipped, check = Skipped(), LossCheck(encoder, spec.tokenizer, together=spec.validation_source is None)

@@ -15,8 +15,7 @@ from smallbatch.data.tokenizers import Tokenizer
 from smallbatch.errors import UserError
 
 MAX_LOST_FRAC = 0.01
-ALL_CHECKED_BYTES = 2**24  # of training text; decoding takes a sixth of the time of encoding
-CHECKED_ONE_IN = 8  # of the training documents after that; all validation documents are checked
+ENOUGH_BYTES = 2**24  # after this much text, a loss above the limit is an error at once
 EXAMPLE_CHARACTERS = 40
 
 
@@ -34,15 +33,14 @@ def _bytes(characters: Counter[str]) -> int:
 
 
 class LossCheck:
-    """Counts lost bytes in all validation documents and in a sample of the training documents.
+    """Counts the lost bytes of all documents. Decoding takes a sixth of the time of encoding.
 
     tokenizer: None for a corpus of tokens, which cannot be checked.
     together: whether both splits come from one corpus. Otherwise each of them has its own limit.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, tokenizer_name: str, together: bool = True):
+    def __init__(self, tokenizer: Tokenizer | None, tokenizer_name: str, together: bool):
         self._tokenizer, self._name, self._together = tokenizer, tokenizer_name, together
-        self._training_documents = self._training_bytes = 0
         self._checked_bytes: Counter[str] = Counter()  # by corpus: the name of its split, or "" if there is only one
         self._lost_bytes: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
@@ -50,29 +48,18 @@ class LossCheck:
     def add(self, split: str, texts: Sequence[str], ids: Sequence[np.ndarray]) -> None:
         """Compare documents with their decoded tokens.
 
-        Raises: UserError if, after ALL_CHECKED_BYTES or more, the lost fraction is above MAX_LOST_FRAC.
+        Raises: UserError if, after ENOUGH_BYTES, the lost fraction is above MAX_LOST_FRAC.
         """
         if self._tokenizer is None or self._tokenizer.lossless:
             return
         corpus = "" if self._together else split
-        chosen = range(len(texts)) if split == "validation" else self._sample(texts)
-        for index, decoded in zip(chosen, self._tokenizer.decode_batch([ids[i] for i in chosen]), strict=True):
-            text = texts[index]
+        for text, decoded in zip(texts, self._tokenizer.decode_batch(ids), strict=True):
             self._checked_bytes[corpus] += len(text.encode("utf-8"))
             if lost := lost_bytes(text, decoded):
                 self._lost_bytes[corpus] += lost
                 self._examples.setdefault(corpus, _example(text, decoded))
-        if self._checked_bytes[corpus] >= ALL_CHECKED_BYTES:
+        if self._checked_bytes[corpus] >= ENOUGH_BYTES:
             self.raise_if_too_much()
-
-    def _sample(self, texts: Sequence[str]) -> list[int]:
-        chosen = []
-        for index, text in enumerate(texts):
-            if self._training_bytes < ALL_CHECKED_BYTES or self._training_documents % CHECKED_ONE_IN == 0:
-                chosen.append(index)
-            self._training_documents += 1
-            self._training_bytes += len(text.encode("utf-8"))
-        return chosen
 
     @property
     def lost_frac(self) -> float | None:

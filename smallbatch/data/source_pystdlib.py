@@ -1,17 +1,17 @@
-"""`pystdlib`: the Python standard library of the running interpreter, as a TFDS dataset that needs no network."""
+"""`pystdlib`: the source files of the running Python's standard library, sorted by path."""
 
-import contextlib
-import io
-import shutil
 import sys
+import sysconfig
+import tokenize
 from collections.abc import Iterator
+from pathlib import Path
 
 from smallbatch.data.corpus_files import Skipped
-from smallbatch.data.source_tfds import texts
 from smallbatch.errors import UserError
-from smallbatch.files import paths
-from smallbatch.files.locks import locked
 from smallbatch.specs import DataSpec
+
+# Installed packages are not part of the library, and distributions differ in whether they include its tests.
+SKIPPED_DIRECTORIES = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 def identity(spec: DataSpec) -> dict[str, object]:
@@ -19,23 +19,14 @@ def identity(spec: DataSpec) -> dict[str, object]:
 
 
 def documents(spec: DataSpec, skipped: Skipped) -> Iterator[str]:
-    """Yield the modules of the standard library; the TFDS dataset is built at first use."""
-    import tensorflow_datasets as tfds
-
-    from smallbatch.data.pystdlib.pystdlib_dataset_builder import Builder
-
-    data_dir = paths.local(spec.tfds_data_dir or f"{spec.cache_dir}/tfds", "data.tfds_data_dir")
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with locked(data_dir / "pystdlib.lock"), contextlib.redirect_stdout(io.StringIO()):
-            tfds.disable_progress_bar()
-            for leftover in data_dir.glob("pystdlib/incomplete.*"):  # of a build that was killed
-                shutil.rmtree(leftover)
-            builder = Builder(data_dir=data_dir, file_format="array_record")
-            builder.download_and_prepare()
-    except OSError as error:
-        raise UserError(
-            f"cannot build the TFDS dataset in {data_dir}: {error.strerror or error}; free space or set "
-            "data.tfds_data_dir"
-        ) from error
-    yield from texts(builder, "train", "text")
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py"), key=Path.as_posix):
+        if SKIPPED_DIRECTORIES.intersection(path.relative_to(library).parts[:-1]):
+            continue
+        try:
+            with tokenize.open(path) as file:  # decodes like the interpreter
+                yield file.read()
+        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path} is not readable as Python source ({error}); reinstall Python or use another corpus"
+            ) from error

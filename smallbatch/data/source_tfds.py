@@ -38,7 +38,17 @@ def documents(spec: DataSpec, skipped: Skipped) -> Iterator[str]:
     keys = [str(key) for key in builder.info.features or ()]  # pyright: ignore[reportGeneralTypeIssues]
     if text_key not in keys:
         raise UserError(f"{source} has no key {text_key!r}; set data.text_key to one of: {', '.join(keys)}")
-    yield from texts(builder, split, text_key)
+    examples = builder.as_data_source(split=split, file_format="array_record")  # pyright: ignore[reportCallIssue]
+    for start in range(0, len(examples), EXAMPLES_AT_ONCE):
+        numbers = range(start, min(start + EXAMPLES_AT_ONCE, len(examples)))
+        for number, example in zip(numbers, examples.__getitems__(list(numbers)), strict=True):
+            where = f"{builder.info.full_name}: example {number} of {split}"
+            if not isinstance(example[text_key], bytes):
+                raise UserError(f"{where}: {text_key!r} is not text; set data.text_key to a text feature")
+            try:
+                yield example[text_key].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{where} is not UTF-8 at byte {error.start}; correct the dataset") from error
 
 
 def _prepared_builder(name: str, data_dir: str | None):
@@ -62,19 +72,3 @@ def _prepared_builder(name: str, data_dir: str | None):
             "prepare it on a machine with network as array_record and set data.tfds_data_dir"
         ) from error
     return builder
-
-
-def texts(builder, split: str, text_key: str) -> Iterator[str]:
-    """Yield one feature of every example of a prepared TFDS dataset."""
-    examples = builder.as_data_source(split=split, file_format="array_record")
-    for start in range(0, len(examples), EXAMPLES_AT_ONCE):
-        stop = min(start + EXAMPLES_AT_ONCE, len(examples))
-        for number, example in enumerate(examples.__getitems__(list(range(start, stop))), start=start):
-            text = example[text_key]
-            where = f"{builder.info.full_name}: example {number} of {split}"
-            if not isinstance(text, bytes):
-                raise UserError(f"{where}: {text_key!r} is not text; set data.text_key to a text feature")
-            try:
-                yield text.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{where} is not UTF-8 at byte {error.start}; correct the dataset") from error

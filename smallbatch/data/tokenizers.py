@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -22,41 +21,11 @@ from smallbatch.specs import LARGEST_VOCAB, SMALLEST_BPE_VOCAB, is_bpe_vocab
 CONFIG_FILE = "tokenizer_config.json"
 JSON_FILE = "tokenizer.json"
 BPE_EOD_TOKEN = "<|endoftext|>"
-EOD_TOKENS = (
-    BPE_EOD_TOKEN,
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<|eos|>",
-    "<EOS>",
-    "[EOS]",
-    "<|endofdocument|>",
-)
+EOD_TOKENS = (BPE_EOD_TOKEN, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<EOS>", "[EOS]", "<|endofdocument|>")
 PART_CHARACTERS = 2**20  # encoding needs 150 bytes of memory per character of a part
 PARTS_AT_ONCE = 8
 LONE_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
 BPE_TRAINING_BYTES = 2**28  # of text, from the start of the training documents
-
-
-class Tokenizer(Protocol):
-    """Encodes documents without an end-of-document token, and decodes any ids."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def eod_id(self) -> int: ...
-
-    @property
-    def lossless(self) -> bool: ...  # whether every text equals its decoded tokens, by construction
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str: ...
-
-    def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]: ...
-
-    def save(self, directory: Path) -> None: ...
 
 
 class BytesTokenizer:
@@ -64,7 +33,7 @@ class BytesTokenizer:
 
     vocab_size = 256
     eod_id = 255
-    lossless = True
+    lossless = True  # whether every text equals its decoded tokens, by construction
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode("utf-8"), dtype=np.uint8) for text in texts]
@@ -116,6 +85,9 @@ class JsonTokenizer:
     def save(self, directory: Path) -> None:
         write_json(directory / JSON_FILE, json.loads(self._backend.to_str()))
         write_json(directory / CONFIG_FILE, {"kind": "json", "eod_token": self._eod_token})
+
+
+Tokenizer = BytesTokenizer | JsonTokenizer  # encodes documents without the end-of-document token; decodes any ids
 
 
 def split_tokenizer(tokenizer: str) -> tuple[str, str]:

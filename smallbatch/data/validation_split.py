@@ -6,6 +6,7 @@ one split, as with a single book, the end of the text is the validation set. The
 data.tokens_eod_id. With data.validation_source, that corpus is the validation set.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -54,26 +55,21 @@ def choose_split(spec: DataSpec) -> Split:
     if given is not None:
         train = replace(spec, validation_source=None, validation_frac=0.0)
 
-        def assign_given(skipped: Skipped) -> Assigned:
-            yield from _assign_by_hash_or_position(given, skipped)
-            yield from _assign_by_hash_or_position(train, skipped)
+        def assign_both(skipped: Skipped) -> Assigned:
+            yield from _assign(given, skipped)
+            yield from _assign(train, skipped)
 
-        rule = (
-            f"The validation set is {spec.validation_source}, up to validation_max_bytes. All of source is trained on."
-        )
-        return Split(rule, assign_given)
-    if sources.holds_tokens(spec):
-        rule = TOKENS_TAIL_RULE if spec.tokens_eod_id is None else HASH_RULE
-    elif (size := _size_if_one_split(spec)) is not None:
+        validation_set = f"The validation set is {spec.validation_source}, up to validation_max_bytes."
+        return Split(f"{validation_set} The training set is all of source.", assign_both)
+    if not sources.holds_tokens(spec) and (size := _size_if_one_split(spec)):
         documents, size_bytes = size
         corpus = "the corpus is one document" if documents == 1 else f"the corpus is only {documents:,} documents"
         note = f"{corpus}: the last {spec.validation_frac:.2%} of its text is the validation set"
         train_bytes = size_bytes - int(size_bytes * spec.validation_frac)
         limits = {"train": train_bytes, "validation": spec.validation_max_bytes}
         return Split(TAIL_RULE, lambda skipped: _cut_texts(sources.documents(spec, skipped), limits), (note,))
-    else:
-        rule = HASH_RULE
-    return Split(rule, lambda skipped: _assign_by_hash_or_position(spec, skipped))
+    by_position = sources.holds_tokens(spec) and spec.tokens_eod_id is None
+    return Split(TOKENS_TAIL_RULE if by_position else HASH_RULE, functools.partial(_assign, spec))
 
 
 def is_validation(content: bytes, validation_frac: float) -> bool:
@@ -100,7 +96,7 @@ def _size_if_one_split(spec: DataSpec) -> tuple[int, int] | None:
     return documents, size_bytes
 
 
-def _assign_by_hash_or_position(spec: DataSpec, skipped: Skipped) -> Assigned:
+def _assign(spec: DataSpec, skipped: Skipped) -> Assigned:
     if not sources.holds_tokens(spec):
         contents = ((text, text.encode("utf-8")) for text in sources.documents(spec, skipped))
         return _assign_by_hash(((text, content, len(content)) for text, content in contents), spec)

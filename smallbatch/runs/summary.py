@@ -171,8 +171,9 @@ def _optional_rows(plan: Plan) -> Rows:
 def _schedule(plan: Plan) -> str:
     warmup = f"{plan.warmup_tokens:,.0f} tokens = {plan.first.hyperparams['warmup_steps']:,.1f} steps"
     rates = ", ".join(f"{rate:.3g}" for rate in plan.first.first_learning_rates)
+    final = f"{plan.first.hyperparams['final_lr_frac']:g} x peak"
     return (
-        f"{plan.optimizer.schedule} to {plan.first.hyperparams['final_lr_frac']:g} x peak after a warm-up of {warmup} = "
+        f"{plan.optimizer.schedule} to {final} after a warm-up of {warmup} = "
         f"{plan.warmup_tokens / plan.budget_tokens:.1%} of the run; first learning rates, at the "
         f"midpoint of each update: {rates}"
     )
