@@ -1,6 +1,7 @@
-"""Run a grid of training runs, or go on with one: compiled once per batch size, spread over cores, safe to stop.
+"""Run or resume a grid of training runs. The config file defines get_grid() beside get_config().
 
-The config file has a get_grid() beside its get_config(). Writes grid.json, a run directory a cell, and results.csv.
+Each batch size is compiled once, and runs are spread over the cores, the devices, or a Ray cluster. Writes grid.json, a
+run directory per cell, and results.csv. Several sweep commands can share a directory, and any can be stopped.
 """
 
 import sys
@@ -10,36 +11,31 @@ from absl import flags as absl_flags
 
 from smallbatch.config import cli
 from smallbatch.errors import UserError
-from smallbatch.grid.options import Options
+from smallbatch.grid.tasks import Options
 
 
 def define_flags(flags) -> None:
+    def text(name: str, default: str | None, meaning: str) -> None:
+        absl_flags.DEFINE_string(name, default, meaning, flag_values=flags)
+
+    def switch(name: str, default: bool, meaning: str) -> None:
+        absl_flags.DEFINE_boolean(name, default, meaning, flag_values=flags)
+
     default = Options()
-    absl_flags.DEFINE_string(
-        "workdir", None, "sweep directory, resumed with its own grid; unset: sweeps/CONFIG", flag_values=flags
-    )
-    absl_flags.DEFINE_boolean("dry_run", False, "print the cells and what they cost, then stop", flag_values=flags)
-    absl_flags.DEFINE_boolean("status", False, "print how the sweep stands, from its files", flag_values=flags)
-    absl_flags.DEFINE_list("only", [], "cells with KEY=VALUE[,KEY=VALUE] only", flag_values=flags)
-    absl_flags.DEFINE_boolean(
-        "stop_diverged", default.stop_diverged, "skip learning rates above one that diverged, all else equal",
-        flag_values=flags,
-    )  # fmt: skip
-    absl_flags.DEFINE_enum(
-        "engine", default.engine, ["auto", "local", "lanes", "ray"],
-        "local: a process a core; lanes: cells at once in one program; ray: the nodes of a Ray cluster",
-        flag_values=flags,
-    )  # fmt: skip
-    absl_flags.DEFINE_string(
-        "ray_address", default.ray_address, "HOST:PORT of a Ray cluster; unset: the one this machine is part of",
-        flag_values=flags,
-    )  # fmt: skip
+    text("workdir", None, "sweep directory; without --config, resume the grid in it; unset: sweeps/CONFIG")
+    switch("dry_run", False, "print the cells and their cost, and exit")
+    switch("status", False, "print the status of the sweep, and exit")
+    absl_flags.DEFINE_list("only", [], "run only the cells with KEY=VALUE[,KEY=VALUE]", flag_values=flags)
+    switch("stop_diverged", default.stop_diverged, "skip learning rates above one that diverged, all else equal")
+    engines = "local: one process per core; lanes: parallel cells in one program; ray: the nodes of a Ray cluster"
+    absl_flags.DEFINE_enum("engine", default.engine, ["auto", "local", "lanes", "ray"], engines, flag_values=flags)
+    text("ray_address", default.ray_address, "HOST:PORT of a Ray cluster; unset: the cluster of this machine")
     cli.integer(flags, "lanes", default.lanes, "parallel cells of --engine=lanes; unset: measured", 1, 2**16)
-    text = "processes of --engine=local; unset: limited by cores"
-    cli.integer(flags, "workers", default.workers, text, 1, 4096)
-    text = "continue only the best 1/N of the learning rates after budget/N^2 and budget/N"
-    cli.integer(flags, "halving", default.halving, text, 2, 1024)
-    absl_flags.DEFINE_boolean("keep_checkpoints", default.keep_checkpoints, "of cells that are done", flag_values=flags)
+    workers = "processes of --engine=local; unset: limited by the number of cores"
+    cli.integer(flags, "workers", default.workers, workers, 1, 4096)
+    halving = "continue only the best 1/N of the learning rates after budget/N^2 and budget/N"
+    cli.integer(flags, "halving", default.halving, halving, 2, 1024)
+    switch("keep_checkpoints", default.keep_checkpoints, "keep the checkpoints of cells that have ended")
 
 
 def saved_config(flags):
@@ -60,7 +56,7 @@ def main(config, flags) -> int:
 
     file = flags.config or ""
     if not file and not flags.workdir:
-        raise UserError("which grid? write --config=configs/quickstart_grid.py, or another file with a get_grid()")
+        raise UserError("no grid is given; use --config=configs/quickstart_grid.py, or another file with a get_grid()")
     name = file.rpartition("/")[2].replace(".py", "").replace(":", "-")
     directory = SweepDirectory(paths.local(flags.workdir, "--workdir") if flags.workdir else Path("sweeps") / name)
     if flags.status:
@@ -71,7 +67,9 @@ def main(config, flags) -> int:
     else:
         name, grid = directory.saved_grid()
     if swept := cli.overridden_keys(sys.argv) & set(grid_cells.swept_keys(grid)):
-        raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; choose among its values with --only=KEY=VALUE")
+        raise UserError(
+            f"the grid sweeps {', '.join(sorted(swept))}, so --config cannot set it; select values with --only"
+        )
     if not file:
         directory.check_config(config)
     cells = grid_cells.enumerate_cells(config, grid)

@@ -1,6 +1,5 @@
 """A sweep on a Ray cluster ends in the table of one machine, whatever happens to nodes, workers and the command."""
 
-import json
 import os
 import signal
 import subprocess
@@ -56,14 +55,14 @@ def wait_for_saved_cell(process: subprocess.Popen, workdir: Path, nodes: list[in
     found: list[tuple[str, int]] = []
 
     def look() -> bool:
-        for claim in workdir.glob("claims/*"):
+        for lock in workdir.glob("locks/*"):
             try:
-                pid = json.loads(claim.read_text())["pid"]
-            except (OSError, ValueError):
+                pid = int(lock.read_text().split()[-1])
+            except (OSError, IndexError):
                 continue
             theirs = pid in {worker for node in nodes for worker in ray_cluster.children(node)}
-            if theirs and runs.steps_saved(workdir / "cells" / claim.name):
-                found.append((claim.name, pid))
+            if theirs and runs.steps_saved(workdir / "cells" / lock.name):
+                found.append((lock.name, pid))
         return bool(found)
 
     assert runs.wait_until(process, look), process.communicate()[1]
@@ -83,7 +82,7 @@ def test_a_lost_node_and_a_killed_worker_change_no_number(cluster, home, undistu
     assert numbers(workdir) == undisturbed
     for cell in (lost, killed):
         assert "going on after update" in (workdir / "cells" / cell / "log.txt").read_text()
-    assert not SweepDirectory(workdir).claims.holders()
+    assert not SweepDirectory(workdir).locks.holders()
 
 
 def test_a_stop_saves_the_cells_under_way_before_the_command_ends(cluster, home, tmp_path):
@@ -99,24 +98,24 @@ def test_a_stop_saves_the_cells_under_way_before_the_command_ends(cluster, home,
     assert runs.wait_until(process, lambda: any(runs.record_count(cell) for cell in workdir.glob("cells/*")))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and "the same command goes on" in err and "Traceback" not in err
+    assert process.returncode == 0 and "rerun the same command to resume" in err and "Traceback" not in err
     (cell,) = workdir.glob("cells/*")
     assert records.read_result(cell / "result.json").status == "stopped" and runs.steps_saved(cell)
-    assert not SweepDirectory(workdir).claims.holders()
+    assert not SweepDirectory(workdir).locks.holders()
 
 
 def test_a_core_is_taken_by_one_worker_at_a_time(tmp_path, monkeypatch):
     from smallbatch.grid import ray_engine
 
     monkeypatch.setattr(ray_engine.tempfile, "tempdir", str(tmp_path))
-    assert [ray_engine._take(core) for core in (0, 1, 0)] == [True, True, False]
+    assert [ray_engine._reserve(core) for core in (0, 1, 0)] == [True, True, False]
 
 
 def test_a_worker_takes_as_many_cores_as_it_was_given_and_leaves_the_others(tmp_path, monkeypatch):
     from smallbatch.grid import ray_engine
 
     script = (
-        "import os; from smallbatch.grid import ray_engine; ray_engine._keep_to_cores(1);"
+        "import os; from smallbatch.grid import ray_engine; ray_engine._reserve_cores(1);"
         "print(*os.sched_getaffinity(0), flush=True); input()"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(runs.ROOT)}
@@ -126,7 +125,7 @@ def test_a_worker_takes_as_many_cores_as_it_was_given_and_leaves_the_others(tmp_
         theirs = int(worker.stdout.readline())
         monkeypatch.setattr(ray_engine.tempfile, "tempdir", str(tmp_path))
         for core in os.sched_getaffinity(0):
-            assert ray_engine._take(core) == (core != theirs)
+            assert ray_engine._reserve(core) == (core != theirs)
         worker.communicate("\n")
 
 

@@ -94,7 +94,7 @@ def test_a_sweep_leaves_a_row_a_cell_and_a_run_directory_each(undisturbed):
         cell = undisturbed / "cells" / row["id"]
         assert records.read_result(cell / "result.json").status == row["status"]
         assert times_ended(cell) == 1 and not (cell / "checkpoints").exists()
-    assert not SweepDirectory(undisturbed).claims.holders() and not list(undisturbed.glob("worker-*"))
+    assert not SweepDirectory(undisturbed).locks.holders() and not list(undisturbed.glob("worker-*"))
 
 
 def test_a_cell_is_the_run_that_the_train_command_makes_of_its_config(home, undisturbed, tmp_path):
@@ -158,7 +158,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(home, undisturbed, tm
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in err
-    assert "the same command goes on" in err and len(table(workdir)) == 6
+    assert "rerun the same command to resume" in err and len(table(workdir)) == 6
     assert sweep(config, workdir).returncode == 0
     assert table(workdir) == table(undisturbed)
 
@@ -170,12 +170,12 @@ def test_a_sweep_called_from_python_stops_and_goes_on_as_the_command_does(home, 
 
     def interrupt() -> None:
         deadline = time.monotonic() + 300
-        while not [*path.glob("claims/[!.]*")] and time.monotonic() < deadline:
+        while not [*path.glob("locks/[!.]*")] and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved with \d cells to run; the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved with \d cells to run; call it again to resume"):
         command.sweep(config, grid, path)
     rows = command.sweep(config, grid, path)
     assert table(path) == table(undisturbed)
@@ -255,7 +255,7 @@ def test_dry_run_says_what_a_grid_costs_and_writes_nothing(home, tmp_path):
     ("more", "words"),
     [
         (["--only=batch_size=7"], "no cell has that value; there are 1, 4"),
-        (["--config.optimizer.peak_lr=0.1"], "the grid sweeps optimizer.peak_lr; choose among its values"),
+        (["--config.optimizer.peak_lr=0.1"], "the grid sweeps optimizer.peak_lr, so --config cannot set it"),
         (["--status"], "is not a sweep directory"),
     ],
 )
@@ -290,7 +290,7 @@ def test_halving_waits_for_rivals_that_another_sweep_is_at_work_on(home, tmp_pat
     cells = enumerate_cells(base, config_files.load_grid(str(config)))
     directory = SweepDirectory(workdir)
     directory.write_grid("grid", base, cells)
-    with directory.claims.held(cells[-1].id):
+    with directory.locks.held(cells[-1].id):
         process = start(config, workdir, "--halving=2")
         assert runs.wait_until(process, lambda: len(list(workdir.glob("cells/*/result.json"))) == 3)
         time.sleep(3)

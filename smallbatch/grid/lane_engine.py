@@ -186,7 +186,7 @@ class LaneEngine:
     def _hold(self, cell_id: str, held: contextlib.ExitStack) -> bool:
         """Hold a missing cell and its run directory as long as `held`; return False where that cannot be."""
         with contextlib.ExitStack() as ours:
-            if not ours.enter_context(self._directory.claims.held(cell_id)) or not self._is_missing(cell_id):
+            if not ours.enter_context(self._directory.locks.held(cell_id)) or not self._is_missing(cell_id):
                 return False
             try:
                 workdir = self._directory.cell(cell_id)
@@ -250,7 +250,7 @@ class LaneEngine:
             with log.open("a") as file:
                 file.write(text)
             if cell_id in self._tasks:  # and not only of a group that others began
-                self._failures.again(self._tasks[cell_id], answer)
+                self._failures.should_retry(self._tasks[cell_id], answer)
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         """Keep others from forming and removing groups: two must not form groups of the same cells."""
