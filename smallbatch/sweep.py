@@ -1,6 +1,6 @@
 """Run or resume a grid of training runs. The config file defines get_grid() beside get_config().
 
-Each batch size is compiled once, and runs are spread over the cores, the devices, or a Ray cluster. Writes grid.json, a
+Each batch size is compiled once, and runs are spread over cores, an accelerator, or a Ray cluster. Writes grid.json, a
 run directory per cell, and results.csv. Several sweep commands can share a directory, and any can be stopped.
 """
 
@@ -15,27 +15,32 @@ from smallbatch.grid.tasks import Options
 
 
 def define_flags(flags) -> None:
-    def text(name: str, default: str | None, meaning: str) -> None:
-        absl_flags.DEFINE_string(name, default, meaning, flag_values=flags)
-
-    def switch(name: str, default: bool, meaning: str) -> None:
-        absl_flags.DEFINE_boolean(name, default, meaning, flag_values=flags)
-
     default = Options()
-    text("workdir", None, "sweep directory; without --config, resume the grid in it; unset: sweeps/CONFIG")
-    switch("dry_run", False, "print the cells and their cost, and exit")
-    switch("status", False, "print the status of the sweep, and exit")
-    absl_flags.DEFINE_list("only", [], "run only the cells with KEY=VALUE[,KEY=VALUE]", flag_values=flags)
-    switch("stop_diverged", default.stop_diverged, "skip learning rates above one that diverged, all else equal")
-    engines = "local: one process per core; lanes: parallel cells in one program; ray: the nodes of a Ray cluster"
-    absl_flags.DEFINE_enum("engine", default.engine, ["auto", "local", "lanes", "ray"], engines, flag_values=flags)
-    text("ray_address", default.ray_address, "HOST:PORT of a Ray cluster; unset: the cluster of this machine")
+    absl_flags.DEFINE_string(
+        "workdir", None, "sweep directory, resumed with its own grid; unset: sweeps/CONFIG", flag_values=flags
+    )
+    absl_flags.DEFINE_boolean("dry_run", False, "print the cells and what they cost, then stop", flag_values=flags)
+    absl_flags.DEFINE_boolean("status", False, "print how the sweep stands, from its files", flag_values=flags)
+    absl_flags.DEFINE_list("only", [], "cells with KEY=VALUE[,KEY=VALUE] only", flag_values=flags)
+    absl_flags.DEFINE_boolean(
+        "stop_diverged", default.stop_diverged, "skip learning rates above one that diverged, all else equal",
+        flag_values=flags,
+    )  # fmt: skip
+    absl_flags.DEFINE_enum(
+        "engine", default.engine, ["auto", "local", "lanes", "ray"],
+        "local: a process a core; lanes: cells at once in one program; ray: the nodes of a Ray cluster",
+        flag_values=flags,
+    )  # fmt: skip
+    absl_flags.DEFINE_string(
+        "ray_address", default.ray_address, "HOST:PORT of a Ray cluster; unset: the one this machine is part of",
+        flag_values=flags,
+    )  # fmt: skip
     cli.integer(flags, "lanes", default.lanes, "parallel cells of --engine=lanes; unset: measured", 1, 2**16)
-    workers = "processes of --engine=local; unset: limited by the number of cores"
-    cli.integer(flags, "workers", default.workers, workers, 1, 4096)
-    halving = "continue only the best 1/N of the learning rates after budget/N^2 and budget/N"
-    cli.integer(flags, "halving", default.halving, halving, 2, 1024)
-    switch("keep_checkpoints", default.keep_checkpoints, "keep the checkpoints of cells that have ended")
+    text = "processes of --engine=local; unset: limited by cores"
+    cli.integer(flags, "workers", default.workers, text, 1, 4096)
+    text = "continue only the best 1/N of the learning rates after budget/N^2 and budget/N"
+    cli.integer(flags, "halving", default.halving, text, 2, 1024)
+    absl_flags.DEFINE_boolean("keep_checkpoints", default.keep_checkpoints, "of cells that are done", flag_values=flags)
 
 
 def saved_config(flags):
@@ -67,9 +72,7 @@ def main(config, flags) -> int:
     else:
         name, grid = directory.saved_grid()
     if swept := cli.overridden_keys(sys.argv) & set(grid_cells.swept_keys(grid)):
-        raise UserError(
-            f"the grid sweeps {', '.join(sorted(swept))}, so --config cannot set it; select values with --only"
-        )
+        raise UserError(f"the grid sweeps {', '.join(sorted(swept))}; choose among its values with --only=KEY=VALUE")
     if not file:
         directory.check_config(config)
     cells = grid_cells.enumerate_cells(config, grid)

@@ -57,13 +57,13 @@ def test_a_directory_without_a_sweep_of_this_version_is_an_error_with_a_fix(tmp_
         directory.read_grid()
     directory.write_grid("grid", BASE, CELLS)
     asked = records.read_json(directory.grid_json)
-    for change, words in (({"format": 0}, "by this version"), ({"cells": asked["cells"][:1] * 2}, "same run")):
+    for change, words in (({"format": 0}, "by another version"), ({"cells": asked["cells"][:1] * 2}, "same run")):
         directory.grid_json.write_text(json.dumps(asked | change))
         with pytest.raises(UserError, match=words):
             directory.read_grid()
     asked["cells"][0]["id"] = "another"
     directory.grid_json.write_text(json.dumps(asked))
-    with pytest.raises(UserError, match="use the version that wrote it, or another --workdir"):
+    with pytest.raises(UserError, match="use that one, or another --workdir"):
         directory.read_grid()
 
 
@@ -113,5 +113,5 @@ def test_a_damaged_grid_json_is_an_error_and_deleting_it_keeps_the_cells(started
 
 def test_a_grid_json_of_another_version_is_not_overwritten(started):
     started.grid_json.write_text(json.dumps(records.read_json(started.grid_json) | {"format": 2}))
-    with pytest.raises(UserError, match="was not written by this version"):
+    with pytest.raises(UserError, match="was written by another version"):
         started.write_grid("grid", BASE, CELLS)

@@ -255,7 +255,7 @@ def test_dry_run_says_what_a_grid_costs_and_writes_nothing(home, tmp_path):
     ("more", "words"),
     [
         (["--only=batch_size=7"], "no cell has that value; there are 1, 4"),
-        (["--config.optimizer.peak_lr=0.1"], "the grid sweeps optimizer.peak_lr, so --config cannot set it"),
+        (["--config.optimizer.peak_lr=0.1"], "the grid sweeps optimizer.peak_lr; choose among its values"),
         (["--status"], "is not a sweep directory"),
     ],
 )

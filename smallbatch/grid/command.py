@@ -15,9 +15,10 @@ from smallbatch.grid import lane_engine as lanes
 from smallbatch.grid.axes import LEARNING_RATE, Grid
 from smallbatch.grid.cells import Cell, enumerate_cells, learning_rate_siblings, selected
 from smallbatch.grid.local_engine import LocalEngine, core_groups
-from smallbatch.grid.run import SweepPlan, failure_lines, plan_cells, prepare_corpora, reopen, run
-from smallbatch.grid.status_table import table_text
+from smallbatch.grid.run import run
+from smallbatch.grid.status_table import status_lines
 from smallbatch.grid.sweep_dir import State, SweepDirectory
+from smallbatch.grid.sweep_plan import SweepPlan, plan_cells, prepare_corpora
 from smallbatch.grid.tasks import Engine, Options
 from smallbatch.plan import mesh_plan
 from smallbatch.runs.progress import log
@@ -31,8 +32,7 @@ def status_text(directory: SweepDirectory, only: Iterable[str] = ()) -> str:
     """Return the status of a sweep, read from its directory. Writes nothing."""
     cells = selected(directory.read_grid(), only)
     states = directory.states(cells)
-    table = table_text(cells, states, directory.locks.holders(time.time()))
-    return "\n".join([table, *failure_lines(directory, cells, states)])
+    return "\n".join(status_lines(directory, cells, states, directory.locks.holders(time.time())))
 
 
 def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], flags) -> str:
@@ -47,9 +47,8 @@ def dry_run_text(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell
     known = {spec: len(dataset.train) for spec, dataset in datasets.items() if dataset is not None}
     if len(known) < len(datasets):
         lines.append("the corpus is not prepared yet, so the number of epochs is unknown")
-    lines += _plan_lines(sweep, known)
     states = {id: State("missing") if state.status in sweep.reopened else state for id, state in states.items()}
-    return "\n".join([*lines, _cost_text(sweep, states, engine, flags)])
+    return "\n".join(lines + _cost_lines(sweep, engine, states, known, flags))
 
 
 def sweep(
@@ -83,10 +82,8 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
     left = directory.write_grid(name, config, cells)  # after all checks, so that a usage error writes no grid
     if left:
         log(f"{left} cells of an earlier grid in {directory.path} are not in this one: kept, but not in results.csv")
-    reopen(sweep)
-    for line in _plan_lines(sweep, corpus_tokens):
-        log(line)
-    log(_cost_text(sweep, directory.states(chosen), engine, flags))
+    sweep.reopen()
+    log("\n".join(_cost_lines(sweep, engine, directory.states(chosen), corpus_tokens, flags)))
     stop = Stop()
     states = run(sweep, engine, print, stop)
     print(f"results: {directory.results_csv}")
@@ -96,12 +93,6 @@ def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell
         if stop.notice is not None:
             return AGAIN
     return 1 if "failed" in statuses else 0
-
-
-def devices_of(cells: list[Cell]) -> int:
-    """Return the number of devices, or of CPU cores, per cell: as many as the largest mesh needs, at least one."""
-    meshes = [cell.config.mesh for cell in cells]
-    return max(mesh.cpu_devices or mesh_plan.least_mesh(mesh).devices for mesh in meshes)
 
 
 def _plan(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], flags) -> tuple[SweepPlan, Engine]:
@@ -116,7 +107,10 @@ def _plan(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], flag
         devices = start_jax(cpu_cores() if name == "lanes" else 1, cells[0].config.data.cache_dir)
         name = "local" if name == "auto" and devices.platform == "cpu" else "lanes"
     _check_flags(name, cells, chosen, flags)
-    count, keep, workers = devices_of(cells), flags.keep_checkpoints, 1
+    meshes = [cell.config.mesh for cell in cells]
+    # Devices, or CPU cores, per cell: enough for the largest mesh.
+    count = max(mesh.cpu_devices or mesh_plan.least_mesh(mesh).devices for mesh in meshes)
+    keep, workers = flags.keep_checkpoints, 1
     if name == "lanes":
         assert devices is not None
         one = replace(devices, count=min(count, devices.count), lanes=True)
@@ -156,15 +150,9 @@ def _check_flags(engine: str, cells: list[Cell], chosen: list[Cell], flags) -> N
             )
 
 
-def _plan_lines(sweep: SweepPlan, corpus_tokens: dict) -> list[str]:
-    """Return what to print about the plans of the chosen cells. corpus_tokens: {DataSpec: training tokens}."""
+def _cost_lines(sweep: SweepPlan, engine: Engine, states: dict[str, State], corpus_tokens: dict, flags) -> list[str]:
+    """Return the epochs, the warnings and the cost of the chosen cells. corpus_tokens: {DataSpec: training tokens}."""
     plans = [sweep.plans[cell.id] for cell in sweep.chosen]
     known = [plan for plan in plans if plan.data in corpus_tokens]
-    return cost.epoch_lines(known, corpus_tokens) + cost.warning_lines(plans)
-
-
-def _cost_text(sweep: SweepPlan, states: dict[str, State], engine: Engine, flags) -> str:
-    keep = flags.keep_checkpoints
-    return cost.cost_text(
-        sweep.chosen, sweep.plans, states, at_once=engine.size, workers=sweep.workers, keep_checkpoints=keep
-    )
+    text = cost.cost_text(sweep, states, engine.size, flags.keep_checkpoints)
+    return [*cost.epoch_lines(known, corpus_tokens), *cost.warning_lines(plans), text]

@@ -1,17 +1,16 @@
-"""Estimate the cost of a grid: compiled programs, tokens, FLOPs, disk space, and the time that is left."""
+"""Estimate the cost of a grid: compiled programs, tokens, FLOPs, checkpoint space, and the time that is left."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smallbatch.grid.cells import Cell
 from smallbatch.grid.sweep_dir import State
+from smallbatch.grid.sweep_plan import SweepPlan
 from smallbatch.plan.plan import Plan
 from smallbatch.runs.progress import format_bytes, format_count, format_secs
 
-FILES_BYTES = 40_000  # config, plan, result, log and tokenizer of a cell, in whole blocks
-RECORD_BYTES, RECORD_BYTES_WITH_DIAGNOSTICS = 200, 500
 CHECKPOINTS = 2  # that a cell keeps
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -70,56 +69,36 @@ def time_text(time: TimeLeft | None) -> str:
     return (f"about {low}" if low == high else f"{low} to {high}") + unless
 
 
-def disk_bytes(plans: Sequence[Plan], left: Sequence[Plan], at_once: int, keep_checkpoints: bool) -> float:
-    """Return the largest disk space of a sweep. left: plans of the cells to run, of which `at_once` run at once."""
-    checkpoints = sorted(map(_checkpoint_bytes, plans if keep_checkpoints else left), reverse=True)
-    kept = checkpoints if keep_checkpoints else checkpoints[:at_once]
-    return sum(map(_files_bytes, plans)) + CHECKPOINTS * sum(kept)
+def checkpoints_bytes(plans: Iterable[Plan], at_once: int | None) -> int:
+    """Return the size of the checkpoints of the largest `at_once` cells; None: of all cells."""
+    sizes = []
+    for plan in plans:
+        diagnostics = {"off": 0, "parts": 1, "successive": 2}[plan.optimizer.diagnostics]
+        copies = 3 + plan.optimizer.weight_average + diagnostics  # weights, at most two averages of the optimizer, ...
+        sizes.append(CHECKPOINTS * FLOAT32_BYTES * copies * plan.params)
+    return sum(sorted(sizes, reverse=True)[:at_once])
 
 
-def _checkpoint_bytes(plan: Plan) -> int:
-    """Return the size of a checkpoint: weights, at most two averages of the optimizer, and optional copies."""
-    diagnostics = {"off": 0, "parts": 1, "successive": 2}[plan.optimizer.diagnostics]
-    return 4 * plan.params * (3 + plan.optimizer.weight_average + diagnostics)
+def cost_text(sweep: SweepPlan, states: dict[str, State], at_once: int, keep_checkpoints: bool) -> str:
+    """Return the cost of the chosen cells without a result. The time is estimated from the cells with a result.
 
-
-def _files_bytes(plan: Plan) -> int:
-    """Return the size of the files of a cell without its checkpoints."""
-    record_bytes = RECORD_BYTES if plan.optimizer.diagnostics == "off" else RECORD_BYTES_WITH_DIAGNOSTICS
-    records = 0
-    for stage in (plan, *plan.later):
-        steps = stage.last_step - stage.first_step
-        records += steps // stage.log_every_steps + steps // (stage.validate_every_steps or steps)
-    return FILES_BYTES + records * record_bytes
-
-
-def cost_text(
-    cells: list[Cell],
-    plans: dict[str, Plan],
-    states: dict[str, State],
-    *,
-    at_once: int,
-    workers: int,
-    keep_checkpoints: bool,
-) -> str:
-    """Return the cost of the cells without a result, as a line; its time is measured on the cells with a result.
-
-    at_once: cells that run in parallel. workers: factor by which parallel workers divide the time of a cell.
+    at_once: cells that run in parallel.
     """
-    left = [plans[cell.id] for cell in cells if states[cell.id].status == "missing"]
+    chosen = {cell.id: sweep.plans[cell.id] for cell in sweep.chosen}
+    left = [plan for cell_id, plan in chosen.items() if states[cell_id].status == "missing"]
     done = [
-        Work(plans[cell_id], state.flops, state.secs / workers)
+        Work(chosen[cell_id], state.flops, state.secs / sweep.workers)
         for cell_id, state in states.items()
         if state.flops and state.secs
     ]
     time = time_left(done, [Work(plan, plan.flops) for plan in left])
     programs = len({stage.program for plan in left for stage in (plan, *plan.later)})
-    disk = disk_bytes([plans[cell.id] for cell in cells], left, at_once, keep_checkpoints)
+    disk = checkpoints_bytes(chosen.values(), None) if keep_checkpoints else checkpoints_bytes(left, at_once)
     return (
         f"{len(left):,} cells to run, {programs} compiled program{'s' * (programs != 1)}, "
         f"{format_count(sum(plan.budget_tokens for plan in left))} tokens, {sum(plan.flops for plan in left):.3g} "
         f"FLOPs, {time_text(time)}{' (measured on finished cells)' if time and left else ''}, "
-        f"{format_bytes(disk)} on disk"
+        f"{format_bytes(disk)} of checkpoints"
     )
 
 

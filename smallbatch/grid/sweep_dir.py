@@ -30,7 +30,7 @@ MARKS: dict[str, dict[str, Any]] = {
     "skipped": {"error": str},
     "failed": {"error": str},
 }
-GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the shape of grid.json
+GRID = {"format": int, "name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the shape of grid.json
 REWRITE_GRID = "delete it and rerun the sweep with its --config, which rewrites it and keeps all results"
 
 
@@ -84,10 +84,7 @@ class SweepDirectory:
     def write_grid(self, name: str, base: configs.Config, cells: list[Cell]) -> int:
         """Write grid.json; return the value of `check_grid`."""
         left = self.check_grid(cells)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot write in {self.path}: {error.strerror}; choose another --workdir") from error
+        self.path.mkdir(parents=True, exist_ok=True)
         described = {
             "format": FORMAT,
             "name": name,
@@ -117,12 +114,7 @@ class SweepDirectory:
             raise UserError(
                 f"{self.path} is not a sweep directory: it has no grid.json; set --workdir to one, or start a sweep"
             )
-        saved = json_files.read_object(self.grid_json, {"format": int}, "the grid of a sweep", REWRITE_GRID)
-        other_version = "use the version that wrote it, or another --workdir"
-        if saved["format"] != FORMAT:
-            raise UserError(f"{self.grid_json} was not written by this version of smallbatch; {other_version}")
-        if problem := json_files.mismatch(saved, GRID):
-            raise UserError(f"{self.grid_json} is damaged ({problem}); {REWRITE_GRID}")
+        saved = json_files.read_object(self.grid_json, GRID, "the grid of a sweep", REWRITE_GRID)
         try:
             base = configs.from_sections(saved["config"])
             cells = enumerate_cells(base, tuple(cell["values"] for cell in saved["cells"]))
@@ -130,8 +122,10 @@ class SweepDirectory:
             raise UserError(
                 f"{self.grid_json} is damaged, or from another version of smallbatch ({error}); {REWRITE_GRID}"
             ) from error
-        if [cell.id for cell in cells] != [cell["id"] for cell in saved["cells"]]:
-            raise UserError(f"{self.grid_json} has other cell ids than this version of smallbatch; {other_version}")
+        if saved["format"] != FORMAT or [cell.id for cell in cells] != [cell["id"] for cell in saved["cells"]]:
+            raise UserError(
+                f"{self.grid_json} was written by another version of smallbatch; use that one, or another --workdir"
+            )
         return cells
 
     def state(self, cell_id: str) -> State:
