@@ -133,10 +133,11 @@ def test_the_time_left_is_estimated_per_batch_size(home, tmp_path):
     assert "1h01m to 2h01m if batch size 2 is as fast" in dry_run(tmp_path, three, workers=1)
 
 
-def test_the_time_left_of_a_running_sweep_includes_cells_that_are_running(home, tmp_path):
+def test_the_time_left_of_a_running_sweep_includes_cells_that_are_running(home, tmp_path, monkeypatch):
     cells, directory = cells_of(home, product(axis("train.batch_size", [1, 4]), RATES)), SweepDirectory(tmp_path)
     plans = plans_of(cells)
     end(directory, cells[0], flops=plans[cells[0].id].flops, secs=1000.0)
+    monkeypatch.setattr(grid_run, "REFRESH_SECS", -1.0)
     monitor, shown = monitor_of(SweepPlan(directory, cells, cells, plans, workers=2))
     monitor.update(set())
     assert shown[-1]["left"] == "about 58m20s if batch size 4 is as fast as the measured ones"  # 7 x 500 s
@@ -260,7 +261,7 @@ def test_a_usage_error_writes_no_grid(home, tmp_path, changes, words):
     assert not directory.path.exists()
 
 
-def test_progress_counts_the_tokens_of_the_chosen_cells(home, tmp_path):
+def test_progress_counts_the_tokens_of_the_chosen_cells(home, tmp_path, monkeypatch):
     every, directory = cells_of(home, product(axis("train.seed", [1, 2]), RATES)), SweepDirectory(tmp_path)
     cells = every[:4]
     end(directory, cells[0])
@@ -268,6 +269,7 @@ def test_progress_counts_the_tokens_of_the_chosen_cells(home, tmp_path):
     directory.cell(cells[2].id).path.mkdir(parents=True)
     with closing(records.MetricsWriter(directory.cell(cells[2].id).metrics)) as writer:
         writer.write(train(5))  # 320 tokens, in an earlier session
+    monkeypatch.setattr(grid_run, "REFRESH_SECS", -1.0)
     monitor, shown = monitor_of(SweepPlan(directory, every, cells, plans_of(every)))
     monitor.update(set())
     end(directory, cells[3], "diverged", tokens=64)
