@@ -22,17 +22,8 @@ class Work:
     secs: float = 0.0  # wall-clock time, divided by the number of cells that ran in parallel
 
 
-@dataclass(frozen=True)
-class TimeLeft:
-    """A range of seconds, and the batch sizes without a measured cell."""
-
-    low_secs: float
-    high_secs: float
-    unmeasured: tuple[int, ...] = ()
-
-
-def time_left(done: Iterable[Work], left: Iterable[Work]) -> TimeLeft | None:
-    """Return the time of the remaining work; None before anything is measured.
+def time_left_text(done: Iterable[Work], left: Iterable[Work]) -> str:
+    """Return an estimate of the time of the remaining work.
 
     A cell is assumed to run at the speed of measured cells with the same program. If there are none, the range is from
     the fastest to the slowest measured program with its batch size, or else with any batch size.
@@ -43,28 +34,21 @@ def time_left(done: Iterable[Work], left: Iterable[Work]) -> TimeLeft | None:
             totals[work.plan.batch_size, work.plan.program][0] += work.secs
             totals[work.plan.batch_size, work.plan.program][1] += work.flops
     secs_per_flop = {key: secs / flops for key, (secs, flops) in totals.items()}
-    low = high = 0.0
-    unmeasured = set()
+    low_secs = high_secs = 0.0
+    unmeasured = set()  # batch sizes
     for work in left:
-        size, program = work.plan.batch_size, work.plan.program
+        size = work.plan.batch_size
         same_size = [speed for key, speed in secs_per_flop.items() if key[0] == size]
-        own = secs_per_flop.get((size, program))
-        speeds = [own] if own else same_size or [*secs_per_flop.values()]
+        same_program = secs_per_flop.get((size, work.plan.program))
+        speeds = [same_program] if same_program else same_size or [*secs_per_flop.values()]
         if not speeds:
-            return None
+            return "unknown time (until a cell has trained)"
         if not same_size:
             unmeasured.add(size)
-        low += work.flops * min(speeds)
-        high += work.flops * max(speeds)
-    return TimeLeft(low, high, tuple(sorted(unmeasured)))
-
-
-def time_text(time: TimeLeft | None) -> str:
-    """Return an estimate as text."""
-    if time is None:
-        return "unknown time (until a cell has trained)"
-    low, high = format_secs(time.low_secs), format_secs(time.high_secs)
-    sizes = ", ".join(f"{size:,}" for size in time.unmeasured)
+        low_secs += work.flops * min(speeds)
+        high_secs += work.flops * max(speeds)
+    low, high = format_secs(low_secs), format_secs(high_secs)
+    sizes = ", ".join(f"{size:,}" for size in sorted(unmeasured))
     unless = f" if batch size {sizes} is as fast as the measured ones" if sizes else ""
     return (f"about {low}" if low == high else f"{low} to {high}") + unless
 
@@ -91,13 +75,13 @@ def cost_text(sweep: SweepPlan, states: dict[str, State], at_once: int, keep_che
         for cell_id, state in states.items()
         if state.flops and state.secs
     ]
-    time = time_left(done, [Work(plan, plan.flops) for plan in left])
+    time = time_left_text(done, [Work(plan, plan.flops) for plan in left])
     programs = len({stage.program for plan in left for stage in (plan, *plan.later)})
     disk = checkpoints_bytes(chosen.values(), None) if keep_checkpoints else checkpoints_bytes(left, at_once)
     return (
         f"{len(left):,} cells to run, {programs} compiled program{'s' * (programs != 1)}, "
         f"{format_count(sum(plan.budget_tokens for plan in left))} tokens, {sum(plan.flops for plan in left):.3g} "
-        f"FLOPs, {time_text(time)}{' (measured on finished cells)' if time and left else ''}, "
+        f"FLOPs, {time}{' (measured on finished cells)' if done and left else ''}, "
         f"{format_bytes(disk)} of checkpoints"
     )
 

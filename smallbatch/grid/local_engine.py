@@ -98,11 +98,7 @@ class LocalEngine:
 
     def __init__(self, directory: SweepDirectory, core_groups: list[list[int]], keep_checkpoints: bool = False):
         self._directory, self._core_groups, self._keep_checkpoints = directory, core_groups, keep_checkpoints
-
-    @property
-    def size(self) -> int:
-        """Return the number of workers."""
-        return len(self._core_groups)
+        self.size = len(core_groups)
 
     def run(self, tasks: list[Task], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> None:
         """Run tasks until all have ended, or until `stop()` returns True (see tasks.Engine)."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from smallbatch.grid.cells import Cell
-from smallbatch.grid.cost import Work, time_left, time_text
+from smallbatch.grid.cost import Work, time_left_text
 from smallbatch.grid.rungs import run_rungs
 from smallbatch.grid.status_table import status_lines
 from smallbatch.grid.sweep_dir import RESULTS, State
@@ -101,10 +101,10 @@ class _Monitor:
             *((id, trained[id][0], trained[id][1] / len(running)) for id in running),
         ]
         done = [Work(plans[id], tokens * plans[id].flops_per_token, secs) for id, tokens, secs in measured if tokens]
-        estimate = time_left(done, [Work(plans[id], tokens * plans[id].flops_per_token) for id, tokens in left.items()])
+        remaining = [Work(plans[id], tokens * plans[id].flops_per_token) for id, tokens in left.items()]
         self._progress.update(
             done_tokens,
             cells=f"{len(trained) - len(missing):,}/{len(trained):,}",
             progress=f"{done_tokens / max(done_tokens + sum(left.values()), 1):.0%}",
-            left=time_text(estimate),
+            left=time_left_text(done, remaining),
         )
