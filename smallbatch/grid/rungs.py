@@ -37,13 +37,15 @@ def run_rungs(
     """
     groups = learning_rate_siblings(cells)
     for rung in range(RUNGS):
+        # {cell id: the token count of this rung, or nothing if the cell has fewer rungs}
         targets = {cell.id: rungs(plans[cell.id], factor)[rung : rung + 1] for group in groups for cell in group}
 
         def below(targets: dict[str, list[int]] = targets) -> list[tuple[Cell, int]]:
-            found = [(cell, tokens) for group in groups for cell in group for tokens in targets[cell.id]]
             return [
                 (cell, tokens)
-                for cell, tokens in found
+                for group in groups
+                for cell in group
+                for tokens in targets[cell.id]
                 if directory.state(cell.id).status == "missing" and _stopped_at(directory, cell)[0] < tokens
             ]
 
