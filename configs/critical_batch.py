@@ -1,26 +1,28 @@
-"""The critical batch size of Zhang et al. 2024 (arXiv 2410.21676): how many steps does each batch size need?
+"""The critical batch size of Zhang et al. 2024 (arXiv 2410.21676): steps to a target loss by batch size.
 
-Question: up to which batch size does doubling it halve the steps to a target loss, and does that grow with the model?
+Question: up to which batch size does doubling it halve the steps to a target loss, and does this batch size grow with
+          the model?
 Run:      python -m smallbatch.sweep --config=configs/critical_batch.py:85M
-          85M, 151M, 302M, 604M or 1.2B, without embeddings: 9 batch sizes each, 45 runs in all
-Data:     C4 with the GPT-NeoX vocabulary: the first files of its English part, 0.3 GB each and 0.8 GB unpacked. The
-          table under Cost has the pattern of each size; this is that of 85M.
+          or 151M, 302M, 604M or 1.2B, the parameters without embeddings: 9 batch sizes each, 45 runs in total
+Data:     C4 with the GPT-NeoX vocabulary: the first files of its English part, 0.3 GB each and 0.8 GB unpacked. This
+          is the file pattern for 85M; the table under Cost has the others.
             hf download allenai/c4 --include 'en/c4-train.00[01]*.json.gz' --repo-type dataset --local-dir data/c4
             for f in data/c4/en/*.json.gz; do gunzip -c $f > ${f%.json.gz}.jsonl; done
             hf download EleutherAI/gpt-neox-20b tokenizer.json --local-dir data/neox
-Method:   constant learning rate after a warm-up, and an average of the weights is scored; b2 and the half-life of that
-          average are the paper's tables by batch size. A run goes on to 1.25 times the steps that the paper took to
-          the loss that batch size 256 has after 20 tokens a parameter (TARGET_NATS).
-Cost:       size  runs  tokens    FLOPs  the longest run  files, which it reads once
-            85M      9   43.9B   3.5e19            16.8B  200: c4-train.00[01]*
-            151M     9   69.9B  9.02e19            24.1B  300: c4-train.00[0-2]*
-            302M     9    110B   2.5e20            30.2B  300: c4-train.00[0-2]*
-            604M     9    164B  7.21e20            39.8B  400: c4-train.00[0-3]*
-            1.2B     9    331B  2.71e21            68.2B  600: c4-train.00[0-5]*
-          A file is counted as 0.12B tokens, with a margin: in the smaller vocabulary of lm19m.py it has 0.15B.
-Expect:   steps to the target of 85M: 46,000 (64), 13,282 (256), 3,840 (1024), 1,800 (4096), 1,600 (16384); from the
-          fit log steps = log(a + b/B) critical batch sizes of 745, 955, 1394, 1889 and 2533 sequences, where 20% more
-          steps are needed than by halving from 256: about 93 N^0.47 with N in millions of parameters.
+Method:   constant learning rate after a warmup; the average of the weights is evaluated. b2 and the decay of that
+          average follow the paper's tables by batch size. The target (TARGET_NATS) is the loss of batch size 256 after
+          20 tokens per parameter. Each run takes 1.25 times the paper's number of steps to the target.
+Cost:       size  runs  tokens    FLOPs  longest run  files (read once)
+            85M      9   43.9B   3.5e19        16.8B  200: c4-train.00[01]*
+            151M     9   69.9B  9.02e19        24.1B  300: c4-train.00[0-2]*
+            302M     9    110B   2.5e20        30.2B  300: c4-train.00[0-2]*
+            604M     9    164B  7.21e20        39.8B  400: c4-train.00[0-3]*
+            1.2B     9    331B  2.71e21        68.2B  600: c4-train.00[0-5]*
+          A file is assumed to hold at least 0.12B tokens; with the smaller vocabulary of lm19m.py it holds 0.15B.
+Expect:   steps to the target of 85M: 46,000 (64), 13,282 (256), 3,840 (1024), 1,800 (4096), 1,600 (16384). The fit
+          log steps = log(a + b/B) gives critical batch sizes of 745, 955, 1394, 1889 and 2533 sequences, about
+          93 N^0.47 with N in millions of parameters. At the critical batch size, 20% more steps are needed than with
+          perfect scaling from batch size 256.
 """
 
 from smallbatch import config
@@ -28,7 +30,7 @@ from smallbatch.grid import Grid, axis, by_batch_size
 
 SHAPES = {"85M": (768, 12), "151M": (1024, 12), "302M": (1024, 24), "604M": (2048, 12), "1.2B": (2048, 24)}
 TARGET_NATS = {"85M": 3.42, "151M": 3.24, "302M": 3.07, "604M": 2.92, "1.2B": 2.736}
-CHINCHILLA_STEPS = {"85M": 13_282, "151M": 23_438, "302M": 46_875, "604M": 93_750, "1.2B": 187_500}  # at 256
+CHINCHILLA_STEPS = {"85M": 13_282, "151M": 23_438, "302M": 46_875, "604M": 93_750, "1.2B": 187_500}  # at batch size 256
 BATCH_SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 STEPS_TO_TARGET = {
     "85M": (46_000, 23_000, 13_282, 7_000, 3_840, 2_500, 1_800, 1_600, 1_600),

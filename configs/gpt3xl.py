@@ -1,6 +1,6 @@
-"""GPT-3 XL as in Marek et al. 2025 (arXiv 2507.07101), Figure 6: 1.3B parameters, batch size 1 against 512.
+"""GPT-3 XL of Marek et al. 2025 (arXiv 2507.07101), Figure 6: 1.3B parameters, batch size 1 against 512.
 
-Question: does what holds at 124M hold at 1.3B, with learning rates carried over rather than tuned?
+Question: do the results at 124M parameters hold at 1.3B, with transferred instead of tuned learning rates?
 Run:      python -m smallbatch.train --config=configs/gpt3xl.py:adam1
           or adamw512, sgd1, adam1_b2_fixed, adafactor1, adafactor_power1
           python -m smallbatch.sweep --config=configs/gpt3xl.py:headline
@@ -9,23 +9,23 @@ Data:     FineWeb with the GPT-2 vocabulary. Twenty files of its 100BT sample ar
             hf download HuggingFaceFW/fineweb --include 'sample/100BT/000_000[01]?.parquet' \\
                 --repo-type dataset --local-dir data/fineweb
             hf download openai-community/gpt2 tokenizer.json --local-dir data/gpt2
-Size:     1.3B counts active parameters: 1.21B in the blocks, 0.10B in one of two embeddings; 1.41B in all.
+Size:     1.3B active parameters, 1.21B in the blocks and 0.10B in one of two embeddings; 1.41B in total.
 Cost:     a run: 10.0B tokens, 9,536 steps at batch size 512 and 4,882,432 at 1, 9.07e19 FLOPs; 400 TPU v4
           chip-hours in the paper (4,400 for 11 runs). Weights and Adam's averages are 17 GB in float32;
-          --config.mesh.tensor=N divides them among N devices, and at batch size 512 --config.mesh.fsdp=N too.
+          --config.mesh.tensor=N shards them over N devices, and so does --config.mesh.fsdp=N at batch size 512.
             grid              runs  tokens    FLOPs
             headline            11    110B  9.98e20
             adafactor_power      4   40.0B  3.63e20
 Grids:    headline: adam1, adam1_b2_fixed and adamw512; sgd1 and adafactor1 at 4 learning rates a factor of 2 apart.
-          adafactor_power: the paper's own Adafactor, whose code takes b2 = 0.9999 for the exponent c of
-          1 - b2 = t^-c, in the place of adafactor1, where it is a decay; the same 4 learning rates.
-          The values of single runs are those of the script beside the paper's code
-          (github.com/martin-marek/batch-size). It says which learning rates came out of the 4 (for Adafactor 0.0032,
-          in a later version 0.012), not which the 4 were: these are ours.
-Expect:   2.82 nats (adam1), 2.96 (adamw512), 2.99 (sgd1, with spikes before 3B tokens), 3.48
-          (adam1_b2_fixed), 2.81 (adafactor_power1), read off Figure 6 to 0.02, where it shows the mean training
-          loss at the end; no number is published for adafactor1. adamw512 is GPT-3's own learning rate, untuned,
-          without its clipping: a weak baseline.
+          adafactor_power: the Adafactor of the paper's code, which uses b2 = 0.9999 as the exponent c of
+          1 - b2 = t^-c, at the same 4 learning rates. In adafactor1, b2 = 0.9999 is the decay itself.
+          The values of single runs are from the script of the paper's code (github.com/martin-marek/batch-size). It
+          has the best of the 4 learning rates (for Adafactor 0.0032, in a later version 0.012) but not the other 3,
+          which are our choice.
+Expect:   2.82 nats (adam1), 2.96 (adamw512), 2.99 (sgd1, with spikes before 3B tokens), 3.48 (adam1_b2_fixed), 2.81
+          (adafactor_power1), read off Figure 6 to 0.02; no number is published for adafactor1. Figure 6 shows the mean
+          training loss at the end, so compare train_loss_nats. adamw512 is a weak baseline: it has the learning rate
+          of GPT-3, untuned, and no gradient clipping.
 """
 
 from smallbatch import config
@@ -72,17 +72,17 @@ def get_config(name: str = "adam1") -> config.Config:
 
 
 def get_grid(name: str = "headline") -> Grid:
-    return chain(*(_arm(VARIANTS[variant], factors) for variant, factors in config.variant(name, GRIDS).items()))
+    return chain(*(_method(VARIANTS[variant], factors) for variant, factors in config.variant(name, GRIDS).items()))
 
 
-def _arm(arm: dict, factors: tuple[float, ...]) -> Grid:
+def _method(method: dict, factors: tuple[float, ...]) -> Grid:
     unset = dict.fromkeys(("optimizer.b1", "optimizer.b2"))
-    named = {f"optimizer.{key}": value for key, value in arm.items() if key != "batch_size"}
-    sizes = {"train.batch_size": arm["batch_size"], "train.microbatch_size": min(arm["batch_size"], 16)}
+    named = {f"optimizer.{key}": value for key, value in method.items() if key != "batch_size"}
+    sizes = {"train.batch_size": method["batch_size"], "train.microbatch_size": min(method["batch_size"], 16)}
     return multiplied(point(unset | {"optimizer.weight_decay": 0.0} | named | sizes), "optimizer.peak_lr", factors)
 
 
-PUBLISHED, TRIED = (1.0,), (0.5, 1.0, 2.0, 4.0)  # x the learning rate above
+PUBLISHED, TRIED = (1.0,), (0.5, 1.0, 2.0, 4.0)  # factors of the learning rate above
 GRIDS = {
     "headline": {
         **dict.fromkeys(("adam1", "adam1_b2_fixed", "adamw512"), PUBLISHED),

@@ -1,20 +1,20 @@
-"""The 30M model of Marek et al. 2025 (arXiv 2507.07101), Figures 1a, 3 and 4: a tuned run, or a grid of them.
+"""The 30M model of Marek et al. 2025 (arXiv 2507.07101), Figures 1a, 3 and 4: tuned runs and their grids.
 
-Question: is batch size 1 as good as any other, once the second moment's half-life is fixed in tokens?
+Question: is batch size 1 as good as any other if the half-life of the second moment is fixed in tokens?
 Run:      python -m smallbatch.train --config=configs/lm30m.py:16
           16 is the batch size: 1, 4, 16, 64, 256, 1024 or 4096
           python -m smallbatch.sweep --config=configs/lm30m.py:adam
-          or another of the grids under Cost
+          or another grid under Cost
 Data:     FineWeb-Edu with the GPT-2 vocabulary. One file of its 10BT sample is enough (0.7B tokens, 2 GB):
             hf download HuggingFaceFW/fineweb-edu sample/10BT/000_00000.parquet --repo-type dataset \\
                 --local-dir data/fineweb-edu
             hf download openai-community/gpt2 tokenizer.json --local-dir data/gpt2
-          A flat file of GPT-2 tokens works as well: --config.data.source=tokens:train.bin
+          Or use a flat file of GPT-2 tokens: --config.data.source=tokens:train.bin
           --config.data.tokens_vocab_size=50257 --config.data.tokenizer=bytes
-Size:     30M counts active parameters: 10.6M in the blocks and 19.3M in one of two embeddings; 49M in all.
+Size:     30M active parameters, 10.6M in the blocks and 19.3M in one of two embeddings; 49M in total.
 Cost:     a run: 598M tokens (20 per active parameter), 285 steps at batch size 4096 and 1,167,360 at 1, 1.16e17
-          FLOPs; 24 minutes on one TPU v4 chip in the paper, at batch sizes that keep it busy (4,600 chip-hours
-          for 11,521 runs).
+          FLOPs; 24 minutes on one TPU v4 chip in the paper, at batch sizes that use it fully (4,600 chip-hours for
+          11,521 runs).
             grid                  runs  tokens    FLOPs
             adam                 2,100   1.26T  2.43e20
             adafactor              210    126B  2.43e19
@@ -29,22 +29,23 @@ Cost:     a run: 598M tokens (20 per active parameter), 285 steps at batch size 
             fixed_b1               455    272B  5.27e19
             fixed_b2               490    293B  5.67e19
             fixed_t2               455    272B  5.27e19
-Grids:    adam, adafactor, muon, sgd: Figure 1a, 3,110 runs with either Adafactor. Learning rates of Adam and
-          Adafactor grow like batch size^0.3. adafactor keeps the half-life that it is given; adafactor_power is
-          the paper's own, whose code takes b2 for the exponent c of 1 - b2 = t^-c.
-          sensitivity: Figure 3, one of learning rate, t1, t2 off by up to 8, 7 seeds; learning_rate, t1, t2 are
-          its parts. fixed_*: Figure 4, one value at all batch sizes, the others tuned, 5 seeds; the decays of fixed_b2
-          end below the tuned ones of batch sizes up to 16 (0.99943 to 0.999965), which fixed_t2 holds.
-          Values are those of the run files beside the paper's code (github.com/martin-marek/batch-size), with
-          these differences: the tuned point of Figure 3 is run once, not three times (1,911 runs); 0.95 is added to
-          Figure 4's decays b2 (1,820 runs without it; the paper counts 6,500, most of them unpublished); Muon's
-          embeddings share its t1, where the paper's keep Adam's.
-Expect:   validation loss 3.69 nats (batch size 1), 3.73 (4, 16, 64), 3.75 (256), 3.94 (1024), above 4.9
-          (4096), read off Figure 1a. The paper scores each batch size on another validation set, we do not,
-          and its code starts from smaller weights: compare the differences, not the third digit. Best of each
-          optimizer at batch size 1: SGD 3.82, adafactor_power 3.69, Adam 3.69, Muon 3.66; at 256: adafactor_power
-          4.00, Adam 3.75, Muon 3.72. No number is published for adafactor. Sensitivity, rise of the loss for a
-          learning rate 8 x too small: 0.025 (1), 0.16 (16), 0.31 (256).
+Grids:    adam, adafactor, muon, sgd: Figure 1a, 3,110 runs with either Adafactor. The learning rates of Adam and
+          Adafactor scale as batch size^0.3. adafactor keeps a fixed half-life. adafactor_power is the Adafactor of
+          the paper's code, which uses b2 as the exponent c of 1 - b2 = t^-c.
+          sensitivity: Figure 3, one of learning rate, t1 and t2 off by a factor of up to 8, 7 seeds; learning_rate,
+          t1 and t2 are its parts.
+          fixed_*: Figure 4, one value at all batch sizes and the others tuned, 5 seeds. The values of fixed_b2 are
+          below the tuned b2 of batch sizes 1 to 16 (0.999965 to 0.99943); fixed_t2 includes those.
+          Values are from the run files of the paper's code (github.com/martin-marek/batch-size), with three
+          differences. The tuned point of Figure 3 is run once instead of three times (1,911 runs). b2 = 0.95 is added
+          to Figure 4 (1,820 runs without it; the paper reports 6,500, most of them unpublished). The embeddings of
+          Muon use its t1, and those of the paper use Adam's.
+Expect:   validation loss 3.69 nats (batch size 1), 3.73 (4, 16, 64), 3.75 (256), 3.94 (1024), above 4.9 (4096), read
+          off Figure 1a. The paper uses a different validation set for each batch size and a smaller initialization,
+          so compare differences between batch sizes and not the third digit. Best loss of each optimizer at batch
+          size 1: SGD 3.82, adafactor_power 3.69, Adam 3.69, Muon 3.66; at 256: adafactor_power 4.00, Adam 3.75, Muon
+          3.72. No number is published for adafactor. Sensitivity: a learning rate that is 8 times too small raises the
+          loss by 0.025 (1), 0.16 (16) and 0.31 (256).
 """
 
 from smallbatch import config
@@ -131,7 +132,7 @@ def _adafactor() -> Grid:
 
 
 def _adafactor_power() -> Grid:
-    """Return the grid above with its decays b2 as exponents."""
+    """Return the grid above with the decays b2 used as exponents."""
     fixed = point({"optimizer.name": "adafactor_power", B1: None, T2: None})
     exponents = ({size: 2 ** (-size * CONTEXT_TOKENS / t2) for size in BATCH_SIZES} for t2 in T2_TOKENS)
     rates = _scaled_rates()
@@ -149,12 +150,12 @@ def _sgd() -> Grid:
 
 
 def _tuned() -> Grid:
-    centres = by_batch_size(by_batch_size(_sizes(), LR, ADAM_LR), T1, TUNED_T1_TOKENS)
-    return product(point({B1: None}), centres, axis(T2, [TUNED_T2_TOKENS]))
+    centers = by_batch_size(by_batch_size(_sizes(), LR, ADAM_LR), T1, TUNED_T1_TOKENS)
+    return product(point({B1: None}), centers, axis(T2, [TUNED_T2_TOKENS]))
 
 
 def _sensitivity(*keys: str) -> Grid:
-    """Return the tuned point, and every point where one of the keys is off by a factor: each once."""
+    """Return the tuned point, and every point where one of the keys is multiplied by a factor, each once."""
     off = [factor for factor in FACTORS if factor != 1]
     return product(chain(_tuned(), *(multiplied(_tuned(), key, off) for key in keys)), seeds(7))
 

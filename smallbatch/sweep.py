@@ -1,6 +1,7 @@
-"""Run a grid of training runs in parallel, or resume a stopped one. Runs of one batch size share a compiled program.
+"""Run or resume a grid of training runs. The config file defines get_grid() beside get_config().
 
-The config file defines get_grid() and get_config(). Writes grid.json, one run directory per cell, and results.csv.
+Each batch size is compiled once, and runs are spread over cores, an accelerator, or a Ray cluster. Writes grid.json, a
+run directory per cell, and results.csv. Several sweep commands can share a directory, and any can be stopped.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from smallbatch.config import cli
 from smallbatch.config.key_types import Interval, Key
 from smallbatch.errors import UserError
-from smallbatch.grid.options import Options
+from smallbatch.grid.tasks import Options
 
 ENGINE = "local: one process per core; lanes: several cells in one program; ray: the nodes of a Ray cluster"
 HALVING = "continue only the best 1/N of the learning rates after budget/N^2 and after budget/N"

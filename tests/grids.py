@@ -1,4 +1,4 @@
-"""Sweep directories with a known truth, written by the writers that a real run uses; for tests of the evaluator."""
+"""Synthetic sweep directories with known optima, for tests of the analysis; written by the functions of real runs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,7 +22,7 @@ BUDGET_TOKENS = 2**20
 
 @dataclass
 class Cell:
-    """A cell that is to be written: what differs from the base config, and what became of it."""
+    """A cell to write: its overrides of the base config, and its outcome."""
 
     values: dict[str, Any]
     loss_nats: float | None = None
@@ -60,7 +60,7 @@ def write_sweep(path: Path, cells: list[Cell], name: str = "synthetic", **grid: 
 
 
 def write_run(directory: Path, cell: Cell) -> None:
-    """Write a run directory as far as the cell's status says it came."""
+    """Write the files that a run with the cell's status leaves."""
     if cell.status == "missing":
         return
     directory.mkdir(parents=True)
@@ -72,7 +72,7 @@ def write_run(directory: Path, cell: Cell) -> None:
     if cell.status == "skipped":
         write_json(directory / "skipped.json", {"error": "a lower learning rate diverged"})
         return
-    if cell.status == "cut":  # beside the result of the run that waits where it was cut
+    if cell.status == "cut":  # a cut cell also has the result of its stopped run
         write_json(directory / "cut.json", {"tokens": BUDGET_TOKENS // 4, "validation_loss_nats": cell.loss_nats})
         cell = dataclasses.replace(cell, status="stopped")
     peak_lr = config["optimizer"]["peak_lr"]
@@ -127,7 +127,7 @@ def _result(cell: Cell, config: dict[str, Any]) -> Result:
 
 @dataclass(frozen=True)
 class Basin:
-    """A known truth: loss = floor(B) + curvature (log2 lr - log2 lr*(B))^2, with lr* = lr_1 B^exponent."""
+    """A loss with a known optimum: floor(B) + curvature (log2 lr - log2 lr*(B))^2, with lr* = lr_1 B^exponent."""
 
     floor_nats: float = 2.2
     per_doubling_nats: float = 0.05  # of the batch size, from B = 1
@@ -165,7 +165,7 @@ def replaced(cell: Cell, **changes: Any) -> Cell:
 
 
 def table_of(cells: list[Cell], setting: str = "synthetic", arm: str = "adam") -> RunTable:
-    """Return cells as a run table, without going by way of files; the hyperparameters are what the cells vary."""
+    """Return cells as a run table, without files; its hyperparameters are the keys that the cells vary."""
     varied = {key for cell in cells for key in cell.values} - {"train.batch_size", "train.seed"}
     runs = []
     for cell in cells:
@@ -181,11 +181,11 @@ def table_of(cells: list[Cell], setting: str = "synthetic", arm: str = "adam") -
 
 
 def run(arm: str, batch_size: float, loss_nats: float, **changes) -> Run:
-    """Return a run of a table; what is not given is not known."""
+    """Return a run of a table; fields that are not given are unknown."""
     known = {"setting": "grid", "seed": 0, "point": (), "status": "done"} | changes
     return Run(arm=arm, batch_size=batch_size, loss_nats=loss_nats, **known)
 
 
 def coverage(hits: int, repeats: int) -> bool:
-    """Whether intervals of level LEVEL hold it: not fewer hits than 99.9% of such counts have."""
+    """Return whether intervals have coverage LEVEL: hits are not below the 0.1% quantile of their distribution."""
     return hits >= binom.ppf(0.001, repeats, LEVEL)

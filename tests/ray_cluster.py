@@ -1,7 +1,7 @@
-"""A Ray cluster of one machine, in a process of its own: Ray forks, and in the process of the tests JAX runs.
+"""A Ray cluster on one machine, in its own process, because Ray forks and JAX runs in the process of the tests.
 
-It has a head that runs nothing. For each line of stdin, the cores of a node, it adds that node and answers with the id
-of the process that is the node, whose children are its workers. It ends, and the cluster with it, when stdin closes.
+The head node runs no cells. For each line of stdin, a number of cores, it adds a node with so many cores and prints the
+process id of the node, whose children are its workers. The cluster ends when stdin closes.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-# No token is written into the home for it; nothing is told to Ray's makers.
+# Write no token to the home directory, and send no usage statistics.
 ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -30,10 +30,10 @@ class Cluster:
         return self.nodes[-1]
 
     def lose_node(self, node: int) -> None:
-        """Kill all of a node at once, as when its power goes."""
+        """Kill all processes of a node at once, as in a power failure."""
         self.nodes.remove(node)
         for pid in (node, *children(node)):
-            with contextlib.suppress(ProcessLookupError):  # some end by themselves when the first is gone
+            with contextlib.suppress(ProcessLookupError):  # some end by themselves after the first
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Cells are whole, valid, named by what they are, and chosen by what people type."""
+"""Cells are complete, valid configs with stable ids, and --only selects them by value."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def cells(grid=GRID):
     return enumerate_cells(configs.quickstart(), grid)
 
 
-def test_a_cell_is_named_by_its_config_and_not_by_its_place():
+def test_the_id_of_a_cell_depends_on_its_config_alone():
     found = cells()
     assert len({cell.id for cell in found}) == 6
     assert {cell.id for cell in cells(GRID[::-1])} == {cell.id for cell in found}
@@ -27,14 +27,14 @@ def test_a_cell_is_named_by_its_config_and_not_by_its_place():
     assert {cell.id for cell in enumerate_cells(moved, GRID)} == {cell.id for cell in found}
 
 
-def test_a_cell_has_its_values_and_all_else_from_the_base():
+def test_a_cell_overrides_the_base_config():
     cell = cells()[3]
     assert cell.values == {"train.batch_size": 4, "optimizer.peak_lr": 0.002}
     assert (cell.config.train.batch_size, cell.config.optimizer.peak_lr, cell.config.model.layers) == (4, 0.002, 4)
     assert cell.name == "batch_size=4 peak_lr=0.002"
 
 
-def test_a_cell_that_leaves_a_key_alone_has_the_value_of_the_base():
+def test_a_swept_key_that_a_cell_does_not_set_has_the_value_of_the_base():
     grid = ({"train.batch_size": 1}, {"optimizer.peak_lr": 0.5})
     assert [cell.values for cell in cells(grid)] == [
         {"train.batch_size": 1, "optimizer.peak_lr": 0.003},
@@ -42,7 +42,7 @@ def test_a_cell_that_leaves_a_key_alone_has_the_value_of_the_base():
     ]
 
 
-def test_a_grid_never_compares_unequal_numbers_of_tokens():
+def test_cells_with_unequal_numbers_of_tokens_are_an_error():
     with pytest.raises(UserError) as info:
         cells(axis("train.batch_size", [3, 4, 6]))
     assert str(info.value) == (
@@ -56,12 +56,12 @@ def test_a_grid_never_compares_unequal_numbers_of_tokens():
     assert len(cells(axis("train.batch_size", [3, 6]))) == 2  # both are rounded up to the same number
 
 
-def test_every_bad_cell_is_named_before_anything_runs():
+def test_one_error_lists_every_invalid_cell():
     grid = product(axis("train.batch_size", [1, -3, 0]), axis("optimizer.peak_lr", [0.001]))
     with pytest.raises(UserError) as info:
         cells(grid)
     first, second, third = str(info.value).splitlines()
-    assert first == "the grid has 2 bad cells:"
+    assert first == "the grid has 2 invalid cells:"
     assert second.startswith("  cell 2 (train.batch_size=-3 optimizer.peak_lr=0.001): train.batch_size is -3")
     assert "train.batch_size is 0, but must be an integer in [1, 2^24]" in third
 
@@ -72,11 +72,11 @@ def test_every_bad_cell_is_named_before_anything_runs():
         (({"train.batchsize": 1},), "did you mean train.batch_size"),
         (({"train.batch_size": "four"},), "train.batch_size"),
         (({"train.batch_size": 4}, {"train.batch_size": 1}, {"train.batch_size": 4}), "cell 3.*same run as another"),
-        (({"mesh.tensor": 1}, {"mesh.tensor": 2}), "cell 2.*same run as another cell .mesh.* makes no other run"),
+        (({"mesh.tensor": 1}, {"mesh.tensor": 2}), "cell 2.*same run as another cell .mesh.* does not change a run"),
         ((), "no cells"),
     ],
 )
-def test_an_impossible_grid_is_refused(grid, words):
+def test_an_invalid_grid_is_an_error(grid, words):
     with pytest.raises(UserError, match=words):
         cells(grid)
 
@@ -91,17 +91,17 @@ def test_an_impossible_grid_is_refused(grid, words):
         ("[{1: 2}]", "returned"),
     ],
 )
-def test_what_get_grid_gives_is_cells_or_refused_in_a_line(tmp_path, grid, words):
+def test_get_grid_must_return_cells(tmp_path, grid, words):
     (tmp_path / "grid.py").write_text(f"def get_grid():\n    return {grid}\n")
     with pytest.raises(UserError, match=f"grid.py must return cells, as product.. does, but {words}"):
         config_files.load_grid(str(tmp_path / "grid.py"))
 
 
-def test_cells_are_chosen_by_swept_values():
+def test_only_selects_cells_by_swept_values():
     assert [c.values["train.batch_size"] for c in selected(cells(), ["batch_size=4"])] == [4, 4]
     assert len(selected(cells(), ["train.batch_size=16", "peak_lr=1e-3"])) == 1
     with pytest.raises(UserError, match="there are 1, 4, 16"):
         selected(cells(), ["batch_size=2"])
     for words in ("batchsize=4", "layers=4", "batch_size"):
-        with pytest.raises(UserError, match="write KEY=VALUE with a swept key"):
+        with pytest.raises(UserError, match="does not name a swept key; write KEY=VALUE"):
             selected(cells(), [words])

@@ -1,4 +1,4 @@
-"""What the sweep command says before, while and after cells run is true, and what it cannot do is refused in a line."""
+"""The sweep command reports the right cells, costs and times, and rejects flags and directories it cannot use."""
 
 import dataclasses
 import os
@@ -15,14 +15,12 @@ from test_records import RESULT, train
 from smallbatch.errors import UserError
 from smallbatch.grid import command, cost
 from smallbatch.grid import run as grid_run
-from smallbatch.grid import rungs as halving
 from smallbatch.grid.axes import axis, point, product
 from smallbatch.grid.cells import Cell, enumerate_cells
 from smallbatch.grid.local_engine import core_groups
-from smallbatch.grid.options import Options
-from smallbatch.grid.run import Sweep, plan_cells
-from smallbatch.grid.sweep_dir import State, SweepDirectory
-from smallbatch.grid.time_left import TimeLeft
+from smallbatch.grid.sweep_dir import SweepDirectory
+from smallbatch.grid.sweep_plan import SweepPlan, plan_cells
+from smallbatch.grid.tasks import Options
 from smallbatch.runs import records
 from smallbatch.specs import DeviceSpec
 
@@ -51,7 +49,18 @@ def end(directory: SweepDirectory, cell: Cell, status: str = "done", tokens: int
     records.write_result(directory.cell(cell.id).result, result)
 
 
-def said(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+def monitor_of(sweep: SweepPlan) -> tuple[grid_run._Monitor, list[dict]]:
+    """Return a monitor, and the list of what it shows."""
+    shown = []
+
+    class Recorder:
+        def update(self, tokens, **fields):
+            shown.append({"tokens": tokens, **fields})
+
+    return grid_run._Monitor(sweep, Recorder()), shown  # pyright: ignore
+
+
+def sweep_command(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
     """Run the sweep command here; return its exit code and what it printed."""
     monkeypatch.setattr(sys, "argv", ["sweep", *words])
     with pytest.raises(SystemExit) as exit_info, warnings.catch_warnings():
@@ -62,7 +71,7 @@ def said(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def test_a_mesh_that_the_machine_does_not_have_is_refused_before_the_start(home, tmp_path, monkeypatch):
+def test_a_mesh_with_more_devices_than_the_machine_is_an_error(home, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "core_groups", lambda cores_per_worker, workers: [[0]])
     grid = product(axis("train.seed", [1, 2]), point({"mesh.data": 2}))
     words = r"cell \w+ \(seed=1 data=2\): the mesh wants 2 devices .* and there are 1 on this CPU"
@@ -78,41 +87,41 @@ def test_a_mesh_that_the_machine_does_not_have_is_refused_before_the_start(home,
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"engine": "local", "lanes": 4}, "--lanes is for --engine=lanes, and this sweep runs on local"),
-        ({"engine": "auto", "lanes": 4}, "--lanes is for --engine=lanes, and this sweep runs on local"),
+        ({"engine": "local", "lanes": 4}, "--lanes is for --engine=lanes, and this sweep uses local"),
+        ({"engine": "auto", "lanes": 4}, "--lanes is for --engine=lanes, and this sweep uses local"),
         ({"engine": "local", "ray_address": "x:1"}, "--ray_address is for --engine=ray"),
-        ({"engine": "ray", "workers": 2}, "--workers is for --engine=local, and this sweep runs on ray"),
-        ({"engine": "lanes", "halving": 2}, "lanes run together"),
-        ({"halving": 2}, "--halving compares cells that differ in optimizer.peak_lr alone, and there are none"),
+        ({"engine": "ray", "workers": 2}, "--workers is for --engine=local, and this sweep uses ray"),
+        ({"engine": "lanes", "halving": 2}, "lanes train together"),
+        ({"halving": 2}, "--halving compares cells that differ only in optimizer.peak_lr, and there are none"),
         ({"stop_diverged": True}, "--stop_diverged compares cells"),
-        ({"workers": 0}, "--workers=0: the .* cores here are for 1 to .* workers, 1 core each"),
+        ({"workers": 0}, "--workers=0: the .* cores of this machine allow 1 to .* workers with 1 core each"),
         ({"workers": 1000}, "--workers=1000: the"),
     ],
 )
-def test_a_flag_that_would_change_nothing_is_refused(home, tmp_path, options, words):
+def test_a_flag_without_effect_is_an_error(home, tmp_path, options, words):
     with pytest.raises(UserError, match=words) as raised:
         dry_run(tmp_path, cells_of(home, axis("train.seed", [1, 2])), **options)
     assert "\n" not in str(raised.value)
 
 
-def test_a_sweep_tells_the_warnings_of_its_plans_once(home, tmp_path):
-    said = dry_run(tmp_path, cells_of(home, optimizer__t2_tokens=1e6)).splitlines()
-    (line,) = [line for line in said if "warning" in line]
+def test_a_warning_is_printed_once_with_its_number_of_cells(home, tmp_path):
+    lines = dry_run(tmp_path, cells_of(home, optimizer__t2_tokens=1e6)).splitlines()
+    (line,) = [line for line in lines if "warning" in line]
     assert line.startswith("warning (4 cells): the half-life of b2 is 1,000,000 tokens, longer than the run")
 
 
-def test_workers_of_this_machine_can_be_fewer_than_its_cores():
+def test_workers_may_be_fewer_than_cores():
     assert core_groups(1, 1) == core_groups(1)[:1]
-    with pytest.raises(UserError, match="leave it out"):
+    with pytest.raises(UserError, match="omit the flag"):
         core_groups(1, len(core_groups(1)) + 1)
 
 
-def test_no_time_is_given_before_a_cell_has_ended(home, tmp_path):
+def test_the_time_is_unknown_before_a_cell_has_ended(home, tmp_path):
     for engine in ("local", "lanes"):
         assert "unknown time (until a cell has trained)" in dry_run(tmp_path, cells_of(home), engine=engine)
 
 
-def test_the_time_left_is_that_of_each_batch_sizes_own_cells(home, tmp_path):
+def test_the_time_left_is_estimated_per_batch_size(home, tmp_path):
     cells, directory = cells_of(home, product(axis("train.batch_size", [1, 4]), RATES)), SweepDirectory(tmp_path)
     directory.write_grid("grid", cells[0].config, cells)
     flops = plans_of(cells)[cells[0].id].flops
@@ -124,30 +133,22 @@ def test_the_time_left_is_that_of_each_batch_sizes_own_cells(home, tmp_path):
     assert "1h01m to 2h01m if batch size 2 is as fast" in dry_run(tmp_path, three, workers=1)
 
 
-def test_the_time_left_of_a_running_sweep_is_that_of_its_own_cells_by_batch_size(home, tmp_path):
+def test_the_time_left_of_a_running_sweep_includes_cells_that_are_running(home, tmp_path, monkeypatch):
     cells, directory = cells_of(home, product(axis("train.batch_size", [1, 4]), RATES)), SweepDirectory(tmp_path)
     plans = plans_of(cells)
     end(directory, cells[0], flops=plans[cells[0].id].flops, secs=1000.0)
-    shown = []
-
-    class Board:
-        is_due = True
-
-        def show(self, *about):
-            shown.append(about[-1])
-
-    watch = grid_run._Watch(Sweep(directory, cells, cells, plans, workers=2), Board())  # pyright: ignore
-    watch.look(set())
-    assert shown[-1] == TimeLeft(pytest.approx(7 * 500), pytest.approx(7 * 500), (4,))
+    monkeypatch.setattr(grid_run, "REFRESH_SECS", -1.0)
+    monitor, shown = monitor_of(SweepPlan(directory, cells, cells, plans, workers=2))
+    monitor.update(set())
+    assert shown[-1]["left"] == "about 58m20s if batch size 4 is as fast as the measured ones"  # 7 x 500 s
     directory.cell(cells[4].id).path.mkdir(parents=True)
     with closing(records.MetricsWriter(directory.cell(cells[4].id).metrics)) as writer:
         writer.write({**train(5), "tokens": BUDGET // 2, "secs": 100.0})  # under way, beside another
-    watch.look({cells[4].id, cells[5].id})
-    secs = 3 * 500 + 50 + 3 * 100
-    assert shown[-1] == TimeLeft(pytest.approx(secs), pytest.approx(secs))
+    monitor.update({cells[4].id, cells[5].id})
+    assert shown[-1]["left"] == "about 30m50s"  # 3 x 500 s + 50 s + 3 x 100 s
 
 
-def test_the_time_of_a_lane_is_a_share_already(home, tmp_path):
+def test_the_time_of_a_lane_is_not_divided_by_the_number_of_lanes(home, tmp_path):
     cells, directory = cells_of(home), SweepDirectory(tmp_path)
     directory.write_grid("grid", cells[0].config, cells)
     end(directory, cells[0], flops=plans_of(cells)[cells[0].id].flops, secs=100.0)
@@ -155,26 +156,16 @@ def test_the_time_of_a_lane_is_a_share_already(home, tmp_path):
     assert "about 5m00s" in dry_run(tmp_path, cells, workers=1)
 
 
-def test_disk_space_is_counted_for_checkpoints_that_are_kept_and_for_every_record(home):
-    def disk_bytes(cells, keep_checkpoints=False, **changes):
-        cells = cells_of(home, cells, **changes)
-        states = {cell.id: State("missing") for cell in cells}
-        plans = plans_of(cells)
-        kept = {"at_once": 1, "workers": 1, "keep_checkpoints": keep_checkpoints}
-        return cost.cost(cells, plans, states, **kept).disk_bytes, plans[cells[0].id].params
+def test_checkpoint_space_is_counted_for_running_or_for_all_cells(home):
+    def size(at_once: int | None = 1, **changes) -> float:
+        plans = plans_of(cells_of(home, **changes)).values()
+        return cost.checkpoints_bytes(plans, at_once) / next(iter(plans)).params / 2 / 4  # two checkpoints of float32
 
-    plain, params = disk_bytes(RATES)
-    assert disk_bytes(RATES, keep_checkpoints=True)[0] - plain == 3 * 2 * 12 * params
-    assert disk_bytes(RATES, optimizer__weight_average_b=0.9)[0] - plain == 2 * 4 * params
-    longer = cost.RECORD_BYTES_WITH_DIAGNOSTICS - cost.RECORD_BYTES
-    assert disk_bytes(RATES, train__diagnostics=True)[0] - plain == 2 * 4 * params + 4 * (20 + 1) * longer
-    rarely, _ = disk_bytes(RATES, train__log_every_tokens=640)
-    assert plain - rarely == 4 * (20 - 2) * cost.RECORD_BYTES
-    with_validation, _ = disk_bytes(RATES, train__validate_every_tokens=128)
-    assert with_validation - plain == 4 * (10 - 1) * cost.RECORD_BYTES
+    assert (size(), size(at_once=2), size(at_once=None)) == (3, 6, 12)
+    assert size(optimizer__weight_average_b=0.9) == 4 and size(train__diagnostics=True) > 3
 
 
-def test_what_an_earlier_command_cut_or_skipped_is_counted_where_it_will_be_run(home, tmp_path, monkeypatch, capsys):
+def test_cells_that_an_earlier_command_cut_or_skipped_are_run_without_its_flag(home, tmp_path, monkeypatch, capsys):
     cells, directory = cells_of(home), SweepDirectory(tmp_path)
     directory.write_grid("grid", runs.tiny_config(home, {}), cells)
     for cell, status in zip(cells, ("cut", "skipped", "failed"), strict=False):
@@ -187,7 +178,7 @@ def test_what_an_earlier_command_cut_or_skipped_is_counted_where_it_will_be_run(
     assert "4 cells to run" in capsys.readouterr().err
 
 
-def test_the_status_is_read_from_the_directory_alone_which_stays_as_it_is(home, tmp_path, monkeypatch, capsys):
+def test_status_reads_the_directory_and_writes_nothing(home, tmp_path, monkeypatch, capsys):
     cells, directory = cells_of(home), SweepDirectory(tmp_path / "sweep")
     directory.write_grid("grid", runs.tiny_config(home, {}), cells)
     end(directory, cells[0])
@@ -196,16 +187,16 @@ def test_the_status_is_read_from_the_directory_alone_which_stays_as_it_is(home, 
     directory.log(cells[1].id).touch()
     snapshot = lambda: {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
     before = snapshot()
-    code, out, _ = said(monkeypatch, capsys, f"--workdir={directory.path}", "--status")
+    code, out, _ = sweep_command(monkeypatch, capsys, f"--workdir={directory.path}", "--status")
     lines = out.splitlines()
     assert (code, lines[0].split()[:4], lines[1].split()[:4]) == (0, ["batch", "done", "failed", "missing"], [*"2121"])
     name = "peak_lr=0.002"
     assert lines[2] == f"failed: {name}: {name} had no luck; its log: {directory.log(cells[1].id)}"
     assert lines[3] == "failed: peak_lr=0.004: peak_lr=0.004 had no luck" and len(lines) == 4
-    _, out, _ = said(monkeypatch, capsys, f"--workdir={directory.path}", "--status", "--only=peak_lr=0.008")
+    _, out, _ = sweep_command(monkeypatch, capsys, f"--workdir={directory.path}", "--status", "--only=peak_lr=0.008")
     assert [line.split() for line in out.splitlines()] == [["batch", "missing"], ["2", "1"]]
     assert snapshot() == before
-    code, _, err = said(monkeypatch, capsys, "--status")
+    code, _, err = sweep_command(monkeypatch, capsys, "--status")
     assert code == 2 and "no grid is given" in err
 
 
@@ -217,7 +208,7 @@ def test_workdir_alone_resumes_the_grid_in_it(home, tmp_path, monkeypatch, capsy
     before = directory.grid_json.read_bytes()
     monkeypatch.setattr(command, "start", lambda *asked: started.append(asked) or 0)
     workdir = f"--workdir={directory.path}"
-    code, _, err = said(monkeypatch, capsys, workdir, "--only=seed=1", "--config.mesh.tensor=None")
+    code, _, err = sweep_command(monkeypatch, capsys, workdir, "--only=seed=1", "--config.mesh.tensor=None")
     assert code == 0, err
     (_, name, base, cells, chosen, _) = started[0]
     assert name == "rates" and base.train.batch_size == 4 and base.mesh.tensor is None
@@ -226,14 +217,14 @@ def test_workdir_alone_resumes_the_grid_in_it(home, tmp_path, monkeypatch, capsy
         ("--config.train.batch_size=8", "holds a sweep of another config (train.batch_size: 4 | 8: saved | given)"),
         ("--config.train.seed=7", "the grid sweeps train.seed; select among its values with --only=KEY=VALUE"),
     ]:
-        code, _, err = said(monkeypatch, capsys, workdir, word)
+        code, _, err = sweep_command(monkeypatch, capsys, workdir, word)
         assert code == 2 and words in err and err.count("\n") == 1, err
-    code, _, err = said(monkeypatch, capsys, f"--workdir={tmp_path}/none")
+    code, _, err = sweep_command(monkeypatch, capsys, f"--workdir={tmp_path}/none")
     assert code == 2 and "is not a sweep directory" in err and not (tmp_path / "none").exists()
     assert len(started) == 1 and directory.grid_json.read_bytes() == before
 
 
-def test_a_dry_run_refuses_the_directory_that_a_sweep_refuses(home, tmp_path):
+def test_a_dry_run_rejects_the_directories_that_a_sweep_rejects(home, tmp_path):
     (tmp_path / "file").touch()
     other = tmp_path / "other"
     other.mkdir()
@@ -262,7 +253,7 @@ def test_a_dry_run_refuses_the_directory_that_a_sweep_refuses(home, tmp_path):
         ),
     ],
 )
-def test_a_mistake_leaves_no_grid_behind(home, tmp_path, changes, words):
+def test_a_usage_error_writes_no_grid(home, tmp_path, changes, words):
     cells = cells_of(home, **changes)
     directory = SweepDirectory(tmp_path / "sweep")
     with pytest.raises(UserError, match=words):
@@ -270,7 +261,7 @@ def test_a_mistake_leaves_no_grid_behind(home, tmp_path, changes, words):
     assert not directory.path.exists()
 
 
-def test_the_tokens_that_are_left_are_those_of_the_chosen_cells_that_are_to_be_run(home, tmp_path):
+def test_progress_counts_the_tokens_of_the_chosen_cells(home, tmp_path, monkeypatch):
     every, directory = cells_of(home, product(axis("train.seed", [1, 2]), RATES)), SweepDirectory(tmp_path)
     cells = every[:4]
     end(directory, cells[0])
@@ -278,31 +269,13 @@ def test_the_tokens_that_are_left_are_those_of_the_chosen_cells_that_are_to_be_r
     directory.cell(cells[2].id).path.mkdir(parents=True)
     with closing(records.MetricsWriter(directory.cell(cells[2].id).metrics)) as writer:
         writer.write(train(5))  # 320 tokens, in an earlier session
-    shown = []
-
-    class Board:
-        is_due = True
-
-        def show(self, states, running, done_tokens, total_tokens, time_left):
-            shown.append((done_tokens, total_tokens))
-
-    watch = grid_run._Watch(Sweep(directory, every, cells, plans_of(every)), Board())  # pyright: ignore
-    watch.look(set())
+    monkeypatch.setattr(grid_run, "REFRESH_SECS", -1.0)
+    monitor, shown = monitor_of(SweepPlan(directory, every, cells, plans_of(every)))
+    monitor.update(set())
     end(directory, cells[3], "diverged", tokens=64)
-    watch.look({cells[3].id})
-    watch.look(set())
+    monitor.update({cells[3].id})
+    monitor.update(set())
     begun = BUDGET + 128 + 320
-    assert shown[0] == (begun, BUDGET + 128 + 2 * BUDGET)
-    assert shown[-1] == (begun + 64, BUDGET + 128 + BUDGET + 64)
-
-
-def test_halving_says_which_groups_it_cannot_compare(home, tmp_path):
-    cells, directory = cells_of(home), SweepDirectory(tmp_path)
-    whole = lambda: halving.whole_groups(directory, cells, plans_of(cells), 2)
-    assert whole() == 0
-    end(directory, cells[0])
-    assert whole() == 1
-    for cell in cells[1:3]:
-        directory.mark(cell.id, "cut", {})
-    end(directory, cells[3], "stopped", tokens=BUDGET // 2)  # past its last rung: the group was halved
-    assert whole() == 0
+    share = lambda tokens, total: {"tokens": tokens, "progress": f"{tokens / total:.0%}"}
+    assert shown[0].items() >= (share(begun, BUDGET + 128 + 2 * BUDGET) | {"cells": "2/4"}).items()
+    assert shown[-1].items() >= (share(begun + 64, BUDGET + 128 + BUDGET + 64) | {"cells": "3/4"}).items()

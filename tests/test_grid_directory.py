@@ -1,4 +1,4 @@
-"""A sweep directory survives a crash at any moment and two commands at once; what is none is named, with a way out."""
+"""A sweep directory survives crashes and parallel commands; an invalid one is an error with a fix."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 from smallbatch import config as configs
 from smallbatch.errors import UserError
 from smallbatch.files import json_files
-from smallbatch.grid import command
 from smallbatch.grid.axes import axis
 from smallbatch.grid.cells import Cell, enumerate_cells
 from smallbatch.grid.sweep_dir import SweepDirectory
@@ -31,14 +30,14 @@ def test_a_crash_before_the_grid_is_written_leaves_the_directory_usable(tmp_path
     assert [cell.id for cell in directory.read_grid()] == [cell.id for cell in CELLS]
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path):
+def test_a_directory_with_other_files_is_an_error(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match="is not empty and holds no sweep; choose another --workdir"):
         SweepDirectory(tmp_path).write_grid("grid", BASE, CELLS)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_mark_that_another_command_forgets_meanwhile_is_none(tmp_path, monkeypatch):
+def test_a_mark_that_another_command_deletes_while_it_is_read_is_ignored(tmp_path, monkeypatch):
     directory = SweepDirectory(tmp_path)
     directory.mark("a", "failed", {"error": "no luck"})
     assert directory.state("a").error == "no luck"
@@ -52,23 +51,23 @@ def test_a_mark_that_another_command_forgets_meanwhile_is_none(tmp_path, monkeyp
     assert directory.state("a").status == "missing"
 
 
-def test_what_is_no_sweep_of_this_version_is_told_with_the_way_out(tmp_path):
+def test_a_directory_without_a_sweep_of_this_version_is_an_error_with_a_fix(tmp_path):
     directory = SweepDirectory(tmp_path)
-    with pytest.raises(UserError, match=r"it has no grid.json; name one by --workdir"):
+    with pytest.raises(UserError, match=r"it has no grid.json; set --workdir to one"):
         directory.read_grid()
     directory.write_grid("grid", BASE, CELLS)
     asked = json_files.read(directory.grid_json)
-    for change, words in (({"format": 0}, "by this version"), ({"cells": asked["cells"][:1] * 2}, "same run")):
+    for change, words in (({"format": 0}, "by another version"), ({"cells": asked["cells"][:1] * 2}, "same run")):
         directory.grid_json.write_text(json.dumps(asked | change))
         with pytest.raises(UserError, match=words):
             directory.read_grid()
     asked["cells"][0]["id"] = "another"
     directory.grid_json.write_text(json.dumps(asked))
-    with pytest.raises(UserError, match="use the version that wrote it, or another --workdir"):
+    with pytest.raises(UserError, match="use that one, or another --workdir"):
         directory.read_grid()
 
 
-def test_text_in_results_csv_is_no_formula_and_numbers_stay_numbers(tmp_path):
+def test_results_csv_escapes_formulas_and_keeps_numbers(tmp_path):
     cells = [Cell(text, {"data.source": text, "train.seed": -1}, {}) for text in ("=1+1", "plain")]
     directory = SweepDirectory(tmp_path)
     directory.write_results(cells, {cell.id: directory.state(cell.id) for cell in cells})
@@ -79,9 +78,10 @@ def test_text_in_results_csv_is_no_formula_and_numbers_stay_numbers(tmp_path):
     ]
 
 
-def begun(path: Path) -> SweepDirectory:
-    """Return a sweep of which both cells have been started."""
-    directory = SweepDirectory(path)
+@pytest.fixture
+def started(tmp_path) -> SweepDirectory:
+    """A sweep whose cells have all been started."""
+    directory = SweepDirectory(tmp_path)
     directory.write_grid("grid", BASE, CELLS)
     for cell in CELLS:
         directory.cell(cell.id).path.mkdir(parents=True)
@@ -90,42 +90,28 @@ def begun(path: Path) -> SweepDirectory:
 
 
 DAMAGES = {
-    "missing": lambda path: path.unlink(),
-    "empty": lambda path: path.write_text(""),
-    "a list": lambda path: path.write_text("[]"),
-    "a misspelled key": lambda path: path.write_text(path.read_text().replace('"cells"', '"cellz"')),
-    "a misspelled key of the config": lambda path: path.write_text(path.read_text().replace("peak_lr", "pezk_lr")),
-    "a changed id": lambda path: path.write_text(path.read_text().replace(CELLS[0].id, "0" * 12)),
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "a misspelled key": lambda text: text.replace('"cells"', '"cellz"'),
+    "a misspelled key of the config": lambda text: text.replace("peak_lr", "pezk_lr"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_grid_json_is_written_again_and_the_cells_stay(tmp_path, damage, capsys):
-    directory = begun(tmp_path)
-    damage(directory.grid_json)
-    assert {cell.id: cell.values for cell in directory.begun_cells()} == {cell.id: cell.values for cell in CELLS}
-    assert directory.write_grid("grid", BASE, CELLS[:1]) == 1  # one cell is not of this grid
-    assert [cell.id for cell in directory.read_grid()] == [CELLS[0].id]
-    assert ("rewriting it now" in capsys.readouterr().err) == (damage is not DAMAGES["missing"])
+def test_a_damaged_grid_json_is_an_error_and_deleting_it_keeps_the_cells(started, damage):
+    started.grid_json.write_text(damage(started.grid_json.read_text()))
+    before = started.grid_json.read_bytes()
+    for use in (started.read_grid, lambda: started.write_grid("grid", BASE, CELLS)):
+        with pytest.raises(UserError, match="delete it and rerun the sweep with its --config"):
+            use()
+    assert started.grid_json.read_bytes() == before
+    started.grid_json.unlink()
+    assert started.write_grid("grid", BASE, CELLS) == 0
+    assert [cell.id for cell in started.read_grid()] == [cell.id for cell in CELLS]
+    assert started.write_grid("grid", BASE, CELLS[:1]) == 1  # one cell is not in this grid
 
 
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_the_status_of_a_sweep_without_its_grid_json_is_that_of_the_cells_that_were_started(tmp_path, damage):
-    directory = begun(tmp_path)
-    damage(directory.grid_json)
-    note, head, row = command.status_text(directory).splitlines()
-    assert "grid.json" in note and note.endswith("The table shows only the 2 cells that were started.")
-    assert (head.split(), row.split()) == (["batch", "missing"], [str(BASE.train.batch_size), "2"])
-
-
-def test_a_grid_json_of_another_version_is_not_written_over(tmp_path):
-    directory = begun(tmp_path)
-    cell = directory.cell(CELLS[0].id)
-    records.write_json(cell.config, read(cell.config) | {"train": {"other": 1}})
-    directory.grid_json.write_text(json.dumps(read(directory.grid_json) | {"format": 2}))
-    with pytest.raises(UserError, match="was not written by this version"):
-        directory.write_grid("grid", BASE, CELLS)
-
-
-def read(path: Path) -> dict:
-    return json.loads(path.read_text())
+def test_a_grid_json_of_another_version_is_not_overwritten(started):
+    started.grid_json.write_text(json.dumps(records.read_json(started.grid_json) | {"format": 2}))
+    with pytest.raises(UserError, match="was written by another version"):
+        started.write_grid("grid", BASE, CELLS)

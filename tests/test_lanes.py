@@ -415,7 +415,7 @@ def test_a_round_that_changes_nothing_is_followed_by_a_pause(home, tmp_path, mon
                 grid.directory.mark(grid.cells[0].id, "failed", {"error": "at last"})
 
     monkeypatch.setattr(grid_run.time, "sleep", lambda secs: happened.append("pause"))
-    sweep = grid_run.Sweep(grid.directory, grid.cells, grid.cells, grid.plans)
+    sweep = grid_run.SweepPlan(grid.directory, grid.cells, grid.cells, grid.plans)
     grid_run.run(sweep, Busy(), lambda line: None, Stop())
     assert happened == ["round", "pause", "round", "pause", "round"]
 

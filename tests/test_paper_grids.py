@@ -1,4 +1,4 @@
-"""The published grids: their runs, their values and what their docstrings say that they cost."""
+"""The published grids have the right runs and values, and their docstrings state the right costs."""
 
 import functools
 import itertools
@@ -16,8 +16,8 @@ from smallbatch.runs.progress import format_count
 from smallbatch.specs import DeviceSpec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-# Runs by file and grid. Published are the counts in Table 2 of Marek et al. 2025 and, for parts of them, the products
-# of axes in the run files beside its code. With Adafactor they hold for either kind of it.
+# Runs by file and grid. Published counts are from Table 2 of Marek et al. 2025 and, for parts of them, from the run
+# files of its code. Those of Adafactor hold for both versions.
 PUBLISHED = {
     "lm30m.py:adam": 7 * 6 * 10 * 5,
     "lm30m.py:adafactor": 7 * 6 * 5,
@@ -32,9 +32,9 @@ PUBLISHED = {
     "gpt2s.py:lr_beta1": 352 - 5 * 8,
     "gpt3xl.py:headline": 11,
 }
-# Not published in this form.
+# Grids that are not published in this form.
 OURS = {
-    "lm30m.py:sensitivity": 7 * 7 * (1 + 3 * 12),  # 13 factors for each of three, their common centre once
+    "lm30m.py:sensitivity": 7 * 7 * (1 + 3 * 12),  # 13 factors for each of three keys; their common center is run once
     "lm30m.py:learning_rate": 7 * 7 * 13,
     "lm30m.py:t1": 7 * 7 * 13,
     "lm30m.py:t2": 7 * 7 * 13,
@@ -88,21 +88,21 @@ def scientific(number: float) -> str:
 
 
 def equal_ratios(low: float, high: float, count: int, digits: int = 15) -> list[float]:
-    """Return numbers at equal ratios, rounded to so many digits behind the point."""
+    """Return numbers at equal ratios, rounded to `digits` decimals."""
     return [round(low * (high / low) ** (i / (count - 1)), digits) for i in range(count)]
 
 
-# --- how many runs
+# --- number of runs
 
 
-def test_every_grid_is_counted_here():
+def test_every_grid_has_an_expected_number_of_runs():
     files = {path.stem: runpy.run_path(str(path)) for path in CONFIGS.glob("*.py")}
     grids = {f"{name}.py:{grid}" for name, file in files.items() for grid in file.get("GRIDS", ())}
     assert grids <= RUNS.keys()
     assert {name for name, file in files.items() if "get_grid" in file} == {name.partition(".")[0] for name in RUNS}
 
 
-def test_the_counts_add_up_to_the_papers():
+def test_the_counts_add_up_to_the_totals_of_the_paper():
     def total(*grids):
         return sum(RUNS[f"lm30m.py:{grid}"] for grid in grids)
 
@@ -112,15 +112,15 @@ def test_the_counts_add_up_to_the_papers():
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_grid_has_as_many_valid_runs_as_it_should(name):
+def test_a_grid_has_the_expected_number_of_valid_runs(name):
     assert len(cells(name)) == RUNS[name]
 
 
-# --- what they cost
+# --- cost
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if name != "quickstart_grid.py"])
-def test_a_docstring_says_what_its_grid_costs(name):
+def test_a_docstring_states_the_cost_of_its_grid(name):
     file, _, grid = name.partition(".py:")
     budgets = [cell.flat["train.budget_tokens"] for cell in cells(name)]
     if file != "critical_batch":
@@ -130,14 +130,14 @@ def test_a_docstring_says_what_its_grid_costs(name):
     assert row in [line.split()[:4] for line in docstring(file).splitlines()]
 
 
-def test_no_docstring_has_a_row_for_a_grid_that_is_not_there():
+def test_every_cost_row_belongs_to_a_grid():
     row = re.compile(r"^ +(\S+) +[\d,]+ +[\d.]+[MBT] +[\d.]+e\d+", re.MULTILINE)
     stated = [f"{file}.py:{grid}" for file in FILES for grid in row.findall(docstring(file))]
     assert sorted(stated) == sorted(RUNS.keys() - {"quickstart_grid.py"})
 
 
 @pytest.mark.parametrize("file", ["lm30m", "lm19m", "gpt2s", "gpt3xl"])
-def test_a_docstring_says_what_a_run_costs(file):
+def test_a_docstring_states_the_cost_of_a_run(file):
     _, smallest, largest = FILES[file]
     found = plan(f"{file}.py")
     context = found.model.context_tokens
@@ -148,7 +148,7 @@ def test_a_docstring_says_what_a_run_costs(file):
 
 
 @pytest.mark.parametrize("size", ["85M", "151M", "302M", "604M", "1.2B"])
-def test_the_files_of_a_critical_batch_size_are_enough_for_its_longest_run(size):
+def test_the_data_files_of_critical_batch_suffice_for_the_longest_run(size):
     longest = max(cell.flat["train.budget_tokens"] for cell in cells(f"critical_batch.py:{size}"))
     (row,) = [line.split() for line in docstring("critical_batch").splitlines() if line.split()[:1] == [size]]
     said, count, pattern = row[4], int(row[5].rstrip(":")), row[6]
@@ -160,7 +160,7 @@ def test_the_files_of_a_critical_batch_size_are_enough_for_its_longest_run(size)
         assert f"'en/{pattern}.json.gz'" in docstring("critical_batch")
 
 
-def test_the_quickstarts_say_what_they_cost():
+def test_the_quickstart_docstrings_state_their_costs():
     run, grid = (" ".join(docstring(name).split()) for name in ("quickstart", "quickstart_grid"))
     found = plans.make(config_files.load(str(CONFIGS / "quickstart.py")), vocab_size=256, devices=DeviceSpec("cpu", 1))
     assert (found.first.batch_size, found.model.context_tokens) == (4, 256)
@@ -173,14 +173,14 @@ def test_the_quickstarts_say_what_they_cost():
     assert f"{len({one.program() for one in small})} compiled programs" in grid
 
 
-def test_the_models_of_the_critical_batch_size_have_the_sizes_in_their_names():
+def test_the_models_of_critical_batch_have_the_sizes_in_their_names():
     for size, params in {"85M": 85e6, "151M": 151e6, "302M": 302e6, "604M": 604e6, "1.2B": 1.2e9}.items():
         found = plan(f"critical_batch.py:{size}", cells(f"critical_batch.py:{size}")[0])
         assert found.non_embedding_params == pytest.approx(params, rel=0.01)
         assert flops.non_embedding_params(found.model) == found.non_embedding_params
 
 
-# --- the values on their axes, typed or worked out once more
+# --- values on the axes, entered or computed a second time
 
 TUNED_30M = {  # batch size: learning rate, t1 in tokens, b1, 1 - b2 at t2 = 10M
     1: (0.0017, 40_000, 0.991, 1 - 0.999965),
@@ -193,13 +193,13 @@ TUNED_30M = {  # batch size: learning rate, t1 in tokens, b1, 1 - b2 at t2 = 10M
 }
 
 
-def test_adam_and_adafactor_search_learning_rates_that_grow_like_batch_size_to_the_0_3():
+def test_learning_rates_of_adam_and_adafactor_scale_as_batch_size_to_the_0_3():
     for grid, size in itertools.product(("adam", "adafactor", "adafactor_power"), SIZES_30M):
         scaled = [rate / size**0.3 for rate in values(f"lm30m.py:{grid}", "peak_lr", size)]
         assert scaled == pytest.approx(equal_ratios(0.0001, 0.05, 6, digits=5))
 
 
-def test_figure_1a_searches_the_published_decays_and_half_lives():
+def test_figure_1a_has_the_published_decays_and_half_lives():
     half_lives = [1e6, 3.16e6, 10e6, 31.6e6, 100e6]
     decays = [0, 0.5, 0.74655, 0.88403, 0.94935, 0.97832, 0.9908, 0.99611, 0.99836, 0.99931]
     for size in SIZES_30M:
@@ -208,7 +208,7 @@ def test_figure_1a_searches_the_published_decays_and_half_lives():
         assert values("lm30m.py:adafactor", "t2_tokens", size) == half_lives
 
 
-def test_the_published_adafactor_takes_decays_for_exponents():
+def test_adafactor_power_uses_decays_as_exponents():
     exponents = {size: values("lm30m.py:adafactor_power", "decay_exponent", size) for size in SIZES_30M}
     assert exponents[4096] == pytest.approx([0.234, 0.631, 0.8647, 0.955, 0.9856], abs=1e-3)
     for size, (*_, one_minus_b) in TUNED_30M.items():
@@ -218,7 +218,7 @@ def test_the_published_adafactor_takes_decays_for_exponents():
         assert {cell.flat["optimizer.name"] for cell in cells(f"{file}.py:adafactor_power")} == {"adafactor_power"}
 
 
-def test_muon_and_sgd_search_the_same_learning_rates_at_every_batch_size():
+def test_muon_and_sgd_have_the_same_learning_rates_at_every_batch_size():
     for size in SIZES_30M:
         assert values("lm30m.py:muon", "peak_lr", size) == equal_ratios(0.0001, 0.1, 10, digits=4)
         assert values("lm30m.py:muon", "t1_tokens", size) == equal_ratios(1e3, 1e7, 10, digits=0)
@@ -228,7 +228,7 @@ def test_muon_and_sgd_search_the_same_learning_rates_at_every_batch_size():
         assert values("lm30m.py:sgd", "peak_lr", size) == equal_ratios(0.05, 5, 20, digits=3)
 
 
-def test_the_sensitivity_is_measured_around_the_tuned_point():
+def test_the_sensitivity_grids_are_centered_on_the_tuned_point():
     factors = equal_ratios(1 / 8, 8, 13)
     for size, (rate, t1, b1, one_minus_b) in TUNED_30M.items():
         tuned = {"peak_lr": rate, "t1_tokens": t1, "t2_tokens": 10_000_000}
@@ -242,7 +242,7 @@ def test_the_sensitivity_is_measured_around_the_tuned_point():
     assert {cell.flat["train.seed"] for cell in cells("lm30m.py:sensitivity")} == set(range(7))
 
 
-def test_figure_4_holds_one_value_at_all_batch_sizes_and_the_others_tuned():
+def test_figure_4_fixes_one_value_at_all_batch_sizes_and_tunes_the_others():
     decays = [0, 0.5, 0.68911, 0.8187, 0.89811, 0.94391, 0.96946, 0.98348, 0.99109, 0.9952, 0.99742, 0.99861, 0.99925]
     for size, (rate, t1, _, one_minus_b) in TUNED_30M.items():
         tuned = {"peak_lr": rate, "t1_tokens": t1, "t2_tokens": 10_000_000}
@@ -258,7 +258,7 @@ def test_figure_4_holds_one_value_at_all_batch_sizes_and_the_others_tuned():
     assert {cell.flat["train.seed"] for cell in cells("lm30m.py:fixed_b2")} == set(range(5))
 
 
-def test_the_19m_grid_has_the_published_learning_rates_and_two_arms():
+def test_the_19m_grid_has_the_published_learning_rates_and_both_rules_for_b2():
     below = [1.6e-6, 3.1e-6, 6.2e-6, 1.25e-5, 2.5e-5, 5e-5]
     above = [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.1e-3, 6.2e-3, 1.25e-2, 2.5e-2, 5e-2, 1e-1, 2e-1]
     for size in (16, 32, 64, 128, 256, 512, 1024):
@@ -269,7 +269,7 @@ def test_the_19m_grid_has_the_published_learning_rates_and_two_arms():
     assert {cell.flat["optimizer.weight_decay"] for cell in cells("lm19m.py:arms")} == {0.1}
 
 
-TUNED_GPT = {  # learning rate at 124M and at 1.3B, batch size and what else is set
+TUNED_GPT = {  # learning rate at 124M and at 1.3B, batch size, other optimizer keys
     "adamw512": (0.0048, 2e-4, 512, {"name": "adam", "b1": 0.9, "b2": 0.95, "weight_decay": 0.1}),
     "adam1": (0.0024, 6.7e-5, 1, {"name": "adam", "b1": 0.9, "b2": 0.9999, "weight_decay": 0.0}),
     "adam1_b2_fixed": (0.00015, 6.7e-5, 1, {"name": "adam", "b1": 0.9, "b2": 0.95, "weight_decay": 0.0}),
@@ -279,7 +279,7 @@ TUNED_GPT = {  # learning rate at 124M and at 1.3B, batch size and what else is 
 }
 
 
-RATES_124M = {  # as they are published, but for the first of SGD
+RATES_124M = {  # as published, except the first of SGD
     "adamw512": "1.5e-4 3e-4 6e-4 1.2e-3 2.4e-3 4.8e-3 1e-2 2e-2",
     "adam1": "7.5e-5 1.5e-4 3e-4 6e-4 1.2e-3 2.4e-3 4.8e-3 1e-2",
     "adam1_b2_fixed": "7.5e-5 1.5e-4 3e-4 6e-4 1.2e-3 2.4e-3 4.8e-3 1e-2",
@@ -290,7 +290,7 @@ RATES_124M = {  # as they are published, but for the first of SGD
 
 
 @pytest.mark.parametrize("arm", TUNED_GPT)
-def test_the_arms_of_the_gpt_models_are_the_tuned_ones_and_their_grids_hold_them(arm):
+def test_the_gpt_variants_are_tuned_and_belong_to_their_grids(arm):
     small, large, batch_size, others = TUNED_GPT[arm]
     for file, rate in {"gpt2s": small, "gpt3xl": large}.items():
         c = config_files.load(f"{CONFIGS / file}.py:{arm}")
@@ -304,7 +304,7 @@ def test_the_arms_of_the_gpt_models_are_the_tuned_ones_and_their_grids_hold_them
     assert values(f"gpt3xl.py:{both[1]}", "peak_lr", batch_size, **others) == [large * factor for factor in tried]
 
 
-def test_the_124m_map_has_the_published_learning_rates_and_decays():
+def test_the_124m_grid_has_the_published_learning_rates_and_decays():
     decays = [0, 0.5, 0.68913, 0.81873, 0.89814, 0.94393, 0.96948, 0.98349, 0.9911, 0.99521, 0.99742, 0.99861]
     for size, centre, weight_decay in ((1, 2**-11, 0.0), (512, 2**-8, 0.1)):
         rates = values("gpt2s.py:lr_beta1", "peak_lr", size, t2_tokens=10_000_000, weight_decay=weight_decay)
@@ -312,7 +312,7 @@ def test_the_124m_map_has_the_published_learning_rates_and_decays():
         assert values("gpt2s.py:lr_beta1", "b1", size) == decays
 
 
-def test_the_critical_batch_size_has_the_papers_tables():
+def test_critical_batch_has_the_tables_of_the_paper():
     b2 = [0.999, 0.999, 0.995, 0.99, 0.99, 0.95, 0.95, 0.95, 0.95]
     average = [0.9995, 0.9995, 0.9995, 0.9995, 0.999, 0.998, 0.995, 0.99, 0.99]
     steps_to_target = {  # and the tuned numbers that do not depend on the batch size

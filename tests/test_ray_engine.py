@@ -1,6 +1,5 @@
-"""A sweep on a Ray cluster ends in the table of one machine, whatever happens to nodes, workers and the command."""
+"""A sweep on a Ray cluster has the results of a local sweep, even if nodes, workers or the command are killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -22,12 +21,12 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 home = runs.home
 
 LONG = {"train__budget_tokens": 5120, "train__log_every_tokens": 640}
-SAVED = {"train__checkpoint_every_secs": 0.0}  # eight times a cell, so that it can be met in the middle
+SAVED = {"train__checkpoint_every_secs": 0.0}  # eight checkpoints per cell, so that a test can kill it between two
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ray_cluster.Cluster]:
-    """A cluster with one node; tests add more, and take away what they added."""
+    """A cluster with one node; tests add and remove others."""
     with ray_cluster.cluster() as cluster:
         cluster.add_node()
         yield cluster
@@ -35,7 +34,7 @@ def cluster() -> Iterator[ray_cluster.Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(home, tmp_path_factory) -> list[dict[str, str]]:
-    """The table of a sweep of one machine that nothing happened to."""
+    """The results of an undisturbed local sweep."""
     directory = tmp_path_factory.mktemp("undisturbed")
     done = test_sweep.sweep(test_sweep.grid_file(home, directory / "grid.py", **LONG), directory / "sweep")
     assert done.returncode == 0, done.stderr
@@ -43,7 +42,7 @@ def undisturbed(home, tmp_path_factory) -> list[dict[str, str]]:
 
 
 def numbers(workdir: Path) -> list[dict[str, str]]:
-    """Return the table without the ids, which tell how often a cell is saved."""
+    """Return the results without the ids, which depend on the checkpoint interval."""
     return [{key: value for key, value in row.items() if key != "id"} for row in test_sweep.table(workdir)]
 
 
@@ -52,18 +51,18 @@ def start(cluster: ray_cluster.Cluster, config: Path, workdir: Path) -> subproce
 
 
 def wait_for_saved_cell(process: subprocess.Popen, workdir: Path, nodes: list[int]) -> tuple[str, int]:
-    """Wait until a cell on one of these nodes is under way and has saved something; return it and its worker."""
+    """Wait until a cell on one of these nodes has a checkpoint; return its id and the process id of its worker."""
     found: list[tuple[str, int]] = []
 
     def look() -> bool:
-        for claim in workdir.glob("claims/*"):
+        for lock in workdir.glob("locks/*"):
             try:
-                pid = json.loads(claim.read_text())["pid"]
-            except (OSError, ValueError):
+                pid = int(lock.read_text().split()[-1])
+            except (OSError, IndexError):
                 continue
             theirs = pid in {worker for node in nodes for worker in ray_cluster.children(node)}
-            if theirs and runs.steps_saved(workdir / "cells" / claim.name):
-                found.append((claim.name, pid))
+            if theirs and runs.steps_saved(workdir / "cells" / lock.name):
+                found.append((lock.name, pid))
         return bool(found)
 
     assert runs.wait_until(process, look), process.communicate()[1]
@@ -83,12 +82,12 @@ def test_a_lost_node_and_a_killed_worker_change_no_number(cluster, home, undistu
     assert numbers(workdir) == undisturbed
     for cell in (lost, killed):
         assert "resuming after update" in (workdir / "cells" / cell / "log.txt").read_text()
-    assert not SweepDirectory(workdir).claims.holders()
+    assert not SweepDirectory(workdir).locks.holders()
 
 
-def test_a_stop_saves_the_cells_under_way_before_the_command_ends(cluster, home, tmp_path):
+def test_a_stop_saves_the_running_cells_before_the_command_ends(cluster, home, tmp_path):
     workdir = tmp_path / "sweep"
-    # A cell that takes minutes and would not save for an hour.
+    # A cell that trains for minutes and saves once per hour.
     endless = {
         "train__budget_tokens": 1280 * 1000,
         "train__log_every_tokens": 1280,
@@ -99,24 +98,24 @@ def test_a_stop_saves_the_cells_under_way_before_the_command_ends(cluster, home,
     assert runs.wait_until(process, lambda: any(runs.record_count(cell) for cell in workdir.glob("cells/*")))
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 0 and "the same command goes on" in err and "Traceback" not in err
+    assert process.returncode == 0 and "rerun the same command to resume" in err and "Traceback" not in err
     (cell,) = workdir.glob("cells/*")
     assert records.read_result(cell / "result.json").status == "stopped" and runs.steps_saved(cell)
-    assert not SweepDirectory(workdir).claims.holders()
+    assert not SweepDirectory(workdir).locks.holders()
 
 
-def test_a_core_is_taken_by_one_worker_at_a_time(tmp_path, monkeypatch):
+def test_a_core_is_reserved_by_one_worker_at_a_time(tmp_path, monkeypatch):
     from smallbatch.grid import ray_engine
 
     monkeypatch.setattr(ray_engine.tempfile, "tempdir", str(tmp_path))
-    assert [ray_engine._take(core) for core in (0, 1, 0)] == [True, True, False]
+    assert [ray_engine._reserve(core) for core in (0, 1, 0)] == [True, True, False]
 
 
-def test_a_worker_takes_as_many_cores_as_it_was_given_and_leaves_the_others(tmp_path, monkeypatch):
+def test_a_worker_reserves_its_number_of_cores(tmp_path, monkeypatch):
     from smallbatch.grid import ray_engine
 
     script = (
-        "import os; from smallbatch.grid import ray_engine; ray_engine._keep_to_cores(1);"
+        "import os; from smallbatch.grid import ray_engine; ray_engine._reserve_cores(1);"
         "print(*os.sched_getaffinity(0), flush=True); input()"
     )
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(runs.ROOT)}
@@ -126,11 +125,11 @@ def test_a_worker_takes_as_many_cores_as_it_was_given_and_leaves_the_others(tmp_
         theirs = int(worker.stdout.readline())
         monkeypatch.setattr(ray_engine.tempfile, "tempdir", str(tmp_path))
         for core in os.sched_getaffinity(0):
-            assert ray_engine._take(core) == (core != theirs)
+            assert ray_engine._reserve(core) == (core != theirs)
         worker.communicate("\n")
 
 
-def test_a_cluster_that_is_not_there_is_one_line(home, tmp_path):
+def test_a_missing_cluster_is_a_one_line_error(home, tmp_path):
     done = test_sweep.sweep(
         test_sweep.grid_file(home, tmp_path / "grid.py"),
         tmp_path / "sweep",
@@ -141,7 +140,7 @@ def test_a_cluster_that_is_not_there_is_one_line(home, tmp_path):
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "sweep").exists()
 
 
-def test_without_ray_installed_the_engine_says_what_to_install(home, tmp_path, monkeypatch):
+def test_without_ray_the_error_names_the_package_to_install(home, tmp_path, monkeypatch):
     (tmp_path / "ray.py").write_text("raise ImportError('no ray here')")
     monkeypatch.setattr(runs, "ROOT", f"{tmp_path}:{runs.ROOT}")  # becomes PYTHONPATH
     done = test_sweep.sweep(test_sweep.grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep", "--engine=ray")

@@ -1,4 +1,4 @@
-"""A grid that is killed, shared, refused or partly impossible ends in the table that an undisturbed one leaves."""
+"""A sweep that is killed, stopped or shared ends with the results of an undisturbed sweep."""
 
 import contextlib
 import csv
@@ -60,27 +60,27 @@ def sweep(config: Path, workdir: Path, *more: str) -> subprocess.CompletedProces
 
 
 def table(workdir: Path) -> list[dict[str, str]]:
-    """Return results.csv without what the clock says."""
+    """Return results.csv without the wall-clock column."""
     with open(workdir / "results.csv") as file:
         return [{key: value for key, value in row.items() if key != "secs"} for row in csv.DictReader(file)]
 
 
 def times_ended(cell: Path) -> int:
-    """Return how often a cell was run to its end, by its log."""
+    """Return how many times a cell was run to its end, from its log."""
     lines = (cell / "log.txt").read_text().splitlines()
     return sum(line.startswith(("done after", "diverged after")) for line in lines)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(home, tmp_path_factory) -> Path:
-    """A sweep directory of SIX that nothing happened to."""
+    """The directory of an undisturbed sweep of SIX."""
     directory = tmp_path_factory.mktemp("undisturbed")
     done = sweep(grid_file(home, directory / "grid.py"), directory / "sweep")
     assert done.returncode == 0, done.stderr
     return directory / "sweep"
 
 
-def test_a_sweep_leaves_a_row_a_cell_and_a_run_directory_each(undisturbed):
+def test_a_sweep_writes_a_row_and_a_run_directory_per_cell(undisturbed):
     rows = table(undisturbed)
     assert list(rows[0]) == ["id", "train.batch_size", "optimizer.peak_lr", "status", "validation_loss_nats",
                              "tokens", "flops"]  # fmt: skip
@@ -95,10 +95,10 @@ def test_a_sweep_leaves_a_row_a_cell_and_a_run_directory_each(undisturbed):
         cell = undisturbed / "cells" / row["id"]
         assert records.read_result(cell / "result.json").status == row["status"]
         assert times_ended(cell) == 1 and not (cell / "checkpoints").exists()
-    assert not SweepDirectory(undisturbed).claims.holders() and not list(undisturbed.glob("worker-*"))
+    assert not SweepDirectory(undisturbed).locks.holders() and not list(undisturbed.glob("worker-*"))
 
 
-def test_a_cell_is_the_run_that_the_train_command_makes_of_its_config(home, undisturbed, tmp_path):
+def test_a_cell_equals_the_run_of_the_train_command(home, undisturbed, tmp_path):
     row = table(undisturbed)[4]
     changes = SHORT | {"train.batch_size": 4, "optimizer.peak_lr": 0.01, "mesh.cpu_devices": 1}
     runs.command(home, changes, tmp_path / "alone")
@@ -108,7 +108,7 @@ def test_a_cell_is_the_run_that_the_train_command_makes_of_its_config(home, undi
     assert runs.numbers(tmp_path / "alone", "train")[-1]["loss_nats"] > 0
 
 
-def test_a_finished_sweep_runs_nothing_again(home, undisturbed, tmp_path):
+def test_a_finished_sweep_runs_no_cell_again(home, undisturbed, tmp_path):
     logs = {path: path.stat().st_mtime_ns for path in undisturbed.glob("cells/*/log.txt")}
     done = sweep(grid_file(home, tmp_path / "grid.py"), undisturbed)
     assert done.returncode == 0 and "0 cells to run" in done.stderr
@@ -116,7 +116,7 @@ def test_a_finished_sweep_runs_nothing_again(home, undisturbed, tmp_path):
 
 
 def workers(workdir: Path) -> list[int]:
-    """Return the worker processes of a sweep."""
+    """Return the ids of the worker processes of a sweep."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -150,7 +150,7 @@ def test_driver_and_workers_killed_at_random_moments_change_no_number(home, undi
     assert max(times_ended(cell) for cell in workdir.glob("cells/*")) == 1
 
 
-def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(home, undisturbed, tmp_path):
+def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(home, undisturbed, tmp_path):
     config, workdir = grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep"
     process = start(config, workdir)
     deadline = time.monotonic() + 120
@@ -159,24 +159,24 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(home, undisturbed, tm
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "Traceback" not in err
-    assert "the same command goes on" in err and len(table(workdir)) == 6
+    assert "rerun the same command to resume" in err and len(table(workdir)) == 6
     assert sweep(config, workdir).returncode == 0
     assert table(workdir) == table(undisturbed)
 
 
-def test_a_sweep_called_from_python_stops_and_goes_on_as_the_command_does(home, undisturbed, tmp_path):
+def test_a_sweep_called_from_python_stops_and_resumes_like_the_command(home, undisturbed, tmp_path):
     path = tmp_path / "sweep"
     file = str(grid_file(home, tmp_path / "six.py"))
     config, grid = config_files.load(file), config_files.load_grid(file)
 
     def interrupt() -> None:
         deadline = time.monotonic() + 300
-        while not [*path.glob("claims/[!.]*")] and time.monotonic() < deadline:
+        while not [*path.glob("locks/[!.]*")] and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved with \d cells to run; the same call goes on"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped and saved with \d cells to run; call it again to resume"):
         command.sweep(config, grid, path)
     rows = command.sweep(config, grid, path)
     assert table(path) == table(undisturbed)
@@ -197,8 +197,8 @@ def test_two_sweeps_on_one_directory_share_its_cells_and_run_none_twice(home, un
         assert log.read_text().count("compiling") == 1
 
 
-def test_a_cell_that_cannot_run_is_reported_with_its_log_and_the_rest_goes_on(home, tmp_path):
-    # The second cell wants terabytes.
+def test_a_cell_that_cannot_run_is_reported_with_its_log_and_the_others_run(home, tmp_path):
+    # The second cell needs terabytes.
     grid = 'chain(point({"model.width": 32}), point({"model.width": 2**17}), point({"model.width": 64}))'
     config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
     done = sweep(config, workdir)
@@ -209,7 +209,7 @@ def test_a_cell_that_cannot_run_is_reported_with_its_log_and_the_rest_goes_on(ho
     assert "the weights and the optimizer's state take" in failed and "error: the weights" in log.read_text()
 
 
-def test_an_impossible_cell_is_refused_before_anything_starts(home, tmp_path):
+def test_an_invalid_cell_is_an_error_before_any_cell_starts(home, tmp_path):
     for sizes, words in (
         ([1, -3], "cell 2 (train.batch_size=-3)"),
         ([1, 3], "use 1,248 or 1,344, a multiple of the tokens per update"),
@@ -225,7 +225,7 @@ def test_learning_rates_above_one_that_diverged_are_skipped_when_asked(home, tmp
     config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
     workers = f"--workers={min(2, len(os.sched_getaffinity(0)))}"
     assert sweep(config, workdir, "--stop_diverged", workers).returncode == 0
-    # As many as there are workers begin at once; the last is to be skipped on the way.
+    # One cell per worker starts at once; the last cell is skipped during the sweep.
     assert [row["status"] for row in table(workdir)][::3] == ["diverged", "skipped"]
     status = sweep(config, workdir, "--status")
     assert status.stdout.splitlines()[0].split() == ["batch", "diverged", "skipped"]
@@ -243,7 +243,7 @@ def test_cells_get_the_cores_that_their_mesh_asks_for(home, tmp_path):
     assert row["status"] == "done" and plan["mesh"]["data"] == 2
 
 
-def test_dry_run_says_what_a_grid_costs_and_writes_nothing(home, tmp_path):
+def test_dry_run_prints_the_cost_of_a_grid_and_writes_nothing(home, tmp_path):
     done = sweep(grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep", "--dry_run")
     assert done.returncode == 0 and not (tmp_path / "sweep").exists()
     lines = done.stdout.splitlines()
@@ -260,12 +260,12 @@ def test_dry_run_says_what_a_grid_costs_and_writes_nothing(home, tmp_path):
         (["--status"], "is not a sweep directory"),
     ],
 )
-def test_a_mistake_is_one_line(home, tmp_path, more, words):
+def test_a_usage_error_is_one_line(home, tmp_path, more, words):
     done = sweep(grid_file(home, tmp_path / "grid.py"), tmp_path / "sweep", *more)
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_successive_halving_lets_the_best_learning_rates_finish_as_they_would_have(home, tmp_path):
+def test_halving_does_not_change_the_results_of_the_best_learning_rates(home, tmp_path):
     grid = 'axis("optimizer.peak_lr", [1e-5, 1e-4, 1e-3, 1e-2])'
     config = grid_file(home, tmp_path / "grid.py", grid)
     assert sweep(config, tmp_path / "all").returncode == 0
@@ -284,18 +284,18 @@ def test_successive_halving_lets_the_best_learning_rates_finish_as_they_would_ha
     assert [row for row in whole if row["id"] in {r["id"] for r in finished}] == finished
 
 
-def test_halving_waits_for_rivals_that_another_sweep_is_at_work_on(home, tmp_path):
+def test_halving_waits_for_siblings_that_another_sweep_runs(home, tmp_path):
     grid = 'axis("optimizer.peak_lr", [1e-5, 1e-4, 1e-3, 1e-2])'
     config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
     base = config_files.load(str(config))
     cells = enumerate_cells(base, config_files.load_grid(str(config)))
     directory = SweepDirectory(workdir)
     directory.write_grid("grid", base, cells)
-    with directory.claims.held(cells[-1].id):
+    with directory.locks.held(cells[-1].id):
         process = start(config, workdir, "--halving=2")
         assert runs.wait_until(process, lambda: len(list(workdir.glob("cells/*/result.json"))) == 3)
         time.sleep(3)
-        assert not list(workdir.glob("cells/*/cut.json"))  # it might be among the best
+        assert not list(workdir.glob("cells/*/cut.json"))  # the running cell might be among the best
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [row["status"] for row in table(workdir)] == ["cut", "cut", "cut", "done"]

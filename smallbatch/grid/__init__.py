@@ -1,29 +1,5 @@
-"""Grids of runs: a grid is data, its cells are configs, and engines run what is missing."""
+"""Grids of runs. A grid is a tuple of cells, each cell is one config, and an engine runs the cells without a result."""
 
-from smallbatch.grid.axes import (
-    Grid,
-    axis,
-    by_batch_size,
-    chain,
-    log2_range,
-    multiplied,
-    point,
-    product,
-    seeds,
-    where,
-    zipped,
-)
+from smallbatch.grid.axes import Grid, axis, by_batch_size, chain, log2_range, multiplied, point, product, seeds
 
-__all__ = [
-    "Grid",
-    "axis",
-    "by_batch_size",
-    "chain",
-    "log2_range",
-    "multiplied",
-    "point",
-    "product",
-    "seeds",
-    "where",
-    "zipped",
-]
+__all__ = ["Grid", "axis", "by_batch_size", "chain", "log2_range", "multiplied", "point", "product", "seeds"]

@@ -1,7 +1,8 @@
-"""From a grid to cells: each a whole, validated config with a name that stays, known before anything runs."""
+"""Turn a grid into cells: complete, validated configs with stable ids, known before anything runs."""
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,19 +13,20 @@ from smallbatch.errors import UserError, did_you_mean
 from smallbatch.grid.axes import LEARNING_RATE, Grid, Values
 
 ID_LENGTH = 12
+SHOWN_PROBLEMS = 8
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of a grid."""
+    """One run of a grid."""
 
     id: str  # the first characters of the config's fingerprint
     values: Values  # of every swept key
-    flat: dict[str, Any]  # {dotted key: value} of every key
+    flat: dict[str, Any]  # {config key: value} of every key
 
     @functools.cached_property
     def config(self) -> configs.Config:
-        """The whole config."""
+        """The complete config."""
         config = configs.base()
         for key, value in self.flat.items():
             section, _, name = key.partition(".")
@@ -33,17 +35,17 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Return the swept values that are set, the sections left out: batch_size=4 peak_lr=0.001."""
+        """Return the swept values that are set, without their sections: batch_size=4 peak_lr=0.001."""
         return self.name_without()
 
     def name_without(self, *keys: str) -> str:
         """Return the name without some keys."""
-        there = {key: value for key, value in self.values.items() if value is not None and key not in keys}
-        return " ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in there.items())
+        named = {key: value for key, value in self.values.items() if value is not None and key not in keys}
+        return " ".join(f"{key.rpartition('.')[2]}={shown(value)}" for key, value in named.items())
 
 
 def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
-    """Return the cells of a grid over a base config. Raises one UserError that lists every cell that is not valid."""
+    """Return the cells of a grid over a base config. Raises one UserError that lists every invalid cell."""
     keys, start = swept_keys(grid), configs.flatten(base.to_dict())
     problems: list[str] = []
     cells: dict[str, Cell] = {}
@@ -58,34 +60,37 @@ def enumerate_cells(base: configs.Config, grid: Grid) -> list[Cell]:
             continue
         cell = Cell(configs.fingerprint_flat(flat)[:ID_LENGTH], {key: flat[key] for key in keys if key in flat}, flat)
         if cell.id in cells:
-            problems.append(f"cell {number} ({cell.name}) is the same run as another cell{_why(keys)}; leave one out")
+            mesh = " (mesh.* does not change a run; compare speeds with smallbatch.benchmark)"
+            why = mesh if any(key.startswith("mesh.") for key in keys) else ""
+            problems.append(f"cell {number} ({cell.name}) is the same run as another cell{why}; remove one")
         cells[cell.id] = cell
     if problems:
-        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise UserError(f"the grid has {len(problems)} bad cells:\n  " + "\n  ".join(problems[:8]) + more)
+        more = len(problems) - SHOWN_PROBLEMS
+        lines = problems[:SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
+        raise UserError(f"the grid has {len(problems)} invalid cells:\n  " + "\n  ".join(lines))
     if not cells:
-        raise UserError("the grid has no cells")
-    _check_equal_tokens(list(cells.values()))
+        raise UserError("the grid has no cells; get_grid() must return at least one")
+    _check_equal_tokens(cells.values())
     return list(cells.values())
 
 
-def _check_equal_tokens(cells: list[Cell]) -> None:
+def _check_equal_tokens(cells: Iterable[Cell]) -> None:
     """Raise UserError if cells with the same budget would train on different numbers of tokens.
 
     A budget is rounded up to whole updates, whose size depends on the batch size.
     """
-    groups: dict[int, list[Cell]] = {}
+    groups: defaultdict[int, list[Cell]] = defaultdict(list)
     for cell in cells:
-        groups.setdefault(cell.flat["train.budget_tokens"], []).append(cell)
+        groups[cell.flat["train.budget_tokens"]].append(cell)
     for asked, group in groups.items():
-        used, steps_tokens = {}, []
+        used, step_tokens = {}, []
         for cell in group:
             size, context = cell.flat["train.batch_size"], cell.flat["model.context_tokens"]
             found = stages(size, cell.flat["train.batch_size_schedule"], context, asked)
             used.setdefault(used_tokens(found, context), size)
-            steps_tokens += [stage.batch_size * context for stage in found]
+            step_tokens += [stage.batch_size * context for stage in found]
         if len(used) > 1:
-            unit = math.lcm(*steps_tokens)
+            unit = math.lcm(*step_tokens)
             lower = max(1, asked // unit) * unit
             budgets = ", ".join(f"{tokens:,} at batch size {size}" for tokens, size in sorted(used.items()))
             raise UserError(
@@ -95,56 +100,47 @@ def _check_equal_tokens(cells: list[Cell]) -> None:
             )
 
 
-def _why(keys: list[str]) -> str:
-    return " (mesh.* makes no other run: compare speeds with smallbatch.benchmark)" * any(
-        "mesh." in key for key in keys
-    )
-
-
-def rivals(cells: list[Cell]) -> list[list[Cell]]:
-    """Return the groups of cells that differ in the learning rate alone; a cell without rivals is in none."""
-    groups: dict[str, list[Cell]] = {}
+def learning_rate_siblings(cells: list[Cell]) -> list[list[Cell]]:
+    """Return the groups of two or more cells that differ only in the learning rate."""
+    groups: defaultdict[str, list[Cell]] = defaultdict(list)
     for cell in cells:
-        others = {key: value for key, value in cell.values.items() if key != LEARNING_RATE}
-        groups.setdefault(repr(others), []).append(cell)
+        groups[repr({key: value for key, value in cell.values.items() if key != LEARNING_RATE})].append(cell)
     return [group for group in groups.values() if len(group) > 1]
 
 
 def swept_keys(grid: Grid) -> list[str]:
-    """Return the keys that any cell sets, in the order in which they appear."""
+    """Return the keys that any cell sets, in order of appearance."""
     return list(dict.fromkeys(key for values in grid for key in values))
 
 
 def selected(cells: list[Cell], only: Iterable[str]) -> list[Cell]:
-    """Return the cells that agree with every KEY=VALUE; a key may be given by its last part. Raises UserError."""
+    """Return the cells that match every KEY=VALUE; a key may be given without its section. Raises UserError."""
     for setting in only:
         name, equals, text = setting.partition("=")
-        keys = list(cells[0].values) if cells else []
+        keys = list(cells[0].values)
         matching = [key for key in keys if name in (key, key.rpartition(".")[2])]
         if not equals or len(matching) != 1:
             meant = did_you_mean(name, keys) or f"; this grid sweeps {', '.join(keys)}"
-            raise UserError(f"--only={setting}: write KEY=VALUE with a swept key{meant}")
+            raise UserError(f"--only={setting} does not name a swept key; write KEY=VALUE{meant}")
         values = dict.fromkeys(shown(cell.values[matching[0]]) for cell in cells)
-        cells = [cell for cell in cells if _same(cell.values[matching[0]], text)]
+        cells = [cell for cell in cells if _matches(cell.values[matching[0]], text)]
         if not cells:
             raise UserError(f"--only={setting}: no cell has that value; there are {', '.join(values)}")
     return cells
 
 
 def shown(value: Any) -> str:
-    """Return a value as people read it."""
+    """Return a value as text for people."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _same(value: Any, text: str) -> bool:
-    if text in (str(value), shown(value)):
-        return True
+def _matches(value: Any, text: str) -> bool:
     try:
-        return isinstance(value, int | float) and float(text) == value
+        return text in (str(value), shown(value)) or (isinstance(value, int | float) and float(text) == value)
     except ValueError:
         return False
 
 
 def _typed(key: str, value: Any) -> Any:
-    """Return a value as its key holds it. Raises UserError for a key that does not exist."""
+    """Return a value as the type of its key: 1 as 1.0, or 4.0 as 4. Raises UserError if the key does not exist."""
     return configs.find(key).cast(value)

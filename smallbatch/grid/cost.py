@@ -1,109 +1,102 @@
-"""Estimate the cost of a grid: programs, tokens, FLOPs, disk space, and time once cells have finished."""
+"""Estimate the cost of a grid: compiled programs, tokens, FLOPs, checkpoint space, and the time that is left."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from smallbatch.grid.cells import Cell
 from smallbatch.grid.sweep_dir import State
-from smallbatch.grid.time_left import TimeLeft, Work, time_left, time_text
-from smallbatch.plan import plan as plans
-from smallbatch.runs.progress import format_bytes, format_count
-from smallbatch.specs import ProgramSpec
+from smallbatch.grid.sweep_plan import SweepPlan
+from smallbatch.plan.plan import Plan
+from smallbatch.runs.progress import format_bytes, format_count, format_secs
 
-FILES_BYTES = 40_000  # a cell's config, plan, result, log and tokenizer, in whole blocks
-RECORD_BYTES, RECORD_BYTES_WITH_DIAGNOSTICS = 200, 500
 CHECKPOINTS = 2  # that a cell keeps
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of the cells that are left to run."""
+class Work:
+    """Part of a cell: completed FLOPs with their seconds, or remaining FLOPs."""
 
-    cells: int
-    programs: int
-    tokens: int
+    plan: Plan
     flops: float
-    time: TimeLeft | None  # None before a cell has finished
-    disk_bytes: float
+    secs: float = 0.0  # wall-clock time, divided by the number of cells that ran in parallel
 
 
-def programs_of(plan: plans.Plan) -> tuple[ProgramSpec, ...]:
-    """Return what a run compiles: one program for each batch size that it goes through."""
-    return tuple(plan.program(stage) for stage in plan.stages)
+def time_left_text(done: Iterable[Work], left: Iterable[Work]) -> str:
+    """Return an estimate of the time of the remaining work.
 
-
-def state_bytes(plan: plans.Plan) -> int:
-    """Return what a checkpoint takes: weights, at most two averages of the optimizer, and what is asked for besides."""
-    spec = plan.optimizer
-    kept_for_diagnostics = {"off": 0, "parts": 1, "successive": 2}[spec.diagnostics]
-    return 4 * plan.params * (3 + spec.weight_average + kept_for_diagnostics)
-
-
-def files_bytes(plan: plans.Plan) -> int:
-    """Return what a cell leaves behind beside its checkpoints."""
-    record_bytes = RECORD_BYTES if plan.optimizer.diagnostics == "off" else RECORD_BYTES_WITH_DIAGNOSTICS
-    records = 0
-    for stage in plan.stages:
-        steps = stage.last_step - stage.first_step
-        records += steps // stage.log_every_steps + steps // (stage.validate_every_steps or steps)
-    return FILES_BYTES + records * record_bytes
-
-
-def cost(
-    cells: list[Cell],
-    plans_of: dict[str, plans.Plan],
-    states: dict[str, State],
-    *,
-    at_once: int,
-    workers: int,
-    keep_checkpoints: bool,
-) -> Cost:
-    """Return the cost of the cells without a result. The time is estimated from the cells with a result.
-
-    at_once: cells that run in parallel. workers: factor by which this divides the time of a cell.
+    A cell is assumed to run at the speed of measured cells with the same program. If there are none, the range is from
+    the fastest to the slowest measured program with its batch size, or else with any batch size.
     """
-    left = [plans_of[cell.id] for cell in cells if states[cell.id].status == "missing"]
+    totals: defaultdict = defaultdict(lambda: [0.0, 0.0])
+    for work in done:
+        if work.flops > 0 and work.secs > 0:
+            totals[work.plan.first.batch_size, work.plan.program()][0] += work.secs
+            totals[work.plan.first.batch_size, work.plan.program()][1] += work.flops
+    secs_per_flop = {key: secs / flops for key, (secs, flops) in totals.items()}
+    low_secs = high_secs = 0.0
+    unmeasured = set()  # batch sizes
+    for work in left:
+        size = work.plan.first.batch_size
+        same_size = [speed for key, speed in secs_per_flop.items() if key[0] == size]
+        same_program = secs_per_flop.get((size, work.plan.program()))
+        speeds = [same_program] if same_program else same_size or [*secs_per_flop.values()]
+        if not speeds:
+            return "unknown time (until a cell has trained)"
+        if not same_size:
+            unmeasured.add(size)
+        low_secs += work.flops * min(speeds)
+        high_secs += work.flops * max(speeds)
+    low, high = format_secs(low_secs), format_secs(high_secs)
+    sizes = ", ".join(f"{size:,}" for size in sorted(unmeasured))
+    unless = f" if batch size {sizes} is as fast as the measured ones" if sizes else ""
+    return (f"about {low}" if low == high else f"{low} to {high}") + unless
+
+
+def checkpoints_bytes(plans: Iterable[Plan], at_once: int | None) -> int:
+    """Return the size of the checkpoints of the largest `at_once` cells; None: of all cells."""
+    sizes = []
+    for plan in plans:
+        diagnostics = {"off": 0, "parts": 1, "successive": 2}[plan.optimizer.diagnostics]
+        copies = 3 + plan.optimizer.weight_average + diagnostics  # weights, at most two averages of the optimizer, ...
+        sizes.append(CHECKPOINTS * FLOAT32_BYTES * copies * plan.params)
+    return sum(sorted(sizes, reverse=True)[:at_once])
+
+
+def cost_text(sweep: SweepPlan, states: dict[str, State], at_once: int, keep_checkpoints: bool) -> str:
+    """Return the cost of the chosen cells without a result. The time is estimated from the cells with a result.
+
+    at_once: cells that run in parallel.
+    """
+    chosen = {cell.id: sweep.plans[cell.id] for cell in sweep.chosen}
+    left = [plan for cell_id, plan in chosen.items() if states[cell_id].status == "missing"]
     done = [
-        Work(plans_of[cell_id], state.flops, state.secs / workers)
+        Work(chosen[cell_id], state.flops, state.secs / sweep.workers)
         for cell_id, state in states.items()
         if state.flops and state.secs
     ]
-    if keep_checkpoints:
-        saved_bytes = sum(state_bytes(plans_of[cell.id]) for cell in cells)
-    else:
-        saved_bytes = sum(sorted(map(state_bytes, left))[-at_once:])  # of those under way: the largest, at worst
-    return Cost(
-        cells=len(left),
-        programs=len({program for plan in left for program in programs_of(plan)}),
-        tokens=sum(plan.budget_tokens for plan in left),
-        flops=sum(plan.flops for plan in left),
-        time=time_left(done, [Work(plan, plan.flops) for plan in left]),
-        disk_bytes=sum(files_bytes(plans_of[cell.id]) for cell in cells) + CHECKPOINTS * saved_bytes,
-    )
-
-
-def cost_text(cost: Cost) -> str:
-    """Return the cost in a line."""
-    source = " (measured on finished cells)" if cost.time and cost.cells else ""
+    time = time_left_text(done, [Work(plan, plan.flops) for plan in left])
+    programs = len({plan.program(stage) for plan in left for stage in plan.stages})
+    disk = checkpoints_bytes(chosen.values(), None) if keep_checkpoints else checkpoints_bytes(left, at_once)
     return (
-        f"{cost.cells:,} cells to run, {cost.programs} compiled program{'s' * (cost.programs != 1)}, "
-        f"{format_count(cost.tokens)} tokens, {cost.flops:.3g} FLOPs, {time_text(cost.time)}{source}, "
-        f"{format_bytes(cost.disk_bytes)} on disk"
+        f"{len(left):,} cells to run, {programs} compiled program{'s' * (programs != 1)}, "
+        f"{format_count(sum(plan.budget_tokens for plan in left))} tokens, {sum(plan.flops for plan in left):.3g} "
+        f"FLOPs, {time}{' (measured on finished cells)' if done and left else ''}, "
+        f"{format_bytes(disk)} of checkpoints"
     )
 
 
-def beyond_corpus(cells: list[Cell], plans_of: dict[str, plans.Plan], corpus_tokens: dict) -> list[str]:
-    """Say which budgets repeat their corpus. corpus_tokens: {DataSpec: training tokens}."""
-    epochs: Counter[float] = Counter()
-    for cell in cells:
-        plan = plans_of[cell.id]
-        if plan.budget_tokens > corpus_tokens[plan.data]:
-            epochs[round(plan.budget_tokens / corpus_tokens[plan.data], 2)] += 1
-    return [f"{n} cells train {e:g} epochs: sequences repeat, reshuffled" for e, n in sorted(epochs.items())]
+def epoch_lines(plans: Iterable[Plan], corpus_tokens: dict) -> list[str]:
+    """Return a line for each budget that exceeds its corpus. corpus_tokens: {DataSpec: training tokens}."""
+    epochs = Counter(
+        round(plan.budget_tokens / corpus_tokens[plan.data], 2)
+        for plan in plans
+        if plan.budget_tokens > corpus_tokens[plan.data]
+    )
+    return [f"{count} cells train {n:g} epochs: sequences repeat, reshuffled" for n, count in sorted(epochs.items())]
 
 
-def warning_lines(cell_plans: Iterable[plans.Plan]) -> list[str]:
-    """Return one line per distinct warning of the plans, with the number of cells that have it."""
-    counts = Counter(words for plan in cell_plans for words in plan.warnings)
-    return [f"warning ({n:,} cell{'s' * (n > 1)}): {words}" for words, n in counts.items()]
+def warning_lines(plans: Iterable[Plan]) -> list[str]:
+    """Return a line for each distinct warning of the plans, with its number of cells."""
+    counts = Counter(warning for plan in plans for warning in plan.warnings)
+    return [f"warning ({count:,} cell{'s' * (count > 1)}): {warning}" for warning, count in counts.items()]

@@ -186,7 +186,7 @@ class LaneEngine:
     def _hold(self, cell_id: str, held: contextlib.ExitStack) -> bool:
         """Lock a cell without a result, and its run directory, as long as `held`; return False otherwise."""
         with contextlib.ExitStack() as ours:
-            if not ours.enter_context(self._directory.claims.held(cell_id)) or not self._is_missing(cell_id):
+            if not ours.enter_context(self._directory.locks.held(cell_id)) or not self._is_missing(cell_id):
                 return False
             try:
                 workdir = self._directory.cell(cell_id)
@@ -241,7 +241,7 @@ class LaneEngine:
             with log.open("a") as file:
                 file.write(text)
             if cell_id in self._tasks:  # not a cell that is only in the group of a task
-                self._failures.again(self._tasks[cell_id], answer)
+                self._failures.should_retry(self._tasks[cell_id], answer)
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         """Lock the groups: two processes must not form groups of the same cells."""

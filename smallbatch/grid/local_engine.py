@@ -1,8 +1,4 @@
-"""The engine for one machine without an accelerator: a worker process a core, fed from here, watched and replaced.
-
-The small models of a grid run best on a core each: the cores have nothing to wait for. A worker gets cells of a program
-that it has compiled already as long as there are any, so each program is compiled once, or once a core towards the end.
-"""
+"""The engine for a machine without an accelerator: one worker process per core, or per group of cores."""
 
 import collections
 import contextlib
@@ -15,159 +11,133 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from smallbatch.errors import UserError
 from smallbatch.grid.sweep_dir import SweepDirectory
-from smallbatch.grid.tasks import Task, Waiting
+from smallbatch.grid.tasks import Task, TaskQueue
 
-
-@dataclass
-class _Worker:
-    process: subprocess.Popen
-    cores: str
-    log: Path
-    task: Task | None = None
-    programs: set[str] = field(default_factory=set)
+SAVE_SECS = 120.0  # for workers to save their cells
 
 
 def core_groups(cores_per_worker: int, workers: int | None = None) -> list[list[int]]:
-    """Return the cores of each worker; all of them for one worker if there are fewer than it asks for.
+    """Return the cores of each worker; a single worker gets all cores if there are fewer than `cores_per_worker`.
 
-    workers: how many, None for as many as there are cores for. Raises UserError for more than that, or none.
+    workers: None for as many as there are cores for. Raises UserError if there are too few cores.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
     groups = [cores[i : i + cores_per_worker] for i in range(0, len(cores), cores_per_worker)]
     groups = [group for group in groups if len(group) == cores_per_worker] or [cores]
     if workers is not None and not 1 <= workers <= len(groups):
         raise UserError(
-            f"--workers={workers}: the {len(cores)} cores here are for 1 to {len(groups)} workers, "
-            f"{cores_per_worker} core{'s' * (cores_per_worker != 1)} each; choose among these, or leave it out"
+            f"--workers={workers}: the {len(cores)} cores of this machine allow 1 to {len(groups)} workers with "
+            f"{cores_per_worker} core{'s' * (cores_per_worker != 1)} each; use such a number, or omit the flag"
         )
     return groups[:workers]
 
 
-class LocalEngine:
-    """Runs tasks on worker processes; holds nothing that is not in the sweep directory."""
+class _Worker:
+    """A worker process (see worker.py)."""
 
-    def __init__(self, directory: SweepDirectory, core_groups: list[list[int]], keep_checkpoints: bool = False):
-        self._directory, self._keep_checkpoints = directory, keep_checkpoints
-        self._cores = [",".join(map(str, group)) for group in core_groups]
-        self._events: queue.Queue[tuple[_Worker, dict | None]] = queue.Queue()
-        self._workers: list[_Worker] = []
-
-    @property
-    def size(self) -> int:
-        """Return how many workers there are."""
-        return len(self._cores)
-
-    def run(self, tasks: list[Task], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> None:
-        """Run tasks until all have ended, or until `stop()` says so (see tasks.Engine)."""
-        waiting = Waiting(tasks, self._directory)
-        self._events = queue.Queue()  # not to hear of the workers of a run before
-        try:
-            for cores in self._cores[: len(tasks)]:
-                self._start(cores)
-            while not stop():
-                on_change({worker.task.cell.id for worker in self._workers if worker.task})
-                for worker in self._workers:
-                    if worker.task is None and (due := waiting.due()):
-                        self._give(worker, waiting.take(self._choose(worker, due)))
-                if not any(worker.task for worker in self._workers):
-                    return
-                try:
-                    worker, answer = self._events.get(timeout=1.0)
-                except queue.Empty:
-                    continue
-                self._take(worker, answer, waiting)
-        finally:
-            self._end()
-
-    def _start(self, cores: str) -> None:
-        pinned = cores if hasattr(os, "sched_setaffinity") else ""
-        keep = "keep" if self._keep_checkpoints else "drop"
-        log = self._log(cores)
-        # A session of its own: Ctrl-C is for the sweep, which then tells its workers.
-        with log.open("ab") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "smallbatch.grid.worker", str(self._directory.path), pinned, keep],
+    def __init__(self, directory: SweepDirectory, cores: list[int], keep_checkpoints: bool, events: queue.Queue):
+        self.cores = cores
+        self.task: Task | None = None
+        self.programs: set[str] = set()  # that it has compiled
+        self._log = directory.worker_log(f"{socket.gethostname()}-{os.getpid()}-{cores[0]}")
+        keep = "keep" if keep_checkpoints else "drop"
+        with self._log.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "smallbatch.grid.worker", str(directory.path), ",".join(map(str, cores)), keep],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its workers
                 env=os.environ | {"JAX_PLATFORMS": "cpu"},
             )
-        worker = _Worker(process, cores, log)
-        self._workers.append(worker)
-        threading.Thread(target=_listen, args=(worker, self._events), daemon=True).start()
+        threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
-    def _choose(self, worker: _Worker, due: list[Task]) -> Task:
-        """Return a task whose program this worker has, else one that no other has, else the program with most left."""
-        left = collections.Counter(task.program for task in due)
-        elsewhere = {program for other in self._workers if other is not worker for program in other.programs}
-        rank = lambda program: (program in worker.programs, program not in elsewhere, left[program])
-        program = max(left, key=rank)
-        return next(task for task in due if task.program == program)
+    def _listen(self, events: queue.Queue) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as outcomes:
+            for line in outcomes:
+                events.put((self, json.loads(line)))
+        events.put((self, None))
 
-    def _give(self, worker: _Worker, task: Task) -> None:
-        worker.task = task
-        worker.programs.add(task.program)
-        assert worker.process.stdin is not None
-        order = json.dumps({"id": task.cell.id, "until_tokens": task.until_tokens})
-        with contextlib.suppress(OSError):  # it died: its end is on the way as an event
-            print(order, file=worker.process.stdin, flush=True)
+    def start(self, task: Task) -> None:
+        self.task = task
+        self.programs.add(task.program)
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # the worker died: `_listen` reports it
+            line = json.dumps({"id": task.cell.id, "until_tokens": task.until_tokens})
+            print(line, file=self._process.stdin, flush=True)
 
-    def _take(self, worker: _Worker, answer: dict | None, waiting: Waiting) -> None:
-        task, worker.task = worker.task, None
-        if answer is None:
-            self._workers.remove(worker)
-            _close_orders(worker)
-            error = _death(worker)
-            if task is not None or waiting.due():
-                self._start(worker.cores)
-            answer = {"status": "failed", "error": error, "again": True}
-        if task is not None:
-            waiting.answered(task, answer)
+    def stop(self) -> None:
+        """Ask the worker to save its cell and exit."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # the worker died
+            self._process.stdin.close()
 
-    def _end(self) -> None:
-        """Let the workers save what they are at, and wait for them."""
-        for worker in self._workers:
-            _close_orders(worker)
-        for worker in self._workers:
-            try:
-                worker.process.wait(timeout=120)
-            except subprocess.TimeoutExpired:
-                os.killpg(worker.process.pid, signal.SIGKILL)
-        self._workers.clear()
-        for log in map(self._log, self._cores):
-            if log.exists() and not log.stat().st_size:
-                log.unlink()
-
-    def _log(self, cores: str) -> Path:
-        """Return a file of a worker of this process: other sweeps may be at work on the directory."""
-        return self._directory.worker_log(f"{socket.gethostname()}-{os.getpid()}-{cores.partition(',')[0]}")
+    def wait(self) -> str:
+        """Wait for the end of the process, and return how it ended; an empty log is deleted."""
+        try:
+            code = self._process.wait(timeout=SAVE_SECS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            code = self._process.wait()
+        log = f"; its output: {self._log}"
+        if self._log.exists() and not self._log.stat().st_size:
+            self._log.unlink()
+            log = ""
+        if code == -signal.SIGKILL:
+            return "the worker was killed, probably because the system ran out of memory"
+        return f"the worker {f'died with signal {-code}' if code < 0 else f'ended with exit code {code}'}{log}"
 
 
-def _listen(worker: _Worker, events: queue.Queue) -> None:
-    assert worker.process.stdout is not None
-    with worker.process.stdout as answers:
-        for line in answers:
-            events.put((worker, json.loads(line)))
-    events.put((worker, None))
+class LocalEngine:
+    """Runs tasks on worker processes."""
+
+    def __init__(self, directory: SweepDirectory, core_groups: list[list[int]], keep_checkpoints: bool = False):
+        self._directory, self._core_groups, self._keep_checkpoints = directory, core_groups, keep_checkpoints
+        self.size = len(core_groups)
+
+    def run(self, tasks: list[Task], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> None:
+        """Run tasks until all have ended, or until `stop()` returns True (see tasks.Engine)."""
+        waiting = TaskQueue(tasks, self._directory)
+        events: queue.Queue[tuple[_Worker, dict | None]] = queue.Queue()
+        start = lambda cores: _Worker(self._directory, cores, self._keep_checkpoints, events)
+        workers = [start(cores) for cores in self._core_groups[: len(tasks)]]
+        try:
+            while not stop():
+                on_change({worker.task.cell.id for worker in workers if worker.task})
+                for worker in workers:
+                    if worker.task is None and (due := waiting.due()):
+                        others = set().union(*(other.programs for other in workers if other is not worker))
+                        worker.start(waiting.take(_choose(due, worker.programs, others)))
+                if not any(worker.task for worker in workers):
+                    return
+                try:
+                    worker, outcome = events.get(timeout=1.0)
+                except queue.Empty:
+                    continue
+                task, worker.task = worker.task, None
+                if outcome is None:
+                    workers.remove(worker)
+                    worker.stop()
+                    outcome = {"status": "failed", "error": worker.wait(), "again": True}
+                    if task is not None or waiting.due():
+                        workers.append(start(worker.cores))
+                if task is not None:
+                    waiting.finish(task, outcome)
+        finally:
+            for worker in workers:
+                worker.stop()
+            for worker in workers:
+                worker.wait()
 
 
-def _close_orders(worker: _Worker) -> None:
-    assert worker.process.stdin is not None
-    with contextlib.suppress(OSError):  # it died before it could take the last
-        worker.process.stdin.close()
-
-
-def _death(worker: _Worker) -> str:
-    code = worker.process.wait()
-    if code == -signal.SIGKILL:
-        return "the worker was killed; the system does that when memory runs out"
-    how = f"died with signal {-code}" if code < 0 else f"ended with exit code {code}"
-    said = f"; what it said: {worker.log}" if worker.log.stat().st_size else ""
-    return f"the worker {how}{said}"
+def _choose(due: list[Task], compiled: set[str], compiled_elsewhere: set[str]) -> Task:
+    """Return a task whose program the worker has compiled; else one that no worker has; else of the commonest."""
+    left = collections.Counter(task.program for task in due)
+    return max(
+        due, key=lambda task: (task.program in compiled, task.program not in compiled_elsewhere, left[task.program])
+    )

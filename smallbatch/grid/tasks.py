@@ -1,6 +1,6 @@
-"""What every engine takes and keeps to: tasks, one interface, and when a cell that fails is given up.
+"""The interface between a sweep and its engines: options, tasks, and retries of failed cells.
 
-An engine holds no state that matters: it can be killed, swapped for another, or started twice on one directory.
+An engine keeps no state outside the sweep directory, so it can be killed, replaced, or started twice on one directory.
 """
 
 import collections
@@ -15,93 +15,99 @@ from smallbatch.grid.cells import Cell
 from smallbatch.grid.sweep_dir import SweepDirectory
 
 ATTEMPTS = 3
-BUSY_SECS = 10.0  # until a cell that another process held is tried again
+BUSY_SECS = 10.0  # before a cell that another process holds is tried again
 
 
 @dataclass(frozen=True)
+class Options:
+    """The flags of the sweep command, with their defaults."""
+
+    engine: str = "auto"  # auto | local | lanes | ray
+    ray_address: str | None = None  # HOST:PORT; None: the cluster that this machine is part of
+    lanes: int | None = None  # parallel cells of the lane engine; None: measured
+    workers: int | None = None  # processes of the local engine; None: limited by the number of cores
+    halving: int | None = None  # factor of successive halving
+    stop_diverged: bool = False
+    keep_checkpoints: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
-    """A cell, to be run to its end or until so many tokens."""
+    """A cell to train to its end, or to a number of tokens."""
 
     cell: Cell
-    program: str  # what it has compiled in common with others
+    program: str  # equal for cells that share a compiled program
     until_tokens: int | None = None
 
 
 class Engine(Protocol):
-    """Runs tasks somewhere."""
+    """Runs tasks in parallel."""
 
     @property
     def size(self) -> int:
-        """Return how many cells run at once."""
+        """Return the number of cells that run at once."""
         ...
 
     def run(self, tasks: list[Task], on_change: Callable[[set[str]], None], stop: Callable[[], bool]) -> None:
-        """Run tasks until all have ended, or until `stop()` says so; then those under way are saved.
+        """Run tasks until all have ended, or until `stop()` returns True; running cells are then saved.
 
-        A cell that somebody else holds is tried again as long as there are others to run, and is then left to them:
-        the caller looks again. One that is marked as skipped before its turn comes is not run.
-        on_change: called with the ids of the cells under way, now and then, and after an end before more are begun.
+        A cell that another process holds is retried while other tasks remain, and is then left to the caller. A cell
+        that was marked as skipped is not run.
+        on_change: called regularly, and whenever a cell ends, with the ids of the running cells.
         """
         ...
 
 
 class Failures:
-    """Counts the failures of each cell, and marks it as failed when there is no point in another attempt."""
+    """Counts the failed attempts of each cell, and marks the cell as failed after the last."""
 
     def __init__(self, directory: SweepDirectory):
         self._directory = directory
         self._attempts: collections.Counter[tuple[str, int]] = collections.Counter()
 
-    def again(self, task: Task, answer: dict) -> bool:
-        """Return whether to run a task again after a worker's answer (see worker.attempt)."""
-        if answer["status"] != "failed":
+    def should_retry(self, task: Task, outcome: dict) -> bool:
+        """Return whether to run a task again after an outcome (see worker.attempt)."""
+        if outcome["status"] != "failed":
             return False
-        # Machines that may be taken away lose a long cell many times: what counts is attempts that save nothing new.
-        key = (task.cell.id, self._saved_step(task.cell.id))
-        self._attempts[key] += 1
-        if answer["again"] and self._attempts[key] < ATTEMPTS:
+        # Preemptible machines lose a long cell many times, so only attempts without a new checkpoint count.
+        checkpoints = [path.name for path in self._directory.cell(task.cell.id).checkpoints.glob("*")]
+        saved_step = max((int(name) for name in checkpoints if name.isdecimal()), default=0)
+        self._attempts[task.cell.id, saved_step] += 1
+        attempts = self._attempts[task.cell.id, saved_step]
+        if outcome["again"] and attempts < ATTEMPTS:
             return True
-        error = f"{answer['error']} ({self._attempts[key]} attempts)"
-        self._directory.mark(task.cell.id, "failed", {"error": error})
+        self._directory.mark(task.cell.id, "failed", {"error": f"{outcome['error']} ({attempts} attempts)"})
         return False
-
-    def _saved_step(self, cell_id: str) -> int:
-        names = [path.name for path in self._directory.cell(cell_id).checkpoints.glob("*")]
-        return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def failure(error: Exception) -> tuple[dict, str]:
-    """Return the answer about a cell that an error ended, and what its log is told. A mistake is not tried again."""
+    """Return the outcome of a cell that raised an error, and the text for its log. A usage error is not retried."""
     if isinstance(error, UserError):
         return {"status": "failed", "error": str(error), "again": False}, f"error: {error}\n"
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     return {"status": "failed", "error": reason, "again": True}, "".join(traceback.format_exception(error))
 
 
-class Waiting:
-    """The tasks of a run that wait for their turn.
-
-    Some come back: a cell that failed, at once, and one that another process holds, a while later, for that may have
-    been on a node that is lost.
-    """
+class TaskQueue:
+    """Tasks that wait to run. A failed cell is retried at once, and a busy one after BUSY_SECS."""
 
     def __init__(self, tasks: list[Task], directory: SweepDirectory):
-        self._tasks = [(task, 0.0) for task in tasks]  # with the time before which it is not to be tried
+        self._not_before = dict.fromkeys(tasks, 0.0)  # {task: time before which it does not run}
         self._failures = Failures(directory)
 
     def due(self) -> list[Task]:
-        """Return the tasks whose turn may have come."""
+        """Return the tasks that may run now."""
         now = time.monotonic()
-        return [task for task, not_before in self._tasks if not_before <= now]
+        return [task for task, not_before in self._not_before.items() if not_before <= now]
 
     def take(self, task: Task) -> Task:
         """Remove a task and return it."""
-        self._tasks = [(other, not_before) for other, not_before in self._tasks if other is not task]
+        del self._not_before[task]
         return task
 
-    def answered(self, task: Task, answer: dict) -> None:
-        """Take a task back if it is to be run again after a worker's answer (see worker.attempt)."""
-        if answer["status"] == "busy":
-            self._tasks.append((task, time.monotonic() + BUSY_SECS))
-        elif self._failures.again(task, answer):
-            self._tasks.append((task, 0.0))
+    def finish(self, task: Task, outcome: dict) -> None:
+        """Put a task back if its outcome (see worker.attempt) requires another attempt."""
+        if outcome["status"] == "busy":
+            self._not_before[task] = time.monotonic() + BUSY_SECS
+        elif self._failures.should_retry(task, outcome):
+            self._not_before[task] = 0.0

@@ -1,12 +1,13 @@
-"""A process that trains one cell after another: JAX starts once, and what cells share is compiled once.
+"""A worker process: it trains one cell after another, so JAX starts once and shared programs are compiled once.
 
-It reads {"id": CELL, "until_tokens": N or null} a line from stdin and answers {"id": CELL, "status": ...} on stdout.
-When stdin closes, because the sweep ended or died, it saves what it is at and goes.
+It reads one JSON object per line from stdin, {"id": CELL, "until_tokens": N or null}, and writes one outcome per line
+to stdout. When stdin closes, because the sweep ended or died, it saves the current cell and exits.
 """
 
 import contextlib
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -19,89 +20,68 @@ from smallbatch.grid.tasks import failure
 
 
 def run_cell(directory: SweepDirectory, cell: Cell, until_tokens: int | None, keep_checkpoints: bool) -> str:
-    """Train a missing cell, or go on with it, and return its status; "busy" where another process is at it."""
+    """Train or resume a missing cell and return its status; "busy" if another process holds it."""
     from smallbatch.runs.run_dir import Locked
     from smallbatch.training import run
 
-    with directory.claims.held(cell.id) as mine:
-        if not mine:
+    with directory.locks.held(cell.id) as is_ours:
+        if not is_ours:
             return "busy"
         status = directory.state(cell.id).status
-        if status != "missing":  # it has ended, or was skipped, since the order was given
+        if status != "missing":  # it has ended, or was skipped, since the task was created
             return status
         try:
             result = run.train(cell.config, directory.cell(cell.id).path, until_tokens)
         except run.Interrupted as stop:
             result = stop.result
-        except Locked:  # by the holder of the claim before: it was taken for dead, because its machine slept
+        except Locked:  # an earlier holder still runs: its lock went stale while its machine slept
             return "busy"
         print(f"{result.status} after {result.tokens:,} tokens", file=sys.stderr)
         if result.status != "stopped" and not keep_checkpoints:
-            directory.drop_checkpoints(cell.id)
+            directory.delete_checkpoints(cell.id)
         return result.status
 
 
 def attempt(directory: SweepDirectory, cell: Cell, until_tokens: int | None, keep_checkpoints: bool) -> dict:
-    """Run a cell with all it says in its log; return {"id": ..., "status": ...}.
+    """Run a cell with its output in its log; return {"id": ..., "status": ...}.
 
-    status: what `run_cell` returns, or "failed", with "error" and whether to try "again".
+    status: the value of `run_cell`; or "failed", with "error", and "again": whether to retry.
     """
-    answer: dict = {"id": cell.id}
-    with _logged(directory.log(cell.id)):
+    outcome: dict = {"id": cell.id}
+    with _output_to(directory.log(cell.id)):
         try:
-            answer["status"] = run_cell(directory, cell, until_tokens, keep_checkpoints)
+            outcome["status"] = run_cell(directory, cell, until_tokens, keep_checkpoints)
         except Exception as error:
-            why, text = failure(error)
-            answer |= why
+            failed, text = failure(error)
+            outcome |= failed
             print(text, end="", file=sys.stderr)
-    return answer
+    return outcome
 
 
 def main(path: str, cores: str, keep_checkpoints: bool) -> None:
-    if cores:
+    if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     directory = SweepDirectory(Path(path))
     cells = {cell.id: cell for cell in directory.read_grid()}
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever prints
-    orders = _Orders()
-    for order in orders:
-        answer = attempt(directory, cells[order["id"]], order["until_tokens"], keep_checkpoints)
-        print(json.dumps(answer), file=answers)
+    outcomes = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # other output goes to stderr
+    tasks: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
+    threading.Thread(target=_read_tasks, args=(tasks,), daemon=True).start()
+    while (task := tasks.get()) is not None:
+        print(json.dumps(attempt(directory, cells[task["id"]], task["until_tokens"], keep_checkpoints)), file=outcomes)
 
 
-class _Orders:
-    """The lines of stdin, read by a thread, so that its end is noticed in the middle of a cell."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._changed = threading.Condition()
-        self._ended = False
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def __iter__(self) -> Iterator[dict]:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._lines or self._ended)
-                if not self._lines:
-                    return
-                line = self._lines.pop(0)
-            yield json.loads(line)
-
-    def _read(self) -> None:
-        for line in sys.stdin:
-            with self._changed:
-                self._lines.append(line)
-                self._changed.notify()
-        with self._changed:
-            self._ended, self._lines = True, []
-            self._changed.notify()
-        os.kill(os.getpid(), signal.SIGTERM)  # the trainer saves; between cells there is nothing to save
+def _read_tasks(tasks: queue.SimpleQueue) -> None:
+    """Read stdin in a thread, so that its end interrupts the current cell."""
+    for line in sys.stdin:
+        tasks.put(json.loads(line))
+    tasks.put(None)
+    os.kill(os.getpid(), signal.SIGTERM)  # the trainer saves; between cells there is nothing to save
 
 
 @contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Send what is printed to a file."""
+def _output_to(path: Path) -> Iterator[None]:
+    """Append stdout and stderr to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = os.dup(2)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
