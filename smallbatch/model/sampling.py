@@ -12,12 +12,11 @@ import numpy as np
 
 from smallbatch.errors import UserError
 from smallbatch.model import decoder
-from smallbatch.model.attention import attend_to_cache, causal_attention
-from smallbatch.model.cpu_ops import linear
-from smallbatch.model.norm import rms_norm
+from smallbatch.model.attention import attention, causal_attention
+from smallbatch.model.decoder import multiply, rms_norm
 from smallbatch.specs import ModelSpec
 
-Cache = list[tuple[jax.Array, jax.Array]]  # keys and values of each block, 1xNxTxH
+Cache = list[tuple[jax.Array, jax.Array]]  # keys and values of each block, 1xTxNxH
 SMALLEST_BUCKET = 16  # prompts up to this length share a program
 
 
@@ -102,15 +101,16 @@ def _drawn(spec: ModelSpec, params, prompt_1xP, length, limit, temperature, top_
 def prefill(module: decoder.GPT, prompt_1xP: jax.Array, length: jax.Array) -> tuple[jax.Array, Cache]:
     """Return the logits after the first `length` tokens of a padded prompt, and the cache.
 
-    The cache also holds the padding's keys: each is overwritten by `step` before a query may see it.
+    The cache also holds the padding's keys. `step` overwrites each before a query may see it.
     """
     padded, context = prompt_1xP.shape[1], module.spec.context_tokens
-    room = ((0, 0), (0, 0), (0, context - padded), (0, 0))
+    room = ((0, 0), (0, context - padded), (0, 0), (0, 0))
     x_1xPxD = module.embed(prompt_1xP)
     cache = []
     for block in module.blocks:
-        q, k, v = block.qkv(x_1xPxD, jnp.arange(padded))
-        x_1xPxD = block.finish(x_1xPxD, causal_attention(q, k, v, "xla"))
+        q, k, v = block.qkv(rms_norm(x_1xPxD), jnp.arange(padded))
+        x_1xPxD = x_1xPxD + block.out(causal_attention(q, k, v, "xla"))
+        x_1xPxD = x_1xPxD + block.mlp(rms_norm(x_1xPxD))
         cache.append((jnp.pad(k, room), jnp.pad(v, room)))
     return _logits(module, jax.lax.dynamic_slice_in_dim(x_1xPxD, length - 1, 1, axis=1)), cache
 
@@ -118,20 +118,21 @@ def prefill(module: decoder.GPT, prompt_1xP: jax.Array, length: jax.Array) -> tu
 def step(module: decoder.GPT, cache: Cache, token: jax.Array, position: jax.Array) -> tuple[jax.Array, Cache]:
     """Return the logits after one more token, at `position`, and the cache with its keys and values."""
     x_1x1xD = module.embed(token[None, None])
+    filled_1xT = (jnp.arange(module.spec.context_tokens) <= position)[None]
     new_cache = []
-    for block, (k_1xNxTxH, v_1xNxTxH) in zip(module.blocks, cache, strict=True):
-        q, k, v = block.qkv(x_1x1xD, position[None])
-        k_1xNxTxH = jax.lax.dynamic_update_slice_in_dim(k_1xNxTxH, k, position, axis=2)
-        v_1xNxTxH = jax.lax.dynamic_update_slice_in_dim(v_1xNxTxH, v, position, axis=2)
-        x_1x1xD = block.finish(x_1x1xD, attend_to_cache(q, k_1xNxTxH, v_1xNxTxH, position))
-        new_cache.append((k_1xNxTxH, v_1xNxTxH))
+    for block, (k_1xTxNxH, v_1xTxNxH) in zip(module.blocks, cache, strict=True):
+        q, k, v = block.qkv(rms_norm(x_1x1xD), position[None])
+        k_1xTxNxH = jax.lax.dynamic_update_slice_in_dim(k_1xTxNxH, k, position, axis=1)
+        v_1xTxNxH = jax.lax.dynamic_update_slice_in_dim(v_1xTxNxH, v, position, axis=1)
+        x_1x1xD = x_1x1xD + block.out(attention(q, k_1xTxNxH, v_1xTxNxH, filled_1xT))
+        x_1x1xD = x_1x1xD + block.mlp(rms_norm(x_1x1xD))
+        new_cache.append((k_1xTxNxH, v_1xTxNxH))
     return _logits(module, x_1x1xD), new_cache
 
 
 def _logits(module: decoder.GPT, x_1x1xD: jax.Array) -> jax.Array:
-    hidden_1x1xD = rms_norm(x_1x1xD)
-    unembed_DxV = module.unembed_DxV[...].astype(hidden_1x1xD.dtype)
-    return jnp.squeeze(linear(hidden_1x1xD, unembed_DxV, jnp.float32), (0, 1))
+    unembed_DxV = module.unembed_DxV[...].astype(module.spec.compute_dtype)
+    return multiply(rms_norm(x_1x1xD), unembed_DxV, jnp.float32)[0, 0]
 
 
 def choose(logits_V: jax.Array, temperature: jax.Array, top_p: jax.Array, key: jax.Array) -> jax.Array:

@@ -23,7 +23,8 @@ from smallbatch import optim
 from smallbatch.errors import UserError
 from smallbatch.files import paths
 from smallbatch.model import decoder
-from smallbatch.model import sharding_rules as placement
+from smallbatch.model.cpu_ops import use_cpu_ops
+from smallbatch.model.sharding_rules import ShardingRules, use_rules
 from smallbatch.plan.mesh_plan import fits_cpu_cache
 from smallbatch.plan.plan import Plan
 from smallbatch.runs.progress import format_bytes
@@ -138,11 +139,12 @@ class Memory:
         return self.params_bytes + self.optimizer_state_bytes + self.temporary_bytes + self.batch_bytes
 
 
-def jit_of(spec: ProgramSpec, f: Callable, places: placement.Places | None = None, **options) -> Any:
-    """Return jax.jit of f, traced with the precision and the places that it is to have, compiled for the platform."""
+def jit_of(spec: ProgramSpec, f: Callable, rules: ShardingRules | None = None, **options) -> Any:
+    """Return jax.jit of f with the precision, operations and compiler options of the program, and these rules."""
 
     def traced(*args):
-        with jax.default_matmul_precision(spec.model.matmul_precision), placement.by(places):
+        precision = jax.default_matmul_precision(spec.model.matmul_precision)
+        with precision, use_rules(rules), use_cpu_ops(spec.platform == "cpu"):
             return f(*args)
 
     traced.__name__ = getattr(f, "func", f).__name__  # that of the program, in profiles
@@ -157,7 +159,7 @@ class Compiled:
         self.mesh = sharding.make_mesh(spec.mesh, spec.topology)
         self.replicated = sharding.replicated(self.mesh)
         self.state_shardings = self._state_shardings()
-        jit = partial(jit_of, spec, places=sharding.Places(self.mesh))
+        jit = partial(jit_of, spec, rules=ShardingRules(self.mesh))
         init = partial(steps.init_state, spec.model, spec.optimizer)
         self.init = jit(
             lambda hyperparams: init(hyperparams, jax.random.key(hyperparams.seed)), out_shardings=self.state_shardings

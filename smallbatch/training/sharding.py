@@ -20,21 +20,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from smallbatch import optim
 from smallbatch.errors import UserError
 from smallbatch.model import decoder
+from smallbatch.model.sharding_rules import DATA, MESH_AXES, RULES, ShardingRules
 from smallbatch.specs import DeviceSpec, MeshSpec, ModelSpec, OptimizerSpec
 
 # (params, tokens_AxMxT1) -> means over the batch, as `steps.mean_loss_and_grads` returns them
 LossAndGrads = Callable[[Any, jax.Array], Any]
 Sequences = Callable[[int, int], np.ndarray]  # (position, n) -> int32 [n, T + 1]
-
-AXES = ("data", "fsdp", "tensor", "sequence")
-BATCH_AXES = ("data", "fsdp")
-# Over which mesh axes the axes lie that the model names, of parameters and of what it computes.
-MESH_AXES: dict[str | None, tuple[str, ...]] = {
-    **{"batch": BATCH_AXES, "position": ("sequence",), "embed": ("fsdp",)},
-    **dict.fromkeys(("heads", "ffn", "vocab"), ("tensor",)),
-    **dict.fromkeys(("qkv", "head", None), ()),
-}
-
 
 # What TPU's compiler is told so that it looks for no TPU; other processes may use it beside this one.
 ABSENT_TPU = {
@@ -87,7 +78,9 @@ def make_mesh(spec: MeshSpec, topology: str | None = None) -> Mesh:
     """Return a mesh over the first data x fsdp x tensor x sequence devices."""
     first = np.array(devices(topology)[: spec.devices])
     return Mesh(
-        first.reshape(spec.data, spec.fsdp, spec.tensor, spec.sequence), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+        first.reshape(spec.data, spec.fsdp, spec.tensor, spec.sequence),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
     )
 
 
@@ -98,7 +91,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     """Return the sharding of an array whose `axis` counts sequences."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))
 
 
 def put(values: Any, place: NamedSharding) -> Any:
@@ -141,61 +134,10 @@ def average_over_data(mesh: Mesh, groups: int, loss_and_grads: LossAndGrads) -> 
         return loss_and_grads
 
     def averaged(params, tokens_AxMxT1):
-        return jax.tree.map(lambda x: jax.lax.psum(x, "data") / groups, loss_and_grads(params, tokens_AxMxT1))
+        return jax.tree.map(lambda x: jax.lax.psum(x, DATA) / groups, loss_and_grads(params, tokens_AxMxT1))
 
-    specs = {"in_specs": (PartitionSpec(), PartitionSpec(None, "data")), "out_specs": PartitionSpec()}
-    return jax.shard_map(averaged, mesh=mesh, axis_names={"data"}, check_vma=False, **specs)
-
-
-class Places:
-    """Lays activations out over a mesh (see `model.placement`)."""
-
-    def __init__(self, mesh: Mesh):
-        self._mesh = mesh
-        self._split = any(mesh.shape[axis] > 1 for axis in AXES if axis != "data")
-
-    def shards(self, axis: str | None) -> int:
-        """Return over how many devices an axis is split, of what a `shard_map` around this has left whole."""
-        free = self._free(self._context())
-        return math.prod(self._mesh.shape[name] for name in MESH_AXES[axis] if name in free)
-
-    def place(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Say where x is to lie: the partitioner by itself gathers activations rather than weights."""
-        if not self._split:
-            return x
-        mesh = self._context()
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, self._spec(mesh, axes)))
-
-    def spread(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Fill x up and say where it is to lie."""
-        missing = [-size % self.shards(axis) for size, axis in zip(x.shape, axes, strict=True)]
-        if not any(missing):
-            return self.place(x, axes)
-        mesh = self._context()
-        filled = jnp.pad(x, [(0, n) for n in missing])
-        return jax.lax.with_sharding_constraint(filled, NamedSharding(mesh, self._spec(mesh, axes)))
-
-    def on_shards(self, f: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
-        """Return f as every device does it for its own part: the partitioner cannot look into a kernel."""
-        mesh = self._context()
-        free = self._free(mesh)
-        if not free or mesh.size == 1:
-            return f
-        spec = self._spec(mesh, axes)
-        return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=free, check_vma=False)
-
-    def _context(self):
-        """Return the mesh, as it is inside a `shard_map` where this is one."""
-        around = jax.sharding.get_abstract_mesh()
-        return self._mesh if around.empty else around
-
-    def _free(self, mesh) -> set[str]:
-        """Return the axes that no `shard_map` around this has split by itself."""
-        return {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-
-    def _spec(self, mesh, axes: tuple[str | None, ...]) -> PartitionSpec:
-        free = self._free(mesh)
-        return PartitionSpec(*[tuple(a for a in MESH_AXES[axis] if a in free) or None for axis in axes])
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec(None, DATA)), "out_specs": PartitionSpec()}
+    return jax.shard_map(averaged, mesh=mesh, axis_names={DATA}, check_vma=False, **specs)
 
 
 def lanes_mesh(devices: int) -> Mesh:
@@ -231,23 +173,9 @@ def over_lanes(mesh: Mesh, f: Callable, shared: int) -> Callable:
 
 
 def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
-    """Return a sharding for every parameter; an axis that its mesh axis does not divide stays whole.
-
-    `tensor` rarely divides a vocabulary; it then splits the width of the two embeddings, beside `fsdp`.
-    """
-    shapes = decoder.abstract_params(spec)
-
-    def sharding(name: str, axes: tuple[str, ...]) -> NamedSharding:
-        sizes = dict(zip(axes, shapes[name].shape, strict=True))
-        count = lambda mesh_axes: math.prod(mesh.shape[name] for name in mesh_axes)
-        split = {axis: MESH_AXES[axis] for axis in axes}
-        if "vocab" in axes and sizes["vocab"] % mesh.shape["tensor"]:
-            both = ("fsdp", "tensor")
-            split |= {"vocab": (), "embed": ("fsdp",) if sizes["embed"] % count(both) else both}
-        split = {axis: () if sizes[axis] % count(own) else own for axis, own in split.items()}
-        return NamedSharding(mesh, PartitionSpec(*[split[axis] or None for axis in axes]))
-
-    return {name: sharding(name, axes) for name, axes in decoder.param_axes(spec).items()}
+    """Return a sharding for every parameter."""
+    shapes, rules = decoder.abstract_params(spec), ShardingRules(mesh)
+    return {name: rules.param_sharding(axes, shapes[name].shape) for name, axes in decoder.param_axes(spec).items()}
 
 
 def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: OptimizerSpec) -> Any:
