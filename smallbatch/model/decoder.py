@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from smallbatch.model import cpu_ops
-from smallbatch.model.attention import causal_attention, product
+from smallbatch.model.attention import causal_attention
 from smallbatch.model.cpu_ops import on_cpu
 from smallbatch.model.sharding_rules import Axes, axis_size, constrain
 from smallbatch.specs import ModelSpec
@@ -95,7 +95,7 @@ class Block(nnx.Module):
 
 
 def linear(x: jax.Array, w: jax.Array, axes: Axes, out_dtype=None) -> jax.Array:
-    """Return the product of BxT activations and a weight, over all other axes of x, in the dtype of x or in `out_dtype`.
+    """Return the product of activations and a weight in the dtype of x or in `out_dtype` (see `multiply`).
 
     axes: logical axes of w. Where `fsdp` shards w, it is gathered for the forward pass and again for the backward pass.
     """
@@ -108,7 +108,7 @@ def linear(x: jax.Array, w: jax.Array, axes: Axes, out_dtype=None) -> jax.Array:
 
 @on_cpu(cpu_ops.multiply)
 def multiply(x: jax.Array, w: jax.Array, out_dtype=None) -> jax.Array:
-    """Return the product over all axes of x but BxT, which are the first axes of w."""
+    """Return the product over all axes of x but the first two, BxT. They are the first axes of w."""
     # bfloat16 products are exact at every precision; the default makes those of their float32 gradients fast.
     precision = jax.lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else None
     return jnp.tensordot(x, w, x.ndim - 2, precision=precision, preferred_element_type=out_dtype or x.dtype)
