@@ -2,6 +2,10 @@
 
 `use_cpu_ops(True)` selects them for everything traced inside; `training.program` does so once for each program, by its
 platform. Accelerators trace the plain functions that `on_cpu` decorates.
+
+Measured on 2 shared cores, quickstart model, batch size 1: a training step takes 21.0 ms with all of them and 38.6 ms
+with none. Without one of them a step takes longer by: causal_attention 46%, multiply 21%, rms_norm 13%,
+cross_entropy 2%, gelu 1% (but 11% more temporary memory), embed 0%.
 """
 
 import contextlib
@@ -78,7 +82,7 @@ def multiply(x: jax.Array, w: jax.Array, out_dtype=None) -> jax.Array:
     x, w = x.reshape(*x.shape[:2], -1), w.reshape(-1, *w.shape[x.ndim - 2 :])
     out_shape = (*x.shape[:2], *w.shape[1:])
     w = w if axis_size("heads") > 1 else w.reshape(w.shape[0], -1)
-    return _multiply(x, w, jnp.dtype(out_dtype or x.dtype)).reshape(out_shape)
+    return jnp.reshape(jnp.asarray(_multiply(x, w, jnp.dtype(out_dtype or x.dtype))), out_shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -100,16 +104,6 @@ def _multiply_backward(out_dtype, kept, dy: jax.Array):
 
 _multiply.defvjp(lambda x, w, out_dtype: (_multiply(x, w, out_dtype), (x, w)), _multiply_backward)
 
-
-@jax.custom_vjp
-def split_qkv(qkv_BxTx3xNxH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return q, k and v, each BxTxNxH."""
-    q, k, v = (jax.lax.index_in_dim(qkv_BxTx3xNxH, i, 2, keepdims=False) for i in range(3))
-    return q, k, v
-
-
-# Stacked in one pass; the gradient of three slices would be three arrays padded with zeros, and their sum.
-split_qkv.defvjp(lambda qkv: (split_qkv(qkv), None), lambda _, grads: (jnp.stack(grads, axis=2),))
 
 SQRT_2_OVER_PI = 0.7978845608028654
 

@@ -78,7 +78,7 @@ class Block(nnx.Module):
     def qkv(self, x_BxTxD: jax.Array, position_T: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return q and k (normed, rotated) and v, each BxTxNxH."""
         qkv_BxTx3xNxH = self._linear(x_BxTxD, self.qkv_Dx3xNxH)
-        q, k, v = split_qkv(qkv_BxTx3xNxH)
+        q, k, v = (qkv_BxTx3xNxH[:, :, i] for i in range(3))
         base, context = self.spec.rope_base, self.spec.context_tokens
         return rope(rms_norm(q), position_T, base, context), rope(rms_norm(k), position_T, base, context), v
 
@@ -112,12 +112,6 @@ def multiply(x: jax.Array, w: jax.Array, out_dtype=None) -> jax.Array:
     # bfloat16 products are exact at every precision; the default makes those of their float32 gradients fast.
     precision = jax.lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else None
     return jnp.tensordot(x, w, x.ndim - 2, precision=precision, preferred_element_type=out_dtype or x.dtype)
-
-
-@on_cpu(cpu_ops.split_qkv)
-def split_qkv(qkv_BxTx3xNxH: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return q, k and v, each BxTxNxH."""
-    return qkv_BxTx3xNxH[:, :, 0], qkv_BxTx3xNxH[:, :, 1], qkv_BxTx3xNxH[:, :, 2]
 
 
 @on_cpu(cpu_ops.embed)
