@@ -1,4 +1,4 @@
-"""The decoder against float64 numpy, its parts against autodiff of their naive forms, and its initial parameters."""
+"""The decoder against float64 numpy, the CPU operations against the plain ones, and the initial parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,9 @@ import pytest
 from model_specs import TINY, normal, output_and_gradients, params_of, tiny, tokens
 
 from smallbatch.model import decoder
-from smallbatch.model.cpu_ops import ONE_HOT_VOCABULARY, embed, gelu, linear
-from smallbatch.model.loss import loss_sum
-from smallbatch.model.norm import NORM_EPS, rms_norm
+from smallbatch.model.cpu_ops import ONE_HOT_VOCABULARY, use_cpu_ops
+from smallbatch.model.decoder import NORM_EPS, embed, gelu, multiply, rms_norm
+from smallbatch.model.loss import cross_entropy, loss_sum
 from smallbatch.specs import MeshSpec
 from smallbatch.training.sharding import make_mesh, param_shardings
 
@@ -46,8 +46,7 @@ def nats(spec, params, tokens_BxT1) -> jax.Array:
 
 
 def test_hidden_states_equal_a_float64_decoder_in_numpy():
-    params = params_of(TINY)
-    batch = tokens((2, 16))
+    params, batch = params_of(TINY), tokens((2, 16))
     hidden = jax.jit(lambda p, x: decoder.with_params(TINY, p)(x))(params, batch)
     np.testing.assert_allclose(hidden, numpy_hidden(TINY, params, batch), atol=2e-5)
 
@@ -62,26 +61,70 @@ def test_changing_a_token_changes_no_earlier_hidden_state():
     assert (before[0, 9:] != after[0, 9:]).any(axis=1).all()
 
 
-def check_gradients(ours, naive, inputs, atol):
-    dy = normal(*jax.eval_shape(naive, *inputs).shape, seed=9)
-    y, grads = output_and_gradients(ours, dy, *inputs)
-    expected, expected_grads = output_and_gradients(naive, dy, *inputs)
-    for a, b in zip((y, *grads), (expected, *expected_grads), strict=True):
-        np.testing.assert_allclose(a, b, atol=atol)
+def on_cpu(f):
+    def traced(*inputs):
+        with use_cpu_ops(True):
+            return f(*inputs)
+
+    return traced
 
 
-def test_norm_gelu_and_linear_have_the_gradients_of_their_naive_forms():
-    x, w = normal(2, 5, 8), normal(8, 6, seed=1)
-    naive_norm = lambda x: x / jnp.sqrt(jnp.mean(x * x, -1, keepdims=True) + NORM_EPS)
-    check_gradients(rms_norm, naive_norm, [x], 1e-5)
-    check_gradients(gelu, lambda x: jax.nn.gelu(x, approximate=True), [x], 1e-5)
-    check_gradients(linear, lambda x, w: x @ w, [x, w], 1e-5)
+def check_cpu_form(f, *inputs):
+    """Assert that f with CPU operations has the output and gradients of plain f."""
+    dy = normal(*jax.eval_shape(f, *inputs).shape, seed=9)
+    plain, cpu = (output_and_gradients(form, dy, *inputs) for form in (f, on_cpu(f)))
+    for a, b in zip(jax.tree.leaves(cpu), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (6, 8), (8, 3, 2, 4)])
+def test_cpu_products_have_the_gradients_of_plain_ones(shape):
+    check_cpu_form(multiply, normal(2, 5, shape[0]), normal(*shape, seed=1))
+
+
+def test_cpu_operations_have_the_gradients_of_plain_ones():
+    targets = tokens((2, 5), 8)
+    check_cpu_form(multiply, normal(2, 5, 2, 4), normal(2, 4, 6, seed=1))
+    check_cpu_form(rms_norm, normal(2, 5, 8))
+    check_cpu_form(gelu, normal(2, 5, 8))
+    check_cpu_form(lambda logits: cross_entropy(logits, targets), normal(2, 5, 8))
 
 
 @pytest.mark.parametrize("vocab_size", [7, ONE_HOT_VOCABULARY + 1])
-def test_embedding_gradient_sums_over_repeated_tokens(vocab_size):
+def test_cpu_embedding_sums_gradients_of_repeated_tokens(vocab_size):
     ids = jnp.array([[1, 1, 6], [0, 1, 6]])
-    check_gradients(lambda t: embed(t, ids), lambda t: t[ids], [normal(vocab_size, 4)], 1e-6)
+    check_cpu_form(lambda table: embed(table, ids, "float32"), normal(vocab_size, 4))
+
+
+def test_plain_loss_has_the_gradients_of_cpu_operations():
+    params, batch = params_of(TINY), tokens((2, 17))
+    grad = jax.value_and_grad(lambda params: nats(TINY, params, batch))
+    plain, cpu = jax.jit(grad)(params), jax.jit(on_cpu(grad))(params)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(cpu), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_plain_loss_has_a_jvp_and_a_hessian_vector_product(remat):
+    """Both compared with finite differences."""
+    spec, batch = tiny(remat=remat, max_logits=2**9), tokens((2, 17))
+    params, direction = params_of(spec), params_of(spec, seed=1)
+    loss = jax.jit(lambda params: nats(spec, params, batch))
+    grad = jax.jit(jax.grad(loss))
+    value, slope = jax.jvp(loss, (params,), (direction,))
+    _, curvature = jax.jvp(grad, (params,), (direction,))
+
+    def moved(step: float):
+        return {name: x + step * direction[name] for name, x in params.items()}
+
+    def dot(a, b) -> float:
+        return float(sum(jnp.vdot(a[name], b[name]) for name in a))
+
+    assert float(value) == pytest.approx(float(loss(params)))
+    assert float(slope) == pytest.approx(dot(grad(params), direction), rel=1e-4)
+    assert float(slope) == pytest.approx(float(loss(moved(0.01)) - loss(moved(-0.01))) / 0.02, rel=1e-2)
+    change = dot(grad(moved(0.003)), direction) - dot(grad(moved(-0.003)), direction)
+    assert dot(curvature, direction) == pytest.approx(change / 0.006, rel=1e-2)
 
 
 @pytest.mark.parametrize("base", [10_000.0, 500_000.0])
@@ -89,8 +132,10 @@ def test_rope_is_exact_in_long_contexts(base):
     context, half = 131_072, 32
     positions = np.r_[0:64, 8191:8193, context - 2048 : context]
     angles = positions[:, None] * base ** (-np.arange(half) / half)
-    x = jnp.concatenate([jnp.ones((1, 1, len(positions), half)), jnp.zeros((1, 1, len(positions), half))], axis=-1)
-    rotated = np.asarray(jax.jit(lambda x, at: decoder.rope(x, at, base, context))(x, positions.astype(np.int32)))[0, 0]
+    x = jnp.concatenate([jnp.ones((1, len(positions), 1, half)), jnp.zeros((1, len(positions), 1, half))], axis=-1)
+    rotated = np.asarray(jax.jit(lambda x, at: decoder.rope(x, at, base, context))(x, positions.astype(np.int32)))[
+        0, :, 0
+    ]
     np.testing.assert_allclose(rotated, np.concatenate([np.cos(angles), np.sin(angles)], -1), atol=3e-7)
 
 
@@ -109,7 +154,7 @@ def initial_params(spec, mesh: MeshSpec | None = None) -> dict[str, np.ndarray]:
     return jax.jit(decoder.init_params, static_argnums=0, out_shardings=shardings)(spec, jax.random.key(0))
 
 
-def test_initial_matrices_have_the_spread_of_their_fans_and_embeddings_that_of_the_width():
+def test_initial_parameters_have_the_standard_deviations_of_the_docstring():
     spec = tiny(width=64, head_width=16, ffn_width=256, vocab_size=512, layers=1)
     d, f = spec.width, spec.ffn_width
     xavier = lambda fan_in, fan_out: np.sqrt(2 / (fan_in + fan_out))
@@ -129,7 +174,7 @@ def test_initial_matrices_have_the_spread_of_their_fans_and_embeddings_that_of_t
             assert np.sqrt(3) * std * 0.99 < np.abs(params[name]).max() <= np.sqrt(3) * std * (1 + 1e-6), name
 
 
-def test_initial_parameters_depend_on_no_mesh():
+def test_initial_parameters_are_the_same_on_every_mesh():
     spec = tiny(layers=1)
     sharded = initial_params(spec, MeshSpec(1, 2, 4))
     assert not sharded["blocks.0.up_DxF"].sharding.is_fully_replicated

@@ -111,12 +111,12 @@ def test_draws_have_the_probabilities_of_the_tempered_nucleus():
     ("options", "words"),
     [
         ({"prompt": []}, "0 tokens"),
-        ({"prompt": [1] * 17}, "17 tokens; this model takes 1 to 16"),
-        ({"top_p": 0.0}, r"top_p lies in \(0, 1\], not 0.0"),
-        ({"top_p": 1.5}, "not 1.5"),
-        ({"temperature": -1.0}, "not -1.0"),
-        ({"temperature": float("nan")}, "not nan"),
-        ({"new_tokens": -1}, "not -1"),
+        ({"prompt": [1] * 17}, "17 tokens; this model's context allows 1 to 16"),
+        ({"top_p": 0.0}, r"top_p is 0.0; use a number in \(0, 1\]"),
+        ({"top_p": 1.5}, "is 1.5"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"new_tokens": -1}, "is -1; use at least 0"),
     ],
 )
 def test_what_cannot_be_sampled_is_one_clear_line(options, words):

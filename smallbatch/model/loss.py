@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from smallbatch.model.cpu_ops import linear
-from smallbatch.model.norm import row_sum
-from smallbatch.model.sharding_rules import shards, spread
+from smallbatch.model import cpu_ops
+from smallbatch.model.cpu_ops import on_cpu
+from smallbatch.model.decoder import linear
+from smallbatch.model.sharding_rules import axis_size, pad_and_constrain
 
 
 def loss_sum(
@@ -28,8 +29,8 @@ def loss_sum(
     """
     batch, context = targets_BxT.shape
     vocab_size = unembed_DxV.shape[1]
-    unembed_DxV = spread(unembed_DxV, "embed", "vocab")
-    devices = shards("batch") * shards("position") * shards("vocab")
+    unembed_DxV = pad_and_constrain(unembed_DxV, "embed", "vocab")
+    devices = axis_size("batch") * axis_size("position") * axis_size("vocab")
     slices = _slice_count(context, batch * context * unembed_DxV.shape[1] // devices, max_logits)
     nats = functools.partial(_nats, vocab_size=vocab_size, axis=1 if per_sequence else None)
     if slices == 1:
@@ -50,42 +51,22 @@ def loss_sum(
 
 def _slice_count(context: int, logits: int, max_logits: int) -> int:
     """Return the smallest divisor of the context that brings the logits of a slice under the limit."""
-    wanted = min(-(-logits // max_logits), context)
-    return next(n for n in range(wanted, context + 1) if context % n == 0)
+    at_least = min(-(-logits // max_logits), context)
+    return next(n for n in range(at_least, context + 1) if context % n == 0)
 
 
 def _nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS, vocab_size: int, axis: int | None) -> jax.Array:
-    logits_BxSxV = linear(hidden_BxSxD, unembed_DxV.astype(hidden_BxSxD.dtype), jnp.float32, ("embed", "vocab"))
-    if logits_BxSxV.shape[-1] > vocab_size:  # what was filled up is no token
+    unembed_DxV = unembed_DxV.astype(hidden_BxSxD.dtype)
+    logits_BxSxV = linear(hidden_BxSxD, unembed_DxV, ("embed", "vocab"), jnp.float32)
+    if logits_BxSxV.shape[-1] > vocab_size:  # columns of padding are no tokens
         is_token_1x1xV = jnp.arange(logits_BxSxV.shape[-1])[None, None] < vocab_size
         logits_BxSxV = jnp.where(is_token_1x1xV, logits_BxSxV, -jnp.inf)
-    return jnp.sum(_cross_entropy(logits_BxSxV, targets_BxS) * weights_BxS, axis)
+    return jnp.sum(cross_entropy(logits_BxSxV, targets_BxS) * weights_BxS, axis)
 
 
-def _is_target(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
-    return jnp.arange(logits_BxSxV.shape[-1])[None, None, :] == targets_BxS[..., None]
-
-
-@jax.custom_vjp
-def _cross_entropy(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
+@on_cpu(cpu_ops.cross_entropy)
+def cross_entropy(logits_BxSxV: jax.Array, targets_BxS: jax.Array) -> jax.Array:
     """Return log(sum(exp(logits))) - logits[target], BxS."""
-    return _cross_entropy_forward(logits_BxSxV, targets_BxS)[0]
-
-
-def _cross_entropy_forward(logits_BxSxV, targets_BxS):
-    shifted_BxSxV = logits_BxSxV - jnp.max(logits_BxSxV, axis=-1, keepdims=True)
-    exp_BxSxV = jnp.exp(shifted_BxSxV)
-    sum_BxSx1 = row_sum(exp_BxSxV)
-    target_BxSx1 = row_sum(jnp.where(_is_target(logits_BxSxV, targets_BxS), shifted_BxSxV, 0.0))
-    return (jnp.log(sum_BxSx1) - target_BxSx1)[..., 0], (exp_BxSxV, sum_BxSx1, targets_BxS)
-
-
-def _cross_entropy_backward(kept, dloss_BxS):
-    # d loss / d logits = softmax - one_hot(target)
-    exp_BxSxV, sum_BxSx1, targets_BxS = kept
-    dloss_BxSx1 = dloss_BxS[..., None]
-    probs_BxSxV = exp_BxSxV * (dloss_BxSx1 / sum_BxSx1)
-    return jnp.where(_is_target(exp_BxSxV, targets_BxS), probs_BxSxV - dloss_BxSx1, probs_BxSxV), None
-
-
-_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+    is_target_BxSxV = jnp.arange(logits_BxSxV.shape[-1])[None, None] == targets_BxS[..., None]
+    target_logit_BxS = jnp.sum(jnp.where(is_target_BxSxV, logits_BxSxV, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits_BxSxV, axis=-1) - target_logit_BxS

@@ -1,6 +1,6 @@
-"""Text from a model: the prompt goes through at once, then each new token attends to the keys and values kept so far.
+"""Generate text with a key-value cache: a forward pass over the prompt, then one token at a time.
 
-All of it is one compiled call; its shapes depend on the model and on the prompt's length rounded up to a power of two.
+Generation is one compiled call. Its shapes depend on the model and on the prompt's length rounded up to a power of two.
 """
 
 import math
@@ -12,12 +12,11 @@ import numpy as np
 
 from smallbatch.errors import UserError
 from smallbatch.model import decoder
-from smallbatch.model.attention import attend_to_cache, causal_attention
-from smallbatch.model.cpu_ops import linear
-from smallbatch.model.norm import rms_norm
+from smallbatch.model.attention import attention, causal_attention
+from smallbatch.model.decoder import multiply, rms_norm
 from smallbatch.specs import ModelSpec
 
-Cache = list[tuple[jax.Array, jax.Array]]  # keys and values of each block, 1xNxTxH
+Cache = list[tuple[jax.Array, jax.Array]]  # keys and values of each block, 1xTxNxH
 SMALLEST_BUCKET = 16  # prompts up to this length share a program
 
 
@@ -32,10 +31,10 @@ def generate(
     key: jax.Array,
     end_id: int | None = None,
 ) -> list[int]:
-    """Return up to `new_tokens` ids that follow the prompt; fewer where the context is full or `end_id` is drawn.
+    """Return up to `new_tokens` ids that follow the prompt; fewer if the context is full or `end_id` is drawn.
 
     Args:
-        temperature: divides the logits; 0 always takes the likeliest token.
+        temperature: divides the logits; 0 selects the most likely token.
         top_p: draw from the smallest set of tokens whose probabilities sum to at least this, in (0, 1].
         end_id: ends the text and is not returned.
 
@@ -45,15 +44,15 @@ def generate(
     length = len(prompt_ids)
     if not 0 < length <= spec.context_tokens:
         raise UserError(
-            f"the prompt has {length} tokens; this model takes 1 to {spec.context_tokens}, its context, and what "
-            "the prompt takes of that is not left for new text"
+            f"the prompt has {length} tokens; this model's context allows 1 to {spec.context_tokens}. Use a shorter, "
+            "non-empty prompt: prompt and new text share the context"
         )
     if not (temperature >= 0 and math.isfinite(temperature)):
-        raise UserError(f"the temperature is a number from 0 up, not {temperature!r}")
+        raise UserError(f"temperature is {temperature!r}; use a finite number of at least 0")
     if not 0 < top_p <= 1:
-        raise UserError(f"top_p lies in (0, 1], not {top_p!r}; 1 draws from all tokens")
+        raise UserError(f"top_p is {top_p!r}; use a number in (0, 1]. 1 draws from all tokens")
     if new_tokens < 0:
-        raise UserError(f"the number of new tokens is at least 0, not {new_tokens}")
+        raise UserError(f"the number of new tokens is {new_tokens}; use at least 0")
     if not 0 <= min(prompt_ids) <= max(prompt_ids) < spec.vocab_size:
         raise ValueError(f"the prompt has ids outside the vocabulary of {spec.vocab_size}: {prompt_ids}")
     bucket = min(max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()), spec.context_tokens)
@@ -75,15 +74,11 @@ def generate(
 
 @partial(jax.jit, static_argnums=0)
 def _generate(spec: ModelSpec, params, prompt_1xP, length, limit, temperature, top_p, key, end_id):
-    """Return (new ids, padded to T; how many there are)."""
-    with jax.default_matmul_precision(spec.matmul_precision):
-        return _drawn(spec, params, prompt_1xP, length, limit, temperature, top_p, key, end_id)
-
-
-def _drawn(spec: ModelSpec, params, prompt_1xP, length, limit, temperature, top_p, key, end_id):
+    """Return (new ids padded to T, number of new ids)."""
     module = decoder.with_params(spec, params)
-    logits_V, cache = prefill(module, prompt_1xP, length)
-    draw = lambda logits_V, count: choose(logits_V, temperature, top_p, jax.random.fold_in(key, count))
+
+    def draw(logits_V, count):
+        return choose(logits_V, temperature, top_p, jax.random.fold_in(key, count))
 
     def unfinished(carry):
         _, _, token, count = carry
@@ -94,23 +89,26 @@ def _drawn(spec: ModelSpec, params, prompt_1xP, length, limit, temperature, top_
         logits_V, cache = step(module, cache, token, length + count)
         return ids_T.at[count].set(token), cache, draw(logits_V, count + 1), count + 1
 
-    start = (jnp.zeros((spec.context_tokens,), jnp.int32), cache, draw(logits_V, jnp.int32(0)), jnp.int32(0))
-    ids_T, _, _, count = jax.lax.while_loop(unfinished, body, start)
+    with jax.default_matmul_precision(spec.matmul_precision):
+        logits_V, cache = prefill(module, prompt_1xP, length)
+        start = (jnp.zeros((spec.context_tokens,), jnp.int32), cache, draw(logits_V, jnp.int32(0)), jnp.int32(0))
+        ids_T, _, _, count = jax.lax.while_loop(unfinished, body, start)
     return ids_T, count
 
 
 def prefill(module: decoder.GPT, prompt_1xP: jax.Array, length: jax.Array) -> tuple[jax.Array, Cache]:
     """Return the logits after the first `length` tokens of a padded prompt, and the cache.
 
-    The cache also holds the padding's keys: each is overwritten by `step` before a query may see it.
+    The cache also holds the padding's keys. `step` overwrites each before a query may see it.
     """
     padded, context = prompt_1xP.shape[1], module.spec.context_tokens
-    room = ((0, 0), (0, 0), (0, context - padded), (0, 0))
+    room = ((0, 0), (0, context - padded), (0, 0), (0, 0))
     x_1xPxD = module.embed(prompt_1xP)
     cache = []
     for block in module.blocks:
-        q, k, v = block.qkv(x_1xPxD, jnp.arange(padded))
-        x_1xPxD = block.finish(x_1xPxD, causal_attention(q, k, v, "xla"))
+        q, k, v = block.qkv(rms_norm(x_1xPxD), jnp.arange(padded))
+        x_1xPxD = x_1xPxD + block.out(causal_attention(q, k, v, "xla"))
+        x_1xPxD = x_1xPxD + block.mlp(rms_norm(x_1xPxD))
         cache.append((jnp.pad(k, room), jnp.pad(v, room)))
     return _logits(module, jax.lax.dynamic_slice_in_dim(x_1xPxD, length - 1, 1, axis=1)), cache
 
@@ -118,24 +116,25 @@ def prefill(module: decoder.GPT, prompt_1xP: jax.Array, length: jax.Array) -> tu
 def step(module: decoder.GPT, cache: Cache, token: jax.Array, position: jax.Array) -> tuple[jax.Array, Cache]:
     """Return the logits after one more token, at `position`, and the cache with its keys and values."""
     x_1x1xD = module.embed(token[None, None])
+    filled_1xT = (jnp.arange(module.spec.context_tokens) <= position)[None]
     new_cache = []
-    for block, (k_1xNxTxH, v_1xNxTxH) in zip(module.blocks, cache, strict=True):
-        q, k, v = block.qkv(x_1x1xD, position[None])
-        k_1xNxTxH = jax.lax.dynamic_update_slice_in_dim(k_1xNxTxH, k, position, axis=2)
-        v_1xNxTxH = jax.lax.dynamic_update_slice_in_dim(v_1xNxTxH, v, position, axis=2)
-        x_1x1xD = block.finish(x_1x1xD, attend_to_cache(q, k_1xNxTxH, v_1xNxTxH, position))
-        new_cache.append((k_1xNxTxH, v_1xNxTxH))
+    for block, (k_1xTxNxH, v_1xTxNxH) in zip(module.blocks, cache, strict=True):
+        q, k, v = block.qkv(rms_norm(x_1x1xD), position[None])
+        k_1xTxNxH = jax.lax.dynamic_update_slice_in_dim(k_1xTxNxH, k, position, axis=1)
+        v_1xTxNxH = jax.lax.dynamic_update_slice_in_dim(v_1xTxNxH, v, position, axis=1)
+        x_1x1xD = x_1x1xD + block.out(attention(q, k_1xTxNxH, v_1xTxNxH, filled_1xT))
+        x_1x1xD = x_1x1xD + block.mlp(rms_norm(x_1x1xD))
+        new_cache.append((k_1xTxNxH, v_1xTxNxH))
     return _logits(module, x_1x1xD), new_cache
 
 
 def _logits(module: decoder.GPT, x_1x1xD: jax.Array) -> jax.Array:
-    hidden_1x1xD = rms_norm(x_1x1xD)
-    unembed_DxV = module.unembed_DxV[...].astype(hidden_1x1xD.dtype)
-    return jnp.squeeze(linear(hidden_1x1xD, unembed_DxV, jnp.float32), (0, 1))
+    unembed_DxV = module.unembed_DxV[...].astype(module.spec.compute_dtype)
+    return multiply(rms_norm(x_1x1xD), unembed_DxV, jnp.float32)[0, 0]
 
 
 def choose(logits_V: jax.Array, temperature: jax.Array, top_p: jax.Array, key: jax.Array) -> jax.Array:
-    """Return the likeliest token at temperature 0, else one drawn from the nucleus (Holtzman et al. 2020)."""
+    """Return the most likely token at temperature 0, else one drawn from the nucleus (Holtzman et al. 2020)."""
     scaled_V = logits_V / jnp.where(temperature > 0, temperature, 1.0)
     kept_V = jnp.where(nucleus(jax.nn.softmax(scaled_V), top_p), scaled_V, -jnp.inf)
     drawn = jax.random.categorical(key, kept_V)
@@ -143,9 +142,9 @@ def choose(logits_V: jax.Array, temperature: jax.Array, top_p: jax.Array, key: j
 
 
 def nucleus(probs_V: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Return which tokens form the smallest set with a mass of at least `top_p`; of equals the lower ids."""
+    """Return a mask of the smallest set of tokens with probability of at least `top_p`; ties prefer lower ids."""
     order_V = jnp.argsort(probs_V, descending=True, stable=True)
     sorted_V = probs_V[order_V]
     mass_before_V = jnp.concatenate([jnp.zeros(1, probs_V.dtype), jnp.cumsum(sorted_V)[:-1]])
-    # With top_p = 1 nothing is left out, not even what float32 rounds away.
+    # top_p = 1 keeps all tokens, also those whose mass float32 rounds away.
     return jnp.zeros(probs_V.shape, bool).at[order_V].set((mass_before_V < top_p) | (top_p >= 1))

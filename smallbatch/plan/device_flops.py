@@ -1,13 +1,12 @@
-"""Dense bfloat16 peaks of accelerators, for the model FLOPs utilisation (MFU), whatever dtype a program computes in.
+"""Dense bfloat16 peak FLOP/s of accelerators, for the model FLOPs utilization (MFU) of programs in any dtype.
 
-None where there is no such number: a CPU; a GPU without bfloat16 tensor cores (V100, T4), whose float16 peak is of
-nothing that is run here; a slice of a GPU (MIG); what is not listed.
+Unlisted devices have none: CPUs, GPUs without bfloat16 tensor cores (V100, T4), slices of a GPU (MIG).
 """
 
 import re
 
-# FLOP/s of one device as JAX counts devices (on TPU v2, v3 and TPU7x: half a chip), with sums in float32, from
-# the vendors' data sheets. The doubled figures that NVIDIA prints too are those of sparse matrices.
+# FLOP/s of one JAX device (half a chip on TPU v2, v3 and TPU7x) with float32 sums, from the vendors' data sheets.
+# NVIDIA also prints doubled figures, which are for sparse matrices.
 PEAK_FLOPS = {
     "NVIDIA A10": 125e12,
     "NVIDIA A10G": 70e12,
@@ -38,19 +37,19 @@ PEAK_FLOPS = {
     "TPU7x": 1153.5e12,
 }
 BY_WORDS = {tuple(kind.lower().split()): flops for kind, flops in PEAK_FLOPS.items()}
-SAME_PEAK = re.compile(r"\d+gb?|hbm\d\w*|sxm\d?")  # words of a driver's name that tell memory and socket
+SAME_PEAK = re.compile(r"\d+gb?|hbm\d\w*|sxm\d?")  # memory and socket in a driver's name
 
 
 def peak_flops(kind: str) -> float | None:
-    """Return the peak of a device of this kind, as JAX names it, in FLOP/s, or None where there is none to name.
+    """Return the peak FLOP/s of a device kind, as JAX names it, or None if it is not listed.
 
-    All words count but those of memory and socket: an RTX 4090 Laptop GPU is no RTX 4090, nor a MIG slice its GPU.
+    All words must match except memory and socket: an RTX 4090 Laptop GPU is not an RTX 4090.
     """
     words = re.split(r"[ -]", kind.lower())
     return BY_WORDS.get(tuple(word for word in words if not SAME_PEAK.fullmatch(word)))
 
 
 def mfu(flops_per_sec: float, kind: str, devices: int) -> float | None:
-    """Return the model FLOPs utilisation (Chowdhery et al. 2022, arXiv 2204.02311), or None on unknown devices."""
+    """Return the model FLOPs utilization (Chowdhery et al. 2022, arXiv 2204.02311), or None on unknown devices."""
     peak = peak_flops(kind)
     return None if peak is None else flops_per_sec / (peak * devices)

@@ -1,10 +1,9 @@
-"""Parameters and training FLOPs of a model: the one definition that every number in this project uses.
+"""Parameters and training FLOPs of a model: the definition that every number in this project uses.
 
 FLOPs per token = 6 x (parameters in matrix products) + 12 x L x N x H x T, as in PaLM (Chowdhery et al. 2022, arXiv
 2204.02311, appendix B): 2 for the forward and 4 for the backward pass, attention counted over the full T x T scores.
-Looking up an embedding costs nothing; the output matrix counts. Recomputation (remat, loss in slices), the optimizer
-and what causality saves are left out, so that the count depends on the model and the tokens, never on batch size or
-implementation.
+The output matrix counts; the embedding lookup does not. Recomputation, the optimizer and the savings of causality are
+left out, so the count depends on the model and the tokens, never on batch size or implementation.
 """
 
 from smallbatch.specs import ModelSpec

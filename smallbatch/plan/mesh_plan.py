@@ -1,11 +1,11 @@
-"""How a model lies on devices: the mesh, the sequences of a forward pass, and which attention kernel runs, with why."""
+"""The mesh, the micro-batch size and the attention kernel, with the reason for its selection."""
 
 from smallbatch.config import Config
 from smallbatch.errors import UserError
 from smallbatch.specs import DeviceSpec, MeshSpec
 
-# A model whose widest activation of one sequence stays in a core's own cache runs best with a device a core; a larger
-# one with all cores in each operation, and with oneDNN's matrix products, whose set-up costs small products too much.
+# A model whose widest activation of one sequence fits a core's cache runs fastest with one device per core. A larger
+# model runs fastest with all cores in each operation and oneDNN's matrix products, which are slow for small products.
 CPU_CACHE_BYTES = 2**20
 MAX_CPU_DEVICES = 8
 SPLASH_CONTEXT = 1024  # below it XLA's own attention is about as fast
@@ -13,7 +13,7 @@ SPLASH_FLOAT32_ONLY = ("TPU v2", "TPU v3")  # "Unsupported matmul RHS type" in b
 
 
 def cpu_devices(config: Config, cores: int) -> int:
-    """Return how many devices JAX should make of this machine's CPU, where that is all there is."""
+    """Return the number of devices into which JAX should split a machine's CPU if it has no accelerator."""
     mesh, model = config.mesh, config.model
     if mesh.cpu_devices is not None:
         return mesh.cpu_devices
@@ -23,19 +23,23 @@ def cpu_devices(config: Config, cores: int) -> int:
 
 
 def fits_cpu_cache(context_tokens: int, ffn_width: int) -> bool:
-    """Tell whether the widest activation of one sequence, in float32, stays in a core's own cache."""
+    """Return whether the widest activation of one sequence, in float32, fits a core's cache."""
     return 4 * context_tokens * ffn_width <= CPU_CACHE_BYTES
 
 
 def least_mesh(section: Config) -> MeshSpec:
-    """Return the mesh that the section of a config asks for, 1 where it leaves an axis open."""
+    """Return the mesh of a config's `mesh` section, with 1 for unset axes."""
     return MeshSpec(section.data or 1, section.fsdp, section.tensor or 1, section.sequence)
 
 
 def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
-    """Return the mesh of a config on these devices, what it leaves open filled in.
+    """Return the mesh of a config on these devices, with its unset axes filled in.
 
-    sequences: of a forward pass, as many as it is at least. Raises UserError for what does not divide.
+    Args:
+        sequences: lower bound on sequences per forward pass.
+
+    Raises:
+        UserError: there are too few devices, or an axis does not divide what it splits.
     """
     data, fsdp, tensor, sequence = (config.mesh[axis] for axis in ("data", "fsdp", "tensor", "sequence"))
     least = least_mesh(config.mesh)
@@ -54,7 +58,7 @@ def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
         )
     heads = config.model.width // config.model.head_width
     ffn_width = config.model.ffn_width or 4 * config.model.width
-    if tensor is None:  # CPU cores that the batch leaves idle share heads and MLP; accelerators are asked for
+    if tensor is None:  # only CPU cores that the batch leaves idle split heads and MLP by default
         idle = max(1, devices.count // (data * fsdp * sequence)) if devices.platform == "cpu" else 1
         tensor = next(n for n in range(idle, 0, -1) if heads % n == 0 and ffn_width % n == 0)
     for axis, size, name, value in (
@@ -68,14 +72,15 @@ def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
 
 
 def microbatch_size(on: MeshSpec, batch_size: int, platform: str) -> int:
-    """Return the whole batch; on a CPU a sequence a device, 1.1 to 1.2 times as fast. Changes rounding only."""
+    """Return the default: the whole batch, or one sequence per device on a CPU, which is 1.1 to 1.2 times as fast."""
     return on.data * on.fsdp if platform == "cpu" else batch_size
 
 
 def attention(config: Config, on: MeshSpec, devices: DeviceSpec) -> tuple[str, str]:
-    """Return the attention kernel, xla | cudnn | splash, and why it is that one.
+    """Return the attention kernel, xla | cudnn | splash, and the reason for its selection.
 
-    Raises UserError where the config asks for one that cannot run.
+    Raises:
+        UserError: the config names a kernel that cannot run.
     """
     asked = config.model.attention
     hindrances = {"cudnn": _against_cudnn(config, on, devices), "splash": _against_splash(config, on, devices)}
@@ -92,7 +97,7 @@ def attention(config: Config, on: MeshSpec, devices: DeviceSpec) -> tuple[str, s
 
 
 def _against_cudnn(config: Config, on: MeshSpec, devices: DeviceSpec) -> str:
-    """Say what keeps cuDNN's attention from running, "" if nothing does. The rules are those of jax 0.10 to 0.12."""
+    """Return why cuDNN's attention cannot run, or "" if it can. The rules are those of jax 0.10 to 0.12."""
     if devices.lanes:
         return "the gradient of many lanes' attention by it fails up to jax 0.11"
     head_width, capability = config.model.head_width, devices.compute_capability
@@ -109,7 +114,7 @@ def _against_cudnn(config: Config, on: MeshSpec, devices: DeviceSpec) -> str:
 
 
 def _against_splash(config: Config, on: MeshSpec, devices: DeviceSpec) -> str:
-    """Say what keeps the splash kernel from running, or makes it pointless, "" if nothing does."""
+    """Return why the splash kernel cannot run or would not help, or "" if it does."""
     context, head_width = config.model.context_tokens, config.model.head_width
     if devices.platform != "tpu":
         return f"it needs a TPU, and this machine has a {devices.platform.upper()}"

@@ -16,7 +16,8 @@ import numpy as np
 from smallbatch import optim
 from smallbatch.errors import UserError
 from smallbatch.model import decoder
-from smallbatch.model import sharding_rules as placement
+from smallbatch.model.cpu_ops import use_cpu_ops
+from smallbatch.model.sharding_rules import ShardingRules, use_rules
 from smallbatch.runs.progress import format_bytes
 from smallbatch.specs import ProgramSpec
 from smallbatch.training import eval_step, sharding
@@ -70,11 +71,12 @@ class Memory:
         return self.params_bytes + self.optimizer_state_bytes + self.temporary_bytes + self.batch_bytes
 
 
-def jit_of(spec: ProgramSpec, f: Callable, places: placement.Places | None = None, **options) -> Any:
-    """Return jax.jit of f, traced with the program's matmul precision and sharding, compiled for its platform."""
+def jit_of(spec: ProgramSpec, f: Callable, rules: ShardingRules | None = None, **options) -> Any:
+    """Return jax.jit of f with the precision, operations and compiler options of the program, and these rules."""
 
     def traced(*args):
-        with jax.default_matmul_precision(spec.model.matmul_precision), placement.by(places):
+        precision = jax.default_matmul_precision(spec.model.matmul_precision)
+        with precision, use_rules(rules), use_cpu_ops(spec.platform == "cpu"):
             return f(*args)
 
     traced.__name__ = getattr(f, "func", f).__name__  # shown in profiles
@@ -97,7 +99,7 @@ class TrainProgram:
             self.mesh = sharding.make_mesh(spec.mesh, spec.topology)
             self.replicated = self.run_sharding = sharding.replicated(self.mesh)
             self.tokens_sharding = sharding.batch_sharding(self.mesh, 2)
-            self._jit = partial(jit_of, spec, places=sharding.Places(self.mesh))
+            self._jit = partial(jit_of, spec, rules=ShardingRules(self.mesh))
             groups = spec.mesh.data_groups
             average = partial(sharding.average_over_data, self.mesh, groups)
             chunk = partial(train_chunk, partial(step_fn, average=average, data_groups=groups))

@@ -1,42 +1,26 @@
-"""Which device holds what: the one place that knows mesh axes.
-
-Four axes: `data` splits the batch; `fsdp` splits the batch and the parameters along the model width; `tensor` splits
-heads, MLP and vocabulary; `sequence` splits the positions of every sequence. Modules name their axes logically (see
-`smallbatch.model.gpt` and `placement`), and the tables below map them.
-"""
+"""Meshes, and the shardings of parameters, optimizer state and batches (see `model.sharding_rules` for the rules)."""
 
 import functools
-import math
 import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from smallbatch import optim
 from smallbatch.errors import UserError
 from smallbatch.model import decoder
+from smallbatch.model.sharding_rules import DATA, MESH_AXES, RULES, ShardingRules
 from smallbatch.specs import DeviceSpec, MeshSpec, ModelSpec, OptimizerSpec
 
-# (params, tokens_AxMxT1) -> means over the batch, as `steps.mean_loss_and_grads` returns them
+# (params, tokens_AxMxT1) -> means over the batch, as `train_step.mean_loss_and_grads` returns them
 LossAndGrads = Callable[[Any, jax.Array], Any]
 Sequences = Callable[[int, int], np.ndarray]  # (position, n) -> int32 [n, T + 1]
 
-AXES = ("data", "fsdp", "tensor", "sequence")
-BATCH_AXES = ("data", "fsdp")
-# Over which mesh axes the axes lie that the model names, of parameters and of what it computes.
-MESH_AXES: dict[str | None, tuple[str, ...]] = {
-    **{"batch": BATCH_AXES, "position": ("sequence",), "embed": ("fsdp",)},
-    **dict.fromkeys(("heads", "ffn", "vocab"), ("tensor",)),
-    **dict.fromkeys(("qkv", "head", None), ()),
-}
-
-
-# What TPU's compiler is told so that it looks for no TPU; other processes may use it beside this one.
+# Environment of TPU's compiler without a TPU. Several processes may load it at the same time.
 ABSENT_TPU = {
     **{"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
     **{"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5litepod-8"},
@@ -45,20 +29,21 @@ ABSENT_TPU = {
 
 @functools.cache
 def devices(topology: str | None = None) -> list:
-    """Return the devices that are here, or those of a TPU slice that is not, to compile for it: v5e:2x4.
+    """Return JAX's devices, or those of an absent TPU slice such as v5e:2x4, to compile for it.
 
-    Raises UserError where there is no such slice or no compiler for it.
+    Raises:
+        UserError: there is no such slice, or TPU's compiler is not installed.
     """
     if topology is None:
         return jax.devices()
     from jax.experimental import topologies
 
     os.environ.update({name: os.environ.get(name, value) for name, value in ABSENT_TPU.items()})
-    # Programs for devices that are not here are written to the cache, but cannot be read from it.
+    # JAX writes programs for absent devices to its cache and cannot read them back.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         return list(topologies.get_topology_desc(topology, platform="tpu", **_slice_options(topology)).devices)
-    except Exception as error:  # of several kinds, by what is missing
+    except Exception as error:  # its type depends on what is missing
         reason = str(error).splitlines()[0].partition(": ")[2] or str(error)
         fix = (
             "write it as v5e:2x4, v5p:2x2x1 or tpu7x:2x2x1, with one chip or multiples of 2x2 chips, and install "
@@ -68,27 +53,26 @@ def devices(topology: str | None = None) -> list:
 
 
 def _slice_options(topology: str) -> dict[str, Any]:
-    """Return what TPU's compiler must be told of a slice beside its name, to count devices as a TPU VM does."""
+    """Return the options with which TPU's compiler counts the devices of a slice as a TPU VM does."""
     options: dict[str, Any] = {}
-    if "v4" in topology:  # the two cores of a chip are one device; v5p's are so by themselves
+    if "v4" in topology:  # the two cores of a chip are one device, as on v5p by default
         options["chip_config_name"] = "megacore"
-    if re.search(r"[:=]1x1(x1)?$", topology):  # a host has four chips unless it is said
+    if re.search(r"[:=]1x1(x1)?$", topology):  # the default is four chips per host
         options["chips_per_host_bounds"] = (1, 1, 1)
     return options
 
 
 def slice_spec(topology: str) -> DeviceSpec:
-    """Return what a plan is told of a TPU slice that is not here."""
-    there = devices(topology)
-    return DeviceSpec("tpu", len(there), kind=there[0].device_kind)
+    """Return the description of an absent TPU slice."""
+    absent = devices(topology)
+    return DeviceSpec("tpu", len(absent), kind=absent[0].device_kind)
 
 
 def make_mesh(spec: MeshSpec, topology: str | None = None) -> Mesh:
     """Return a mesh over the first data x fsdp x tensor x sequence devices."""
     first = np.array(devices(topology)[: spec.devices])
-    return Mesh(
-        first.reshape(spec.data, spec.fsdp, spec.tensor, spec.sequence), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    shape = (spec.data, spec.fsdp, spec.tensor, spec.sequence)
+    return Mesh(first.reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -98,29 +82,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh, axis: int) -> NamedSharding:
     """Return the sharding of an array whose `axis` counts sequences."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, RULES["batch"]))
 
 
-def put(values: Any, place: NamedSharding) -> Any:
-    """Return host values, the same in every process, as arrays on the devices of a mesh; each process fills its own."""
+def put(values: Any, sharding: NamedSharding) -> Any:
+    """Return host values, equal in every process, as arrays with this sharding. Each process fills its own devices."""
 
     def array(value) -> jax.Array:
         whole = np.asarray(value)
-        return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
     return jax.tree.map(array, values)
 
 
 def staged(
-    shape: tuple[int, int, int, int], place: NamedSharding, sequences: Sequences, first: int, updates: int
+    shape: tuple[int, int, int, int], sharding: NamedSharding, sequences: Sequences, first: int, updates: int
 ) -> jax.Array:
-    """Put the batches of up to K updates on the devices, K x A x M x (T + 1); a process reads what its devices get.
+    """Return the batches of up to K updates on the devices, K x A x M x (T + 1). A process reads only its own part.
 
-    sequences: (position, n) -> int32 [n, T + 1], the sequences from a position on. first: position of the first.
+    sequences: (position, n) -> int32 [n, T + 1], n sequences starting at a position. first: the first position.
     """
     K, A, M, T1 = shape
 
-    @functools.cache  # devices that split a sequence's work between them get the same
+    @functools.cache  # devices that share a sequence have the same rows
     def rows(start: int, stop: int) -> np.ndarray:
         part = np.zeros((K, A, stop - start, T1), np.int32)
         for k in range(updates):
@@ -128,101 +112,50 @@ def staged(
                 part[k, a] = sequences(first + (k * A + a) * M + start, stop - start)
         return part
 
-    return jax.make_array_from_callback(shape, place, lambda index: rows(*index[2].indices(M)[:2]))  # pyright: ignore[reportOptionalSubscript]
+    return jax.make_array_from_callback(shape, sharding, lambda index: rows(*index[2].indices(M)[:2]))  # pyright: ignore[reportOptionalSubscript]
 
 
 def average_over_data(mesh: Mesh, groups: int, loss_and_grads: LossAndGrads) -> LossAndGrads:
-    """Return a function that has every group of devices along `data` work on its share, and averages once at the end.
+    """Return a function that computes each data group's share of the batch, and averages once at the end.
 
-    Left to itself, the partitioner adds the gradients up over all devices after each micro-batch. The other
-    axes stay with the partitioner. groups: see `MeshSpec.data_groups`.
+    The partitioner alone would sum gradients over all devices after each micro-batch. It still splits the other mesh
+    axes. groups: see `MeshSpec.data_groups`.
     """
     if groups == 1:
         return loss_and_grads
 
     def averaged(params, tokens_AxMxT1):
-        return jax.tree.map(lambda x: jax.lax.psum(x, "data") / groups, loss_and_grads(params, tokens_AxMxT1))
+        return jax.tree.map(lambda x: jax.lax.psum(x, DATA) / groups, loss_and_grads(params, tokens_AxMxT1))
 
-    specs = {"in_specs": (PartitionSpec(), PartitionSpec(None, "data")), "out_specs": PartitionSpec()}
-    return jax.shard_map(averaged, mesh=mesh, axis_names={"data"}, check_vma=False, **specs)
-
-
-class Places:
-    """Lays activations out over a mesh (see `model.placement`)."""
-
-    def __init__(self, mesh: Mesh):
-        self._mesh = mesh
-        self._split = any(mesh.shape[axis] > 1 for axis in AXES if axis != "data")
-
-    def shards(self, axis: str | None) -> int:
-        """Return over how many devices an axis is split, of what a `shard_map` around this has left whole."""
-        free = self._free(self._context())
-        return math.prod(self._mesh.shape[name] for name in MESH_AXES[axis] if name in free)
-
-    def place(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Say where x is to lie: the partitioner by itself gathers activations rather than weights."""
-        if not self._split:
-            return x
-        mesh = self._context()
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, self._spec(mesh, axes)))
-
-    def spread(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        """Fill x up and say where it is to lie."""
-        missing = [-size % self.shards(axis) for size, axis in zip(x.shape, axes, strict=True)]
-        if not any(missing):
-            return self.place(x, axes)
-        mesh = self._context()
-        filled = jnp.pad(x, [(0, n) for n in missing])
-        return jax.lax.with_sharding_constraint(filled, NamedSharding(mesh, self._spec(mesh, axes)))
-
-    def on_shards(self, f: Callable[..., jax.Array], axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
-        """Return f as every device does it for its own part: the partitioner cannot look into a kernel."""
-        mesh = self._context()
-        free = self._free(mesh)
-        if not free or mesh.size == 1:
-            return f
-        spec = self._spec(mesh, axes)
-        return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=free, check_vma=False)
-
-    def _context(self):
-        """Return the mesh, as it is inside a `shard_map` where this is one."""
-        around = jax.sharding.get_abstract_mesh()
-        return self._mesh if around.empty else around
-
-    def _free(self, mesh) -> set[str]:
-        """Return the axes that no `shard_map` around this has split by itself."""
-        return {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
-
-    def _spec(self, mesh, axes: tuple[str | None, ...]) -> PartitionSpec:
-        free = self._free(mesh)
-        return PartitionSpec(*[tuple(a for a in MESH_AXES[axis] if a in free) or None for axis in axes])
+    specs = {"in_specs": (PartitionSpec(), PartitionSpec(None, DATA)), "out_specs": PartitionSpec()}
+    return jax.shard_map(averaged, mesh=mesh, axis_names={DATA}, check_vma=False, **specs)
 
 
 def lanes_mesh(devices: int) -> Mesh:
-    """Return a mesh whose one axis counts lanes: runs that share a program and nothing else."""
+    """Return a mesh with one axis for vectorized runs."""
     return Mesh(np.array(jax.devices()[:devices]), ("lanes",), axis_types=(AxisType.Auto,))
 
 
 def lanes_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of what has a lane on its first axis."""
+    """Return the sharding of arrays whose first axis counts vectorized runs."""
     return NamedSharding(mesh, PartitionSpec("lanes"))
 
 
 def processes_mesh() -> Mesh:
-    """Return a mesh whose one axis counts processes, by a device of each: for what they tell each other."""
+    """Return a mesh of one device per process, for values that processes exchange."""
     firsts = {device.process_index: device for device in reversed(jax.devices())}
     return Mesh(np.array([firsts[i] for i in sorted(firsts)]), ("processes",), axis_types=(AxisType.Auto,))
 
 
 def processes_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of what has a process on its first axis."""
+    """Return the sharding of arrays whose first axis counts processes."""
     return NamedSharding(mesh, PartitionSpec("processes"))
 
 
 def over_lanes(mesh: Mesh, f: Callable, shared: int) -> Callable:
-    """Return f(state, hyperparams, *shared) for R lanes of the first two, those of a device on that device alone.
+    """Return f(state, hyperparams, *shared) for R vectorized runs, each computed on one device.
 
-    shared: how many arguments after these two are the same for all lanes.
+    shared: number of arguments after the first two that all runs share.
     """
     vmapped = jax.vmap(f, in_axes=(0, 0, *[None] * shared))
     lanes, same = PartitionSpec("lanes"), PartitionSpec()
@@ -231,29 +164,15 @@ def over_lanes(mesh: Mesh, f: Callable, shared: int) -> Callable:
 
 
 def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
-    """Return a sharding for every parameter; an axis that its mesh axis does not divide stays whole.
-
-    `tensor` rarely divides a vocabulary; it then splits the width of the two embeddings, beside `fsdp`.
-    """
-    shapes = decoder.abstract_params(spec)
-
-    def sharding(name: str, axes: tuple[str, ...]) -> NamedSharding:
-        sizes = dict(zip(axes, shapes[name].shape, strict=True))
-        count = lambda mesh_axes: math.prod(mesh.shape[name] for name in mesh_axes)
-        split = {axis: MESH_AXES[axis] for axis in axes}
-        if "vocab" in axes and sizes["vocab"] % mesh.shape["tensor"]:
-            both = ("fsdp", "tensor")
-            split |= {"vocab": (), "embed": ("fsdp",) if sizes["embed"] % count(both) else both}
-        split = {axis: () if sizes[axis] % count(own) else own for axis, own in split.items()}
-        return NamedSharding(mesh, PartitionSpec(*[split[axis] or None for axis in axes]))
-
-    return {name: sharding(name, axes) for name, axes in decoder.param_axes(spec).items()}
+    """Return a sharding for every parameter."""
+    shapes, rules = decoder.abstract_params(spec), ShardingRules(mesh)
+    return {name: rules.param_sharding(axes, shapes[name].shape) for name, axes in decoder.param_axes(spec).items()}
 
 
 def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: OptimizerSpec) -> Any:
-    """Return a sharding for everything an optimizer keeps: an average lies as its parameter does, all else is copied.
+    """Return the shardings of an optimizer's state: averages like their parameter, everything else replicated.
 
-    What is copied is small: counters, and Adafactor's rows and columns.
+    What is replicated is small: counters, and Adafactor's rows and columns.
     """
     params, shardings = decoder.abstract_params(spec), param_shardings(mesh, spec)
 

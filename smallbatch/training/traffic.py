@@ -1,8 +1,8 @@
-"""What devices send each other in one update, read from the compiled program.
+"""Bytes that devices send each other in one update, counted in the text of the compiled program.
 
-Bytes are what one device sends where the participants pass data round a ring, the usual algorithm (Thakur, Rabenseifner
-& Gropp 2005): with n of them 2(n-1)/n of the array for an all-reduce, (n-1)/n of the whole array for an all-gather, a
-reduce-scatter or an all-to-all, the array itself for a permutation.
+Bytes are those that one of n devices sends with ring algorithms (Thakur, Rabenseifner & Gropp 2005): 2(n-1)/n of the
+array for an all-reduce, (n-1)/n of the whole array for an all-gather, a reduce-scatter or an all-to-all, and the whole
+array for a permutation.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# kind in the text of a program: (whole array / what an operation returns, share of the whole that a device sends), by n
+# kind: (size of the whole array / size of the result, share of the whole array that a device sends), for n devices
 KINDS = {
     "all-reduce": (lambda n: 1, lambda n: 2 * (n - 1) / n),
     "all-gather": (lambda n: 1, lambda n: (n - 1) / n),
@@ -34,17 +34,17 @@ class Traffic:
     kind: str
     count: int
     sent_bytes: int  # by one device
-    largest_bytes: int  # whole array of the largest
+    largest_bytes: int  # size of the largest whole array
 
 
 def traffic(program: str) -> tuple[Traffic, ...]:
-    """Return what an update sends, from the text of the compiled chunk (`compiled.as_text()`), most bytes first.
+    """Return the collectives of an update, from the text of the compiled chunk (`compiled.as_text()`), largest first.
 
-    Loops count as often as they run; the loop over updates, which alone has no fixed length, counts once. A TPU's
-    compiler writes a collective into every fusion that it works beside: one channel is one collective.
+    A loop counts as often as it runs. The loop over updates has no fixed length and counts once. TPU's compiler repeats
+    a collective in every fusion that overlaps it, so each channel counts once.
     """
     computations, entry = _computations(program)
-    everybody = re.search(r"num_partitions=(\d+)", program)
+    partitions = re.search(r"num_partitions=(\d+)", program)
     channels: set[str] = set()
     found: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
     for times, line in _lines(computations, entry, 1):
@@ -54,10 +54,10 @@ def traffic(program: str) -> tuple[Traffic, ...]:
                 if channel[0] in channels:
                     continue
                 channels.add(channel[0])
-            participants = _participants(line) or int(everybody[1] if everybody else 1)
+            participants = _participants(line) or int(partitions[1] if partitions else 1)
             whole, sent = KINDS[kind]
-            arrays = [_bytes(*array) for array in ARRAY.findall(result) if array[1]]  # the rest counts
-            if started and kind != "all-reduce":  # its operands come first
+            arrays = [_bytes(*array) for array in ARRAY.findall(result) if array[1]]  # scalars are counters
+            if started and kind != "all-reduce":  # the operands come first
                 arrays = arrays[len(arrays) // 2 :]
             size = sum(arrays) * whole(participants)
             found[kind].append((times, size, times * size * sent(participants)))
@@ -71,7 +71,7 @@ def traffic(program: str) -> tuple[Traffic, ...]:
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """Return {name: its lines} of a program's computations, and the name of the first to run."""
+    """Return {name: lines} of a program's computations, and the name of the entry computation."""
     computations, name, entry = {}, "", ""
     for line in program.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line):
@@ -84,7 +84,7 @@ def _computations(program: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _lines(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[int, str]]:
-    """Return (how often it runs, line) for every line that runs."""
+    """Yield (number of executions, line) for every line that runs."""
     for line in computations[name]:
         yield times, line
         trips = TRIPS.search(line)
@@ -94,7 +94,7 @@ def _lines(computations: dict[str, list[str]], name: str, times: int) -> Iterato
 
 
 def _participants(line: str) -> int:
-    """Return how many devices take part; 0: all."""
+    """Return the number of participating devices; 0 means all."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", mesh[2]))
