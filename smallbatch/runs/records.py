@@ -83,6 +83,17 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
+def plan_hyperparams(plan: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the hyperparameters at the start of a run from its plan.json; older plans have them at the top level.
+
+    Raises: UserError if there are none.
+    """
+    stages = plan.get("stages") or [plan]
+    if problem := json_files.mismatch(stages, [{"hyperparams": {}}]):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
+    return stages[0]["hyperparams"]
+
+
 class MetricsWriter:
     """Append records to metrics.jsonl, each with one write. A line that a crash cut off is removed first."""
 
