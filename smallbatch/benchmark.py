@@ -1,8 +1,8 @@
 """Measure training speed per batch size: tokens/s, GFLOP/s, and the share of this machine's matrix-product peak.
 
 Runs the compiled programs of `smallbatch.train`, on random tokens, with the model and optimizer of the config, in one
-process. The peak is measured first, in the compute dtype and at its precision. MFU is relative to the bfloat16 peak of
-the device's data sheet.
+process. The peak is measured first, in the compute dtype and precision of the config. MFU is relative to the
+bfloat16 peak in the device's data sheet.
 """
 
 import time
@@ -22,7 +22,7 @@ FLAGS = (
 def main(config, flags) -> None:
     import jax
 
-    from smallbatch.plan import device_flops as peaks
+    from smallbatch.plan import device_flops
     from smallbatch.training import distributed, run
     from smallbatch.training.program import train_program
 
@@ -36,18 +36,25 @@ def main(config, flags) -> None:
         plan = run.make_plan(config)
         if peak is None:
             peak = matmul_peak_flops(plan.program())
-            print(f"{plan.params:,} parameters, {plan.optimizer.name}, context {plan.model.context_tokens}, "
-                  f"matrix-product peak {peak / 1e9:,.0f} GFLOP/s", flush=True)  # fmt: skip
+            print(
+                f"{plan.params:,} parameters, {plan.optimizer.name}, context {plan.model.context_tokens}, "
+                f"matrix-product peak {peak / 1e9:,.0f} GFLOP/s",
+                flush=True,
+            )
         tokens_per_sec = measure(train_program(plan.program()), plan, flags.secs)
         flops = tokens_per_sec * plan.flops_per_token
-        mfu = peaks.mfu(flops, jax.local_devices()[0].device_kind, plan.mesh.devices)
-        print(f"batch {batch_size:>5}  {tokens_per_sec:>10,.0f} tokens/s  {flops / 1e9:>10,.1f} GFLOP/s  "
-              f"{flops / peak / plan.mesh.devices if plan.platform != 'cpu' else flops / peak:>5.0%} of the peak  "
-              f"{'' if mfu is None else f'MFU {mfu:.1%}  '}devices: {plan.mesh}", flush=True)  # fmt: skip
+        mfu = device_flops.mfu(flops, jax.local_devices()[0].device_kind, plan.mesh.devices)
+        peak_of_mesh = peak if plan.platform == "cpu" else peak * plan.mesh.devices
+        print(
+            f"batch {batch_size:>5}  {tokens_per_sec:>10,.0f} tokens/s  {flops / 1e9:>10,.1f} GFLOP/s  "
+            f"{flops / peak_of_mesh:>5.0%} of the peak  "
+            f"{'' if mfu is None else f'MFU {mfu:.1%}  '}devices: {plan.mesh}",
+            flush=True,
+        )
 
 
 def measure(program, plan: Plan, secs: float) -> float:
-    """Return tokens per second over full dispatches of a `TrainProgram`, after two that are not measured."""
+    """Return tokens per second over full dispatches of a `TrainProgram`, after two warm-up dispatches."""
     import numpy as np
 
     updates = plan.first.steps_per_dispatch

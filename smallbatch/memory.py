@@ -1,6 +1,6 @@
-"""Predict the memory of an update on one device: optimizers x batch sizes, compared with accumulation and LoRA.
+"""Predict the memory per device of an update, by optimizer and batch size, and with accumulation or LoRA.
 
-Uses XLA's memory analysis of the compiled programs of `smallbatch.train`; nothing of that size is allocated. The mesh
+Uses XLA's memory analysis of the compiled programs of `smallbatch.train`; nothing is allocated. The mesh
 is one device unless the config sets `mesh`. The LoRA row is an estimate: the weights, the activations of SGD, and
 adapters of --lora_rank on every matrix of the blocks, with Adam's 16 bytes per adapter parameter.
 """
@@ -11,21 +11,20 @@ from smallbatch.config import cli
 from smallbatch.config.key_types import Interval, Key
 from smallbatch.optim import OPTIMIZERS
 
-ADAM_BYTES = 16  # a float32 parameter, its gradient and two averages
+ADAM_BYTES = 16  # a float32 parameter, its gradient and two moments
 
 
 FLAGS = (
     Key("--optimizers", ("sgd", "adafactor", "momentum", "adam"), str, "optimizers to compare", tuple(OPTIMIZERS)),
     Key("--batch_sizes", (1, 16), int, "sequences per update", Interval(1, 2**16)),
-    Key("--topology", None, str, "a TPU slice to compile for, such as v5e:2x4, which need not exist here"),
+    Key("--topology", None, str, "TPU slice to compile for, such as v5e:2x4; needs no TPU"),
     Key("--lora_rank", 16, int, "rank of the LoRA adapters", Interval(1, 2**16)),
 )
 
 
 def main(config, flags) -> None:
     sizes = flags.batch_sizes
-    from smallbatch.plan import flops
-    from smallbatch.plan import mesh_plan as layout
+    from smallbatch.plan import flops, mesh_plan
     from smallbatch.runs.progress import format_bytes, log
     from smallbatch.training import run
     from smallbatch.training.program import Memory, train_program
@@ -44,17 +43,19 @@ def main(config, flags) -> None:
         spec = replace(plan.program(), optimizer=kept, steps_per_dispatch=1, topology=flags.topology)
         return train_program(spec).memory()
 
-    # The same mesh for all batch sizes, so that they are comparable.
+    # Use the same mesh for all batch sizes, so that they are comparable.
     mesh = config.mesh
     mesh.data, mesh.tensor = mesh.data or 1, mesh.tensor or 1
-    mesh.cpu_devices = mesh.cpu_devices or layout.least_mesh(mesh).devices
+    mesh.cpu_devices = mesh.cpu_devices or mesh_plan.least_mesh(mesh).devices
     columns = [(size, size) for size in sizes] + ([(sizes[-1], sizes[0])] if sizes[-1] > sizes[0] else [])
     config.train.batch_size = config.train.microbatch_size = sizes[0]
     config.train.budget_tokens = sizes[0] * config.model.context_tokens
     plan = run.make_plan(config, flags.topology)
-    print(f"{plan.params:,} parameters in {plan.model.param_dtype}, computation {plan.model.compute_dtype}, context "
-          f"{plan.model.context_tokens}, remat {plan.model.remat}; bytes on each of "
-          f"{plan.mesh.devices} {plan.platform} device{'s' * (plan.mesh.devices > 1)} ({plan.mesh})")  # fmt: skip
+    print(
+        f"{plan.params:,} parameters in {plan.model.param_dtype}, computation {plan.model.compute_dtype}, context "
+        f"{plan.model.context_tokens}, remat {plan.model.remat}; bytes on each of "
+        f"{plan.mesh.devices} {plan.platform} device{'s' * (plan.mesh.devices > 1)} ({plan.mesh})"
+    )
     heads = [f"batch {size}" if size == part else f"{size} in {size // part} parts" for size, part in columns]
     print(f"{'':<20}{'weights + state':>16}" + "".join(f"{head:>16}" for head in heads))
     for optimizer in [*flags.optimizers, "lora"]:

@@ -16,7 +16,7 @@ from smallbatch.runs.progress import log
 from smallbatch.runs.run_dir import RunDir
 from smallbatch.specs import DeviceSpec, ModelSpec
 
-PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # the keys that are read from plan.json
+PLAN = {"model": typing.get_type_hints(ModelSpec), "optimizer": {"name": str}}  # keys read from plan.json
 
 
 FLAGS = (
@@ -39,7 +39,7 @@ def main(flags) -> None:
     if tokenizer is None:
         raise UserError(
             f"{workdir.path} was trained on token ids and has no tokenizer; train with data.tokenizer=file:PATH of the "
-            "tokenizer.json that made the tokens"
+            "tokenizer.json that produced the tokens"
         )
     prompt_ids = tokenizer.encode_batch([flags.prompt])[0].tolist()
     plan = read_plan(workdir, tokenizer.vocab_size)
@@ -53,7 +53,7 @@ def main(flags) -> None:
 def read_plan(workdir: RunDir, vocab_size: int) -> dict:
     """Return the plan of a run from plan.json, or from config.json if plan.json is missing or damaged.
 
-    Raises: UserError if neither can be read.
+    Raises UserError if neither can be read.
     """
     fix = "restore it from a copy, or delete it to recompute the plan from config.json"
     try:

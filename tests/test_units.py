@@ -60,7 +60,7 @@ def test_a_decay_of_zero_has_no_half_life():
 def test_half_lives_and_steps_are_positive(wrong):
     with pytest.raises(UserError, match="half-life is a positive number"):
         units.one_minus_b_from_half_life(wrong, 64)
-    with pytest.raises(UserError, match="tokens per step is a positive number"):
+    with pytest.raises(UserError, match="the tokens per step are"):
         units.one_minus_b_from_half_life(64, wrong)
 
 

@@ -1,7 +1,7 @@
 """One optimizer update, and the loop over K of them that is compiled as one program. Pure functions of arrays.
 
-At batch size 1 an update is short, so a dispatch runs a chunk of up to K updates. The number of updates is data: the
-last, shorter chunk runs the same program.
+At batch size 1 an update is short, so a dispatch runs a chunk of up to K updates. The number of updates is a traced
+argument, so the last, shorter chunk runs the same program.
 """
 
 from collections.abc import Callable
