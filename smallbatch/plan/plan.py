@@ -225,7 +225,7 @@ def _every(tokens: int, tokens_per_step: int) -> int:
 
 
 def _validation_batch_seqs(context_tokens: int, mesh: MeshSpec) -> int:
-    """Return the sequences of a validation batch: a function of the context, padded to a multiple of the mesh."""
+    """Return the sequences of a validation batch: set by the context, rounded up to a multiple of the devices."""
     seqs = max(1, VALIDATION_BATCH_TOKENS // context_tokens)
     shards = mesh.data * mesh.fsdp
     return -(-seqs // shards) * shards

@@ -199,7 +199,7 @@ class TrainProgram:
         limit = device_memory_bytes(local[0])
         if limit is not None and needed > max_frac * limit:
             what = "an update needs" if with_updates else "the weights and the optimizer's state need"
-            raise OutOfMemory(self.runs, f"{what} {format_bytes(needed)}, but it has {format_bytes(limit)}")
+            raise OutOfMemory(self.runs, f"{what} {format_bytes(needed)}, but only {format_bytes(limit)} are available")
 
     def traffic(self) -> tuple[collectives.Traffic, ...]:
         """Return the collectives of an update."""

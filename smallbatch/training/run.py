@@ -176,9 +176,9 @@ def make_plan(config: configs.Config, topology: str | None = None) -> plans.Plan
     if idle:
         mesh = plan.mesh
         raise UserError(
-            f"the mesh of {mesh.devices} devices ({mesh}) has no device of process {', '.join(map(str, sorted(idle)))}; "
-            f"there are {devices.count} devices in {jax.process_count()} processes. Use a larger batch size, "
-            "mesh.fsdp, mesh.tensor or mesh.sequence, or fewer processes"
+            f"the mesh of {mesh.devices} devices ({mesh}) has none of process "
+            f"{', '.join(map(str, sorted(idle)))}; there are {devices.count} devices in {jax.process_count()} "
+            "processes. Use a larger batch size, mesh.fsdp, mesh.tensor or mesh.sequence, or fewer processes"
         )
     return plan
 
@@ -190,8 +190,8 @@ def prompt_ids(plan: plans.Plan, tokenizer, prompt: str, new_tokens: int) -> lis
     ids = tokenizer.encode_batch([prompt])[0].tolist()
     if len(ids) > plan.model.context_tokens:
         raise UserError(
-            f"train.sample_prompt has {len(ids)} tokens, but the context has {plan.model.context_tokens}; shorten it, or "
-            "set train.sample_tokens=0"
+            f"train.sample_prompt has {len(ids)} tokens, but the context has {plan.model.context_tokens}; shorten it, "
+            "or set train.sample_tokens=0"
         )
     return ids
 

@@ -52,8 +52,8 @@ class Saved:
         for what, key, saved, here in pairs:
             if saved != here:
                 raise UserError(
-                    f"the checkpoint in {directory} belongs to another {what} (its {key} is {saved[:12]}, not {here[:12]}); "
-                    "choose another --workdir, or delete it"
+                    f"the checkpoint in {directory} belongs to another {what} (its {key} is {saved[:12]}, not "
+                    f"{here[:12]}); choose another --workdir, or delete it"
                 )
         if self.noise_scale_from != ours.noise_scale_from:
             raise UserError(
