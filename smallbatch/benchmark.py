@@ -1,8 +1,8 @@
 """Measure training speed per batch size: tokens/s, GFLOP/s, and the share of this machine's matrix-product peak.
 
 Runs the compiled programs of `smallbatch.train`, on random tokens, with the model and optimizer of the config, in one
-process. The peak is measured first, in the compute dtype and precision of the config. MFU is relative to the
-bfloat16 peak in the device's data sheet.
+process. The peak is measured first, in the compute dtype and precision of the config. MFU is relative to the bfloat16
+peak in the device's data sheet.
 """
 
 import time

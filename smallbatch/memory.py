@@ -1,8 +1,8 @@
 """Predict the memory per device of an update, by optimizer and batch size, and with accumulation or LoRA.
 
-Uses XLA's memory analysis of the compiled programs of `smallbatch.train`; nothing is allocated. The mesh
-is one device unless the config sets `mesh`. The LoRA row is an estimate: the weights, the activations of SGD, and
-adapters of --lora_rank on every matrix of the blocks, with Adam's 16 bytes per adapter parameter.
+Uses XLA's memory analysis of the compiled programs of `smallbatch.train`; nothing is allocated. The mesh is one device
+unless the config sets `mesh`. The LoRA row is an estimate: the weights, the activations of SGD, and adapters of
+--lora_rank on every matrix of the blocks, with Adam's 16 bytes per adapter parameter.
 """
 
 from dataclasses import replace
@@ -34,13 +34,13 @@ def main(config, flags) -> None:
         config.train.batch_size, config.train.microbatch_size = batch_size, microbatch_size
         config.train.budget_tokens = batch_size * config.model.context_tokens
         plan = run.make_plan(config, flags.topology)
-        if optimizer == "lora":  # only gradients of adapters are accumulated
+        if optimizer == "lora":  # accumulation needs memory only for the adapters' gradients
             adapters = (
                 ADAM_BYTES * flops.lora_params(plan.model, flags.lora_rank) // (plan.mesh.fsdp * plan.mesh.tensor)
             )
             return replace(memory("sgd", microbatch_size, microbatch_size), optimizer_state_bytes=adapters)
-        kept = replace(plan.optimizer, name=optimizer, nesterov=False)
-        spec = replace(plan.program(), optimizer=kept, steps_per_dispatch=1, topology=flags.topology)
+        optimizer_spec = replace(plan.optimizer, name=optimizer, nesterov=False)
+        spec = replace(plan.program(), optimizer=optimizer_spec, steps_per_dispatch=1, topology=flags.topology)
         return train_program(spec).memory()
 
     # Use the same mesh for all batch sizes, so that they are comparable.

@@ -1,7 +1,7 @@
 """Train a GPT at any batch size, or resume a stopped run.
 
-Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. For a
-finished run, only prints its result.
+Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. For a finished run, it
+only prints the result.
 """
 
 from smallbatch.config import cli

@@ -202,7 +202,7 @@ def test_processes_with_different_corpora_are_an_error(home, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "problem"),
-    [((None, 2, 0), "need each other"), (("a", 2, 0), "HOST:PORT"), (("a:1", 2, 2), "number the processes from 0")],
+    [((None, 2, 0), "set all three"), (("a", 2, 0), "HOST:PORT"), (("a:1", 2, 2), "number the processes from 0")],
 )
 def test_invalid_flags_are_an_error(flags, problem):
     with pytest.raises(UserError, match=problem):

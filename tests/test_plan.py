@@ -188,7 +188,7 @@ BF16 = LONG | {"model__compute_dtype": "bfloat16"}
         ("gpu", "gfx942", BF16, "xla", "an NVIDIA GPU .* this one has gfx942"),
         ("gpu", "8.9", BF16 | {"model__head_width": 256}, "xla", "multiple of 8, up to 128, but it is 256"),
         ("gpu", "9.0", BF16 | {"model__head_width": 256}, "cudnn", "the fused kernel of a GPU"),
-        ("gpu", "9.0", BF16 | {"mesh__sequence": 2}, "xla", "whole sequences, and mesh.sequence=2 splits them"),
+        ("gpu", "9.0", BF16 | {"mesh__sequence": 2}, "xla", "whole sequences, but mesh.sequence=2 splits them"),
         ("gpu", "9.0", BF16 | {"model__attention": "xla"}, "xla", "set by model.attention"),
         ("tpu", None, LONG, "splash", "the fused kernel of a TPU"),
         ("tpu", None, {}, "xla", "not splash: .* at least 1024, but it is 256"),

@@ -33,7 +33,7 @@ PRECISION = "precision of float32 matrix products; default is TF32 on GPUs and b
 REMAT = "what the backward pass recomputes: nothing, all but matrix products (dots), or whole blocks (full)"
 SECOND_AVERAGE = "the average of squared gradients (lion: of gradients)"
 MUON_MATRICES = "attention matrices orthogonalized by muon: one for all heads (whole) or one per head (heads)"
-INTERPOLATION = "schedule-free optimizers: weight of the average in the point where gradients are taken"
+INTERPOLATION = "schedule-free optimizers: weight of the average at the point where gradients are taken"
 
 
 KEYS = (

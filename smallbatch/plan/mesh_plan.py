@@ -1,4 +1,4 @@
-"""The mesh, the micro-batch size and the attention kernel, with the reason for its selection."""
+"""Choose the mesh, the micro-batch size and the attention kernel."""
 
 from smallbatch.config import Config
 from smallbatch.errors import UserError
@@ -53,7 +53,7 @@ def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
         data = next((n for n in range(most, 0, -1) if sequences % (n * fsdp) == 0), 1)
     if sequences % (data * fsdp):
         raise UserError(
-            f"a micro-batch of {sequences} sequences does not divide over mesh.data x mesh.fsdp = {data} x {fsdp} "
+            f"a micro-batch of {sequences} sequences is not divisible by mesh.data x mesh.fsdp = {data} x {fsdp} "
             f"devices; choose a batch size that is a multiple of {data * fsdp}, or a smaller mesh"
         )
     heads = config.model.width // config.model.head_width
@@ -72,7 +72,7 @@ def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
 
 
 def microbatch_size(on: MeshSpec, batch_size: int, platform: str) -> int:
-    """Return the default: the whole batch, or one sequence per device on a CPU, which is 1.1 to 1.2 times as fast."""
+    """Return the default size: the whole batch, or on a CPU one sequence per device, which is 1.1 to 1.2x as fast."""
     return on.data * on.fsdp if platform == "cpu" else batch_size
 
 

@@ -1,4 +1,4 @@
-"""The plan of a run: every number that follows from its config, derived once, in float64, before anything runs."""
+"""The plan of a run: every number derived from its config, in float64, before training."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ class Stage(ScheduleStage):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does. A run is determined by its plan and its dataset."""
+    """A complete description of a run. A run is determined by its plan and its dataset."""
 
     fingerprint: str
     model: ModelSpec

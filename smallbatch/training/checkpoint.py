@@ -1,8 +1,8 @@
 """Checkpoints of a run, written by orbax while training continues, and verified when they are restored.
 
 Orbax writes each checkpoint to a temporary directory, renames it when it is complete, and then deletes superseded
-ones. Its format does not detect changed bytes in an array, so each checkpoint also holds a checksum of every
-array, computed on its devices, and a digest of the metadata.
+ones. Its format does not detect changed bytes in an array, so each checkpoint also holds a checksum of every array,
+computed on its devices, and a digest of the metadata.
 """
 
 import contextlib

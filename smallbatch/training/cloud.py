@@ -1,4 +1,4 @@
-"""Google Cloud's metadata server: the hosts of a TPU slice, and preemption notices.
+"""Query Google Cloud's metadata server for the hosts of a TPU slice and for preemption notices.
 
 Only Compute Engine machines, which include TPU hosts, can query the server.
 """

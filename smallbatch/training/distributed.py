@@ -43,7 +43,7 @@ def initialize(
         return
     if coordinator_address is None or process_count is None or process_id is None:
         if given != (None, None, None):
-            raise UserError("--coordinator_address, --process_count and --process_id need each other; set all three")
+            raise UserError("only some of --coordinator_address, --process_count, --process_id are set; set all three")
     elif not re.fullmatch(r"([^:]+|\[[^]]+\]):\d+", coordinator_address):
         raise UserError(f"--coordinator_address={coordinator_address} is invalid; write HOST:PORT of process 0")
     elif process_id >= process_count:

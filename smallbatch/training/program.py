@@ -229,7 +229,7 @@ class TrainProgram:
         return self._score(params, *(sharding.put(x, split) for x in parts))
 
     def evaluation_params(self, hyperparams: optim.HyperParams, state: TrainState) -> decoder.Params:
-        """Return the parameters that a run is evaluated with: its own, or a schedule-free optimizer's average."""
+        """Return the parameters for evaluation: those of the run, or the average of a schedule-free optimizer."""
         if optim.OPTIMIZERS[self.spec.optimizer.name].schedule_free:
             return self._interpolated_params(hyperparams, state)
         return state.params
@@ -239,7 +239,7 @@ class TrainProgram:
         return None if state.weight_average is None else self._averaged_params(hyperparams, state)
 
     def gathered(self, params: decoder.Params) -> decoder.Params:
-        """Return the parameters of a run with a whole copy on every device."""
+        """Return the parameters of a run, replicated on every device."""
         return self._jit(lambda params: params, out_shardings=self.replicated)(params)
 
 

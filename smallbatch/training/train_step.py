@@ -100,9 +100,9 @@ def train_step(
     """Return the state after one update on A micro-batches of M sequences, and the metrics of the update.
 
     Args:
-        average: turns the loss and gradients of a device group's share of the batch into those of the batch (see
-            `sharding.average_over_data`).
-        data_groups: number of such groups.
+        average: averages the loss and gradients over the device groups, each of which computes its share of the batch
+            (see `sharding.average_over_data`).
+        data_groups: number of device groups.
     """
     diagnosed = optimizer.diagnostics != "off"
     loss_and_grads = average(partial(mean_loss_and_grads, model, diagnosed))

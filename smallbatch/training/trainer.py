@@ -56,7 +56,7 @@ class Outcome:
     train_secs: float
     stopped: bool = False  # by a signal or a preemption notice
     noticed: bool = False  # by a preemption notice, so the run should be restarted
-    program_memory_bytes: int | None = None  # of the largest program, on one device; a lane's share for a lane
+    program_memory_bytes: int | None = None  # of the largest program, on one device; for a lane, its share
 
 
 class Trainer:
@@ -262,7 +262,7 @@ class Trainer:
             return validate(self._program.single, hyperparams, state, self._plan, self._dataset)
 
     def gathered_params(self) -> decoder.Params:
-        """Return the parameters that a single run was last evaluated with; each device gets a whole copy."""
+        """Return the parameters that a single run was last evaluated with, replicated on every device."""
         return self._program.gathered(self._program.evaluation_params(self._hyperparams, self._state))
 
     def _saved_values(self, positions: Sequence[int]) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class Trainer:
             self._checkpoints.save(self._step, self._state, self._saved_values(range(len(self._runs))))
 
     def save_alone(self, position: int) -> None:
-        """Save the checkpoint that a run would have without the others, in its own run directory."""
+        """Save a checkpoint of one run, without the others, in its own run directory."""
         checkpoints = Checkpoints(self._active[position].workdir.checkpoints)
         state = self._program.run_slice(self._state, position)
         checkpoints.save(self._step, state, self._saved_values([position]))
