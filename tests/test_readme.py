@@ -115,7 +115,7 @@ def parsed(of: Command, monkeypatch, capsys) -> list:
 
 def test_commands_are_found_where_they_are_shown():
     assert {path.name for path in FILES if path not in PAGES} - {"tpu_hosts.sh"} <= {found.where for found in COMMANDS}
-    assert {"TPU VM", "Slurm", "Container", "Several processes, elsewhere"} <= {found.where for found in COMMANDS}
+    assert {"TPU VM", "Slurm", "Container", "Several processes without Slurm or a TPU VM"} <= {found.where for found in COMMANDS}
     assert len(COMMANDS) > 40 and len(ON_TPU_VMS) == 2
 
 
