@@ -55,7 +55,7 @@ def test_attention_and_its_gradients_equal_those_of_jax_nn(f, context):
 
 
 @pytest.mark.parametrize("f", [plain, on_cpu])
-def test_bfloat16_attention_is_as_near_to_float32_as_bfloat16_rounds(f):
+def test_bfloat16_attention_equals_float32_up_to_rounding(f):
     dout = normal(1, MANY, 2, 8, seed=1)
     out, grads = output_and_gradients(f, jnp.asarray(dout, jnp.bfloat16), *qkv(MANY, jnp.bfloat16))
     exact, exact_grads = output_and_gradients(reference, dout, *qkv(MANY))
@@ -115,7 +115,7 @@ def test_splash_and_its_gradients_compile_to_a_tpu_kernel(head_width):
 
 
 @pytest.mark.parametrize("mesh", [MeshSpec(1, 1, 1), MeshSpec(8, 1, 1), MeshSpec(1, 8, 1), MeshSpec(2, 2, 2)], ids=str)
-def test_every_device_calls_cudnn_for_its_own_part(mesh, monkeypatch):
+def test_each_device_calls_cudnn_on_its_own_shard(mesh, monkeypatch):
     """Lowers for an absent GPU. The partitioner cannot split a custom call."""
     for name, answer in (
         ("check_cudnn_version", 91500),

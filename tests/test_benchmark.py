@@ -16,7 +16,7 @@ from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
 from smallbatch.training import program as programs
 
 
-def test_a_line_for_each_batch_size_with_its_speed():
+def test_the_speed_of_each_batch_size_is_printed():
     model = ["--config.model.width=32", "--config.model.layers=1", "--config.model.context_tokens=32"]
     argv = [sys.executable, "-m", "smallbatch.benchmark", *model, "--batch_sizes=1,4", "--secs=0.1"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=runs.ROOT)
@@ -65,7 +65,7 @@ class Dispatches:
         return state + 1, {"loss": Loss()}
 
 
-def test_the_next_chunk_is_dispatched_before_the_last_one_is_waited_for_and_all_are_counted(monkeypatch):
+def test_the_next_chunk_is_dispatched_before_waiting_and_all_chunks_are_counted(monkeypatch):
     dispatches = Dispatches()
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: dispatches.clock)
     tokens_per_sec = benchmark.measure(dispatches, PLAN, 3.0)
@@ -99,9 +99,7 @@ def test_the_peak_is_measured_at_the_precision_of_the_program(precision, monkeyp
         {"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2", "TPU_WORKER_ID": "1"},
     ],
 )
-def test_one_of_several_processes_is_refused_before_it_measures_its_part_as_if_it_were_the_whole(
-    environment, monkeypatch
-):
+def test_a_benchmark_of_several_processes_is_an_error(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="measures a single process"):

@@ -247,7 +247,7 @@ def test_directory_that_cannot_be_created_is_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("newest_moves", [True, False], ids=["another appeared", "none is left"])
-def test_checkpoint_deleted_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch, newest_moves):
+def test_checkpoint_deleted_while_it_is_read_is_not_reported_as_damaged(tmp_path, monkeypatch, newest_moves):
     saved(tmp_path / "ahead", 3)
     saved(tmp_path / "run", 1, 2)
     read = checkpoint._read

@@ -155,14 +155,14 @@ def trained(home, tmp_path_factory) -> dict[str, list[float]]:
     return training_numbers(home, tmp_path_factory.mktemp("golden"))
 
 
-def test_tiny_runs_end_with_the_recorded_losses(trained, recorded):
+def test_tiny_runs_have_the_recorded_losses(trained, recorded):
     rtol = SAME_CPU_RTOL if cpu() == recorded["cpu"] else OTHER_CPU_RTOL
     assert list(trained) == list(recorded["losses"])
     for name, losses_nats in trained.items():
         np.testing.assert_allclose(losses_nats, recorded["losses"][name], rtol=rtol, err_msg=name)
 
 
-def test_the_report_makes_the_recorded_numbers_of_fixed_runs():
+def test_the_report_has_the_recorded_numbers():
     recorded = json.loads((GOLDEN / "report.json").read_text())
     found = report_numbers()
     assert found.keys() == recorded.keys()

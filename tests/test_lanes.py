@@ -70,7 +70,7 @@ def group(plans, dataset, tmp_path_factory) -> list[Path]:
     return train(plans, dataset, tmp_path_factory.mktemp("group"))
 
 
-def test_a_lane_equals_the_same_run_alone_and_a_diverged_one_touches_no_other(home, group, tmp_path):
+def test_a_lane_equals_the_same_run_alone_beside_a_diverged_lane(home, group, tmp_path):
     for i, changes in enumerate(VARIED):
         result, expected = runs.trained(home, tmp_path / str(i), BASE | changes)
         found = runs.numbers(group[i])
@@ -83,7 +83,7 @@ def test_a_lane_equals_the_same_run_alone_and_a_diverged_one_touches_no_other(ho
     assert [records.read_result(path / "result.json").status for path in group] == ["done", "done", "diverged", "done"]
 
 
-def test_a_group_that_is_stopped_at_every_step_ends_with_the_same_numbers(group, plans, dataset, tmp_path):
+def test_a_group_stopped_at_every_step_ends_with_the_same_numbers(group, plans, dataset, tmp_path):
     looks = 0
 
     def stop_at_third_look(live: list[int]) -> bool:
@@ -100,7 +100,7 @@ def test_a_group_that_is_stopped_at_every_step_ends_with_the_same_numbers(group,
         assert runs.numbers(ours) == runs.numbers(theirs)
 
 
-def test_lanes_on_eight_devices_and_lanes_without_a_run_change_nothing(group, plans, dataset, tmp_path, monkeypatch):
+def test_eight_devices_and_empty_lanes_change_no_number(group, plans, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(peaks, "peak_flops", lambda kind: 1e12)
     paths = train(plans, dataset, tmp_path, lane_count=8, devices=8)
     for ours, theirs in zip(paths, group, strict=True):
@@ -114,7 +114,7 @@ def test_lanes_on_eight_devices_and_lanes_without_a_run_change_nothing(group, pl
     assert len(eight.abstract_state.params["embed_VxD"].sharding.device_set) == 8
 
 
-def test_plans_that_differ_in_more_than_hyperparameters_are_no_lanes_of_one_program(home, plans):
+def test_plans_of_different_programs_cannot_be_lanes_of_one_group(home, plans):
     assert len({shape_of(plan) for plan in plans}) == 1
     for changes in ({"train.batch_size": 4}, {"optimizer.name": "sgd", "optimizer.peak_lr": 0.3, "optimizer.b1": None,
                     "optimizer.t2_tokens": None}, {"train.budget_tokens": 640}, {"data.shuffle_seed": 1}):  # fmt: skip
@@ -220,7 +220,7 @@ def undisturbed(home, tmp_path_factory) -> dict[str, list[dict]]:
     return {cell.id: grid.numbers(cell) for cell in grid.cells}
 
 
-def test_a_grid_that_grows_touches_no_cell_that_has_a_result(home, undisturbed, one_device, tmp_path):
+def test_an_extended_grid_changes_no_finished_cell(home, undisturbed, one_device, tmp_path):
     small = Grid(home, tmp_path, RATES, axis("train.seed", [1]))
     small.run()
     before = {cell.id: small.files(cell) for cell in small.cells}
@@ -230,7 +230,7 @@ def test_a_grid_that_grows_touches_no_cell_that_has_a_result(home, undisturbed, 
     assert {cell.id: grid.numbers(cell) for cell in grid.cells}.keys() == undisturbed.keys()
 
 
-def test_an_end_amid_the_results_of_a_group_changes_none_that_is_there(
+def test_a_stop_while_results_are_written_changes_no_written_result(
     home, undisturbed, one_device, tmp_path, monkeypatch
 ):
     grid, write, calls = Grid(home, tmp_path, RATES, SEEDS), records.write_result, []
@@ -251,7 +251,7 @@ def test_an_end_amid_the_results_of_a_group_changes_none_that_is_there(
     assert {cell.id: grid.numbers(cell) for cell in grid.cells} == undisturbed
 
 
-def test_an_engine_takes_over_from_the_other_what_it_has_not_finished(home, undisturbed, one_device, tmp_path):
+def test_each_engine_resumes_the_unfinished_cells_of_the_other(home, undisturbed, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES, SEEDS)
     first, second = grid.cells[:2]
     run.train(first.config, grid.path(first), until_tokens=640)
@@ -265,7 +265,7 @@ def test_an_engine_takes_over_from_the_other_what_it_has_not_finished(home, undi
     assert all(grid.numbers(cell) == undisturbed[cell.id] for cell in grid.cells[1:])
 
 
-def test_a_cell_of_lanes_keeps_its_last_checkpoint_as_any_run_does(home, one_device, tmp_path):
+def test_a_finished_lane_keeps_its_last_checkpoint_if_asked(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, axis("optimizer.peak_lr", [0.001, 0.01]))
     grid.run(keep=True)
     for cell in grid.cells:
@@ -279,7 +279,7 @@ def test_a_cell_of_lanes_keeps_its_last_checkpoint_as_any_run_does(home, one_dev
     assert not list(grid.directory.path.glob("groups/*/checkpoints"))
 
 
-def test_groups_are_of_chosen_cells_alone_and_without_those_that_are_skipped_meanwhile(home, one_device, tmp_path):
+def test_groups_contain_only_selected_cells_and_no_skipped_ones(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, axis("optimizer.peak_lr", [0.001, 0.01]), axis("train.seed", [1, 2, 3]))
     *chosen, skipped = grid.cells[:5]
 
@@ -292,7 +292,7 @@ def test_groups_are_of_chosen_cells_alone_and_without_those_that_are_skipped_mea
     assert not (grid.path(grid.cells[5])).exists() and not (grid.path(skipped) / "metrics.jsonl").exists()
 
 
-def test_a_group_says_all_along_which_cells_are_under_way_and_holds_their_directories(home, one_device, tmp_path):
+def test_a_group_reports_its_running_cells_and_locks_their_directories(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES)
     heard = []
 
@@ -309,7 +309,7 @@ def test_a_group_says_all_along_which_cells_are_under_way_and_holds_their_direct
     assert heard[-6] == set(ids[:2])  # the third has diverged
 
 
-def test_a_directory_that_another_process_trains_in_is_left_to_it(home, one_device, tmp_path):
+def test_a_cell_that_another_process_trains_is_not_started(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES)
     with workdir.locked(grid.directory.cell(grid.cells[0].id), grid.cells[0].config):
         grid.run()
@@ -325,7 +325,7 @@ def test_a_directory_that_another_process_trains_in_is_left_to_it(home, one_devi
         (jax.errors.JaxRuntimeError(FULL), "choose fewer runs with --lanes", 1),
     ],
 )
-def test_a_group_that_fails_is_reported_by_its_cells_and_the_rest_goes_on(
+def test_a_failed_group_is_reported_by_its_cells_and_the_others_run(
     home, one_device, tmp_path, monkeypatch, error, words, attempts
 ):
     grid = Grid(home, tmp_path, RATES, SEEDS)
@@ -349,7 +349,7 @@ def test_a_group_that_fails_is_reported_by_its_cells_and_the_rest_goes_on(
     assert sorted(grid.statuses[4:]) == ["diverged", "diverged"]
 
 
-def test_a_group_goes_on_with_another_number_of_devices(home, undisturbed, tmp_path, monkeypatch):
+def test_a_group_resumes_on_another_number_of_devices(home, undisturbed, tmp_path, monkeypatch):
     grid = Grid(home, tmp_path, RATES, SEEDS)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     grid.run(looks=6)
@@ -361,7 +361,7 @@ def test_a_group_goes_on_with_another_number_of_devices(home, undisturbed, tmp_p
         np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), rtol=2e-5)
 
 
-def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tmp_path, monkeypatch):
+def test_one_process_measures_the_number_of_lanes_and_saves_it(home, one_device, tmp_path, monkeypatch):
     grid = Grid(home, tmp_path, RATES)
     measured = []
 
@@ -384,7 +384,7 @@ def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tm
         ({"mesh.data": 2}, "its mesh has more than one device"),
     ],
 )
-def test_a_cell_that_cannot_share_a_program_is_refused_before_anything_starts(home, tmp_path, changes, words):
+def test_a_cell_that_cannot_share_a_program_is_an_error_before_the_start(home, tmp_path, changes, words):
     config = runs.tiny_config(home, changes)
     grid = axis("train.seed", [1, 2])
     first = enumerate_cells(config, grid)[0]
@@ -402,7 +402,7 @@ def test_ignored_settings_are_reported(home):
     assert said(both).endswith(": W&B, sampled text (train.sample_tokens)")
 
 
-def test_a_round_that_changes_nothing_is_followed_by_a_pause(home, tmp_path, monkeypatch):
+def test_a_round_without_progress_is_followed_by_a_pause(home, tmp_path, monkeypatch):
     grid = Grid(home, tmp_path, axis("train.seed", [1]))
     happened = []
 
@@ -444,7 +444,7 @@ def test_the_lane_engine_leaves_the_same_table(swept, tmp_path):
     assert not list(workdir.glob("groups/*/group.json"))
 
 
-def test_a_sweep_of_lanes_killed_at_random_moments_leaves_the_same_table_bit_for_bit(swept, tmp_path):
+def test_a_lane_sweep_killed_at_random_moments_has_bitwise_the_same_table(swept, tmp_path):
     config, undisturbed = swept
     chance = random.Random(0)
     saved = lambda: set(tmp_path.glob("groups/*/checkpoints/[0-9]*"))

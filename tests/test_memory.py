@@ -19,7 +19,7 @@ def memory(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=runs.ROOT)
 
 
-def test_weights_state_sums_of_gradients_and_lora_cost_what_they_should():
+def test_memory_of_weights_state_gradients_and_lora_equals_arithmetic():
     done = memory("--optimizers=sgd,adam", "--batch_sizes=1,8")
     assert done.returncode == 0, done.stderr
     first, head, *lines = done.stdout.splitlines()
@@ -52,7 +52,7 @@ def test_weights_state_sums_of_gradients_and_lora_cost_what_they_should():
         (["--config.mesh.fsdp=2", "--batch_sizes=1,2", "--optimizers=sgd"], "1 sequences does not divide"),
     ],
 )
-def test_a_mistake_is_one_line(words, says):
+def test_a_usage_error_is_one_line(words, says):
     done = memory(*words)
     assert (
         done.returncode == 2

@@ -113,14 +113,16 @@ def parsed(of: Command, monkeypatch, capsys) -> list:
     return got
 
 
-def test_commands_are_found_where_they_are_shown():
+def test_commands_are_found_in_every_file():
     assert {path.name for path in FILES if path not in PAGES} - {"tpu_hosts.sh"} <= {found.where for found in COMMANDS}
-    assert {"TPU VM", "Slurm", "Container", "Several processes without Slurm or a TPU VM"} <= {found.where for found in COMMANDS}
+    assert {"TPU VM", "Slurm", "Container", "Several processes without Slurm or a TPU VM"} <= {
+        found.where for found in COMMANDS
+    }
     assert len(COMMANDS) > 40 and len(ON_TPU_VMS) == 2
 
 
 @pytest.mark.parametrize("of", COMMANDS, ids=str)
-def test_a_command_that_is_shown_is_accepted_and_leaves_no_process_without_work(of, monkeypatch, capsys):
+def test_each_command_is_accepted_and_gives_every_process_work(of, monkeypatch, capsys):
     given = parsed(of, monkeypatch, capsys)
     if not given or not hasattr(given[0], "data"):
         return  # --help, or a command without a config
@@ -138,7 +140,7 @@ def test_a_command_that_is_shown_is_accepted_and_leaves_no_process_without_work(
 
 
 @pytest.mark.parametrize("of", ON_TPU_VMS, ids=str)
-def test_on_a_tpu_vm_all_that_a_run_reads_and_writes_is_on_the_disk_that_is_mounted(of, monkeypatch, capsys):
+def test_on_a_tpu_vm_a_run_uses_only_the_mounted_disk(of, monkeypatch, capsys):
     config, flags = parsed(of, monkeypatch, capsys)
     disk = next(word for word in of.before if word.startswith("--setup=")).split()[-1]
     data = config.data
@@ -146,7 +148,7 @@ def test_on_a_tpu_vm_all_that_a_run_reads_and_writes_is_on_the_disk_that_is_moun
     assert all(path.startswith(f"{disk}/") for path in paths), paths
 
 
-def test_what_is_shown_in_place_of_a_corpus_needs_no_file(tmp_path, monkeypatch, capsys):
+def test_the_stand_in_for_a_corpus_needs_no_file(tmp_path, monkeypatch, capsys):
     (of,) = [found for found in COMMANDS if any(word.startswith("--topology=") for word in found.words)]
     config, _ = parsed(of, monkeypatch, capsys)
     config.data.cache_dir = str(tmp_path)
@@ -155,7 +157,7 @@ def test_what_is_shown_in_place_of_a_corpus_needs_no_file(tmp_path, monkeypatch,
     assert prepare.lookup(plans.data_spec(config)) is None
 
 
-def test_the_readme_is_short_and_its_links_lead_to_files():
+def test_the_readme_is_short_and_links_exist():
     text = PAGES[0].read_text()
     assert len(text.splitlines()) <= 150 and len(text.split()) <= 1500
     for page in PAGES:
