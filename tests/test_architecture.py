@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: who imports whom, how long files and functions are, how they are named."""
+"""Rules for the code: which package imports which, length of files and functions, and names."""
 
 import ast
 import functools
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "smallbatch"
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = ("train", "sweep", "report", "prepare", "sample", "benchmark", "memory")
-# The rooms, which are folders and files of the root. A room imports itself, and rooms of the lines above its own.
+# Packages and modules directly below smallbatch. Each may import itself, and those in the lines above its own.
 LAYERS = (
     ("__init__", "errors"),
     ("units", "specs"),
@@ -31,7 +31,7 @@ ONLY = {
     "data": {"errors", "units", "specs", "files", "runs"},
     "analysis": {"__init__", "errors", "units", "specs", "files", "optim", "runs"},
 }
-# Below `plan` nobody sees a ConfigDict: training.run makes the plan from one.
+# Below `plan`, only training.run uses a ConfigDict, to make the plan.
 SEE_CONFIG = {"training/run.py"}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "tokenizers", "pyarrow", "wandb"}
 HEAVY |= {"tensorboardX", "tensorflow", "duckdb", "jinja2", "matplotlib", "scipy", "ray"}
@@ -55,7 +55,7 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def imports_at_start(tree: ast.Module) -> set[str]:
-    """Return what importing the module imports: not what its functions import, or what only type checkers read."""
+    """Return what is imported at import time, without imports in functions and under TYPE_CHECKING."""
     names: set[str] = set()
     for node in tree.body:
         for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
@@ -65,7 +65,7 @@ def imports_at_start(tree: ast.Module) -> set[str]:
 
 
 def rooms_of(names: set[str]) -> set[str]:
-    """Return the modules and packages of smallbatch among dotted names."""
+    """Return the packages and modules of smallbatch among dotted names."""
     rooms = set()
     for name in names:
         first, *rest = name.split(".")
@@ -76,7 +76,7 @@ def rooms_of(names: set[str]) -> set[str]:
 
 
 def outside(file: Path, tree: ast.Module) -> set[str]:
-    """Return the rooms that a file imports and may not."""
+    """Return the packages that a file imports but may not."""
     here = room(file)
     below = {other for other, layer in LAYER_OF.items() if layer < LAYER_OF[here]}
     return rooms_of(imports(tree)) - ONLY.get(here, below) - {here}
@@ -96,7 +96,7 @@ def name(file: Path) -> str:
 
 
 def test_each_package_imports_only_packages_below_it():
-    assert {room(f) for f in FILES} == set(LAYER_OF), "a new room has a line in LAYERS"
+    assert {room(f) for f in FILES} == set(LAYER_OF), "add a new package to LAYERS"
     assert not {name(f): rooms for f in FILES if (rooms := outside(f, parsed(f)))}
 
 
@@ -141,7 +141,7 @@ def test_data_imports_no_plan_config_or_training():
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_help_of_a_command_imports_no_heavy_library(command):
-    # Follow what is imported at the start, module by module.
+    # Follow the imports at import time, module by module.
     waiting, seen = {f"smallbatch.{command}"}, set()
     while waiting:
         module = waiting.pop()

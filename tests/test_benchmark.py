@@ -1,4 +1,4 @@
-"""The benchmark measures what the trainer runs, for every batch size that is asked for."""
+"""The benchmark measures the program that the trainer runs, for each given batch size."""
 
 import re
 import subprocess
@@ -29,7 +29,7 @@ def test_the_speed_of_each_batch_size_is_printed():
     for match in found:
         tokens_per_sec, gflops = (float(match[i].replace(",", "")) for i in (2, 3))
         assert abs(gflops - tokens_per_sec * flops_per_token / 1e9) < 0.06  # it has one decimal
-    assert not any("MFU" in line for line in lines)  # a CPU has no data sheet's peak
+    assert not any("MFU" in line for line in lines)  # the peak of a CPU is unknown
 
 
 STAGE = SimpleNamespace(steps_per_dispatch=2, batch_size=3, tokens_per_step=12, hyperparams={})
@@ -37,7 +37,7 @@ PLAN = SimpleNamespace(first=STAGE, model=SimpleNamespace(context_tokens=4, voca
 
 
 class Dispatches:
-    """A program whose metrics record when they are waited for, by a clock that moves a second per dispatch."""
+    """A program whose metrics record when they are awaited, by a clock that advances one second per dispatch."""
 
     def __init__(self):
         self.events, self.clock = [], 0.0
@@ -72,7 +72,7 @@ def test_the_next_chunk_is_dispatched_before_waiting_and_all_chunks_are_counted(
     warm_up = [("dispatch", 0), ("wait", 0), ("dispatch", 1), ("wait", 1)]
     measured = [("dispatch", 2), ("dispatch", 3), ("wait", 2), ("dispatch", 4), ("wait", 3), ("wait", 4)]
     assert dispatches.events == warm_up + measured
-    assert tokens_per_sec == pytest.approx(2 * 12)  # a dispatch a second, each of two updates of 12 tokens
+    assert tokens_per_sec == pytest.approx(2 * 12)  # one dispatch per second, of two updates of 12 tokens
 
 
 @pytest.mark.parametrize("precision", ["highest", "default"])

@@ -1,4 +1,4 @@
-"""CSV and Parquet of other trainers: columns are named, never guessed; what cannot be is one line."""
+"""CSV and Parquet files of other trainers: columns are given, never guessed, and errors are one line."""
 
 import csv
 import math
@@ -44,7 +44,7 @@ def test_parquet_and_csv_give_the_same_runs(tmp_path):
 def test_our_own_column_names_are_found_and_unused_columns_are_listed(tmp_path):
     path = written(tmp_path / "runs.csv", "# a comment\nbatch_size,loss_nats,note\n1,3.5,x\n1,3.6,y\n")
     table = columns.read(path, "-note")
-    assert [run.seed for run in table.runs] == [0, 1]  # rows of one point are its repetitions
+    assert [run.seed for run in table.runs] == [0, 1]  # rows that agree in everything else are seeds
     assert table.notes == ("unused columns of runs.csv: note",)
     other = written(tmp_path / "other.csv", "batch_size,loss_nats,note\n1,3.5,x\n2,3.6,y\n")
     assert columns.read(other, "").notes == ("unused columns of other.csv: note",)
@@ -113,7 +113,7 @@ def test_statuses_of_other_trackers_are_mapped_to_ours(tmp_path, status, loss, e
         ("", "", "runs.csv"),
     ],
 )
-def test_an_invalid_value_is_a_one_line_error(tmp_path, text, named, words):
+def test_an_invalid_file_or_column_is_a_one_line_error(tmp_path, text, named, words):
     with pytest.raises(UserError) as raised:
         columns.read(written(tmp_path / "runs.csv", text), named)
     assert words in str(raised.value) and "\n" not in str(raised.value)

@@ -1,6 +1,7 @@
-"""Every interval of the report holds a known truth at least as often as it claims, over simulated data.
+"""On simulated data, every interval of the report contains the true value at least as often as stated.
 
-A sample of the cases of coverage_cases.py with few repetitions; `python tests/coverage_cases.py 1000` runs them all.
+These are a sample of the cases of coverage_cases.py, with few repetitions; `python tests/coverage_cases.py 1000` runs
+them all.
 """
 
 import pytest
@@ -44,6 +45,6 @@ def test_the_interval_of_a_power_law_has_its_coverage(points, scatter, error):
     assert held(power_laws(400, points, scatter, error))
 
 
-def test_the_docs_name_the_files_of_the_coverage_cases():
+def test_the_cases_include_the_documented_ones():
     assert set(SHAPES) >= {"parabola", "right 1.25x", "right 2x", "exponential right", "flat left"}
     assert STEPS_LOG2 == {"factor 2": 1.0, "factor sqrt 2": 0.5}

@@ -1,4 +1,4 @@
-"""Curves: records stand where their mean was taken, smoothing does not move a line, crossings are interpolated."""
+"""Curves: positions of records, smoothing, and interpolated crossings."""
 
 import numpy as np
 import pytest

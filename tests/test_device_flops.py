@@ -1,4 +1,4 @@
-"""Peaks of devices by the names that drivers report, and a share of them all."""
+"""Peak FLOP/s by the device names that drivers report, and model FLOPs utilization (MFU)."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Loss at equal FLOPs: which seeds choose, which report, and what is counted."""
+"""Loss at equal FLOPs: which seeds select the config, which are held out, and the counts of runs."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_in_a_full_grid_the_first_half_of_the_seeds_selects_the_config():
     cells = [cell(1e-3, 0, 2.0), cell(2e-3, 0, 2.2), cell(1e-3, 1, 2.1), cell(2e-3, 1, 2.2),
              cell(1e-3, 2, 2.9), cell(2e-3, 2, 2.3)]  # fmt: skip
     lr, choice = only_choice(cells)
-    assert lr == 1e-3 and choice.seeds == 1 and choice.loss_nats == 2.9  # seed 2 had no say
+    assert lr == 1e-3 and choice.seeds == 1 and choice.loss_nats == 2.9  # seed 2 is held out
     assert choice.lowest_mean_nats == pytest.approx((2.2 + 2.2 + 2.3) / 3)
 
 

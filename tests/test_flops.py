@@ -1,4 +1,4 @@
-"""Parameters and FLOPs: counted again here, from the matrices one by one, from the real model, and by XLA."""
+"""Parameters and FLOPs against counts of the matrices, the real model and XLA."""
 
 import math
 from pathlib import Path
@@ -60,8 +60,8 @@ def test_flops_per_token_are_those_of_three_forward_passes(changes):
 
 
 def test_xla_counts_the_same_except_for_masked_attention():
-    # XLA counts what its program does: attention over blocks of queries leaves out keys that are not seen (5/8 of the
-    # scores remain with blocks of 64 queries at T = 128), and element-wise work comes on top.
+    # XLA counts the operations of its program: attention over blocks of queries omits fully masked keys (5/8 of the
+    # scores remain with blocks of 64 queries at T = 128), and element-wise operations are added.
     def counted(model: ModelSpec) -> float:
         tokens = jnp.zeros((1, 1, model.context_tokens + 1), jnp.int32)
         params = decoder.abstract_params(model)
@@ -74,7 +74,7 @@ def test_xla_counts_the_same_except_for_masked_attention():
     claimed = flops.train_flops_per_token(model)
     counted_model = counted(model)
     assert counted_model == pytest.approx(claimed, rel=0.1)
-    # And what larger matrices add to the one is what they add to the other.
+    # Larger matrices add the same to both counts.
     wide = spec(layers=1, width=128, head_width=64, ffn_width=1024, vocab_size=4000)
     added = flops.train_flops_per_token(wide) - claimed
     assert added > claimed / 2

@@ -1,4 +1,4 @@
-"""Intervals: they hold the truth as often as they say, over 200 grids of a known truth each."""
+"""Intervals have their stated coverage, over 200 grids with known true values each."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A lane of a group is the run that it would be alone, whatever its neighbours do and however often it is stopped."""
+"""A lane equals the same run alone, whatever the other lanes of its group do and however often it is stopped."""
 
 import fcntl
 import os
@@ -84,23 +84,23 @@ def test_a_lane_equals_the_same_run_alone_beside_a_diverged_lane(home, group, tm
 
 
 def test_a_group_stopped_at_every_step_ends_with_the_same_numbers(group, plans, dataset, tmp_path):
-    looks = 0
+    polls = 0
 
     def stop_at_third_look(live: list[int]) -> bool:
-        nonlocal looks
-        looks += 1
-        return looks % 3 == 0
+        nonlocal polls
+        polls += 1
+        return polls % 3 == 0
 
     for _ in range(20):
         paths = train(plans, dataset, tmp_path, poll=stop_at_third_look)
         if (paths[0] / "result.json").exists():
             break
-    assert looks > 10
+    assert polls > 10
     for ours, theirs in zip(paths, group, strict=True):
         assert runs.numbers(ours) == runs.numbers(theirs)
 
 
-def test_eight_devices_and_empty_lanes_change_no_number(group, plans, dataset, tmp_path, monkeypatch):
+def test_eight_devices_and_empty_lanes_change_losses_only_by_rounding(group, plans, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(peaks, "peak_flops", lambda kind: 1e12)
     paths = train(plans, dataset, tmp_path, lane_count=8, devices=8)
     for ours, theirs in zip(paths, group, strict=True):
@@ -154,7 +154,7 @@ def test_the_number_of_lanes_doubles_until_memory_is_exhausted(plans, monkeypatc
         choose_lanes(plans[0], most=64, devices=1)
 
 
-# ---- the engine, in this process, with four lanes on one device: the program of `group`
+# --- the engine, in this process, with four lanes on one device: the program of `group`
 
 
 class Grid:
@@ -167,9 +167,9 @@ class Grid:
         self.plans = {cell.id: run.make_plan(cell.config) for cell in self.cells}
         self.directory.write_grid("grid", base, self.cells)
 
-    def run(self, chosen: list[Cell] | None = None, *, lanes=4, keep=False, on_change=lambda ids: None, looks=None):
-        """looks: how often it may go on before it is stopped."""
-        left = float("inf") if looks is None else looks
+    def run(self, chosen: list[Cell] | None = None, *, lanes=4, keep=False, on_change=lambda ids: None, polls=None):
+        """Run the engine. polls: polls of the stop before it is requested; None: never."""
+        left = float("inf") if polls is None else polls
 
         def stop() -> bool:
             nonlocal left
@@ -194,7 +194,7 @@ class Grid:
         return runs.numbers(self.path(cell))
 
     def files(self, cell: Cell) -> dict[str, tuple]:
-        """Return what shows whether anybody has written in a cell's records."""
+        """Return times and contents of a cell's records, which change if they are written again."""
         found = (self.path(cell) / name for name in ("metrics.jsonl", "result.json"))
         return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
@@ -210,7 +210,7 @@ def one_device(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(home, tmp_path_factory) -> dict[str, list[dict]]:
-    """The records of every cell of RATES x SEEDS."""
+    """Return the records of every cell of RATES x SEEDS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 1)
         grid = Grid(home, tmp_path_factory.mktemp("undisturbed"), RATES, SEEDS)
@@ -255,10 +255,10 @@ def test_each_engine_resumes_the_unfinished_cells_of_the_other(home, undisturbed
     grid = Grid(home, tmp_path, RATES, SEEDS)
     first, second = grid.cells[:2]
     run.train(first.config, grid.path(first), until_tokens=640)
-    grid.run(looks=6)
+    grid.run(polls=6)
     assert not (grid.path(first) / "checkpoints").exists() and grid.status(first) == "missing"
-    run.train(first.config, grid.path(first))  # what the lanes left does not hinder it
-    run.train(second.config, grid.path(second), until_tokens=960)  # farther than the lanes came
+    run.train(first.config, grid.path(first))  # the checkpoints of the lanes are ignored
+    run.train(second.config, grid.path(second), until_tokens=960)  # further than the lanes
     theirs = grid.files(first)
     grid.run()
     assert sorted(grid.statuses) == ["diverged"] * 2 + ["done"] * 4 and grid.files(first) == theirs
@@ -273,7 +273,7 @@ def test_a_finished_lane_keeps_its_last_checkpoint_if_asked(home, one_device, tm
         result = records.read_result(path / "result.json")
         assert runs.steps_saved(path) == [result.optimizer_steps] and (path / "tokenizer").exists()
         (path / "result.json").unlink()
-        again = run.train(cell.config, path)  # has nothing left to train
+        again = run.train(cell.config, path)  # nothing is left to train
         assert again.validation_loss_nats == pytest.approx(result.validation_loss_nats, rel=1e-6)
         assert grid.numbers(cell) == numbers
     assert not list(grid.directory.path.glob("groups/*/checkpoints"))
@@ -352,7 +352,7 @@ def test_a_failed_group_is_reported_by_its_cells_and_the_others_run(
 def test_a_group_resumes_on_another_number_of_devices(home, undisturbed, tmp_path, monkeypatch):
     grid = Grid(home, tmp_path, RATES, SEEDS)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    grid.run(looks=6)
+    grid.run(polls=6)
     assert set(grid.statuses) == {"missing"}
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     grid.run(grid.cells[:4])
@@ -373,7 +373,7 @@ def test_one_process_measures_the_number_of_lanes_and_saves_it(home, one_device,
 
     monkeypatch.setattr(lanes, "choose_lanes", choose)
     for chosen in (grid.cells[:1], grid.cells):
-        grid.run(chosen, lanes=None, looks=2)
+        grid.run(chosen, lanes=None, polls=2)
     assert measured == [3] and list(json_files.read(grid.directory.path / "lanes.json").values()) == [4]
 
 
@@ -420,12 +420,12 @@ def test_a_round_without_progress_is_followed_by_a_pause(home, tmp_path, monkeyp
     assert happened == ["round", "pause", "round", "pause", "round"]
 
 
-# ---- the command
+# --- the command
 
 
 @pytest.fixture(scope="module")
 def swept(home, tmp_path_factory) -> tuple[Path, Path]:
-    """A grid, and a sweep directory of it that lanes made and nothing happened to."""
+    """Return a grid, and the directory of an uninterrupted sweep of it by lanes."""
     path = tmp_path_factory.mktemp("swept")
     config = grid_file(home, path / "grid.py", mesh__data=1, mesh__tensor=1, train__checkpoint_every_secs=0.0)
     done = sweep(config, path / "sweep", "--engine=lanes", "--lanes=2")

@@ -1,7 +1,7 @@
-"""The laws that a comparison of batch sizes stands on, shown on whole runs of the trainer.
+"""The properties that a comparison of batch sizes relies on, tested on complete runs.
 
-Rounding: float32 sums of some thousand terms in another order differ by about 1e-6 of their size, and ten or twenty
-steps of training carry that on. Where that is all that differs, losses are compared to 1e-4.
+Float32 sums of some thousand terms in another order differ by about 1e-6 of their size, and ten or twenty steps of
+training amplify the difference. Losses that differ only by rounding are compared to 1e-4.
 """
 
 import jax
@@ -21,7 +21,7 @@ from smallbatch.training.validation import validate
 
 home = runs.home
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None, "optimizer.warmup_frac": 0.0}
-ASLEEP = SGD | {"optimizer.peak_lr": 1e-30}  # updates that round away
+ASLEEP = SGD | {"optimizer.peak_lr": 1e-30}  # updates that are rounded to nothing
 ROUNDING = 1e-4
 
 
@@ -40,14 +40,14 @@ def stopped_after(polls: int, plan, path):
         prepare.prepare(plan.data),
         directory.checkpoints,
         3600.0,
-        runs.StopAtLook(polls),
+        runs.StopAtPoll(polls),
     )
     one.restore()
     return one.run()[0]
 
 
 def test_every_batch_size_trains_on_the_same_sequences_in_the_same_order(home, tmp_path):
-    # With parameters that stay as they are, a loss tells which sequences were read.
+    # With constant parameters, a loss identifies the sequences.
     losses, every = {}, ASLEEP | {"train.log_every_tokens": 32}
     for batch_size in (1, 8):
         _, found = runs.trained(home, tmp_path / str(batch_size), every | {"train.batch_size": batch_size})
@@ -122,7 +122,7 @@ def test_run_resumes_on_another_number_of_devices(home, tmp_path):
 
 
 def test_a_run_at_batch_size_1_moves_from_one_device_to_eight_and_back(home, tmp_path):
-    """Its mesh is no part of what a run is: other devices ask for another one."""
+    """The mesh is not part of the config's fingerprint: it depends on the devices."""
     shape = {"train.batch_size": 1, "train.budget_tokens": 32 * 30}
     one, eight = shape, shape | {"mesh.tensor": 2, "mesh.sequence": 4}
     _, whole = runs.trained(home, tmp_path / "whole", one)

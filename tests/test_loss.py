@@ -1,4 +1,4 @@
-"""The loss against float64 log-softmax, and in slices against itself."""
+"""The loss against float64 log-softmax, and slices of it against the whole."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The metrics_logger's records against means and times computed here, and what it remembers across a crash."""
+"""Records of the metrics logger against computed means and times, and after a resumed crash."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from smallbatch.training.metrics import MetricsLogger
 
 
 class Run:
-    """A metrics_logger that records every 10 steps of 64, at 2 x 256 tokens."""
+    """A metrics logger that records every 10 steps of 64, at 2 x 256 tokens."""
 
     def __init__(self, path, saved=None, vocab_size: int = 256):
         c = configs.quickstart()
@@ -97,7 +97,7 @@ def test_a_mean_far_above_an_untrained_model_ends_the_run_and_one_bad_batch_does
     start = math.log(256) + 0.5
     with Run(tmp_path) as run:
         assert run.add(10, [start + 2.9] * 10) is None
-        assert run.add(20, [3.0] * 9 + [start + 20]) is None  # one step far above, the mean not
+        assert run.add(20, [3.0] * 9 + [start + 20]) is None  # one step is far above, but not the mean
         assert run.add(29, [start + 3.1] * 9) is None  # not before the record
         assert run.add(30, [start + 3.1]) == 30
     with Run(tmp_path, vocab_size=50257) as large:

@@ -106,7 +106,7 @@ def test_plain_loss_has_the_gradients_of_cpu_operations():
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_plain_loss_has_a_jvp_and_a_hessian_vector_product(remat):
-    """Both compared with finite differences."""
+    """Both are compared with finite differences."""
     spec, batch = tiny(remat=remat, max_logits=2**9), tokens((2, 17))
     params, direction = params_of(spec), params_of(spec, seed=1)
     loss = jax.jit(lambda params: nats(spec, params, batch))

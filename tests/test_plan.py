@@ -1,4 +1,4 @@
-"""The plan's numbers against arithmetic done here by hand, and what it refuses."""
+"""The numbers of a plan against arithmetic, and its errors."""
 
 import dataclasses
 import json
@@ -129,7 +129,7 @@ def test_a_core_is_a_device_unless_the_model_is_large(changes, devices):
     "devices, changes, mesh",
     [
         (8, {"train__batch_size": 16}, (8, 1, 1)),
-        (8, {"train__batch_size": 1}, (1, 1, 4)),  # four heads use the idle cores
+        (8, {"train__batch_size": 1}, (1, 1, 4)),  # the idle cores share the four heads
         (8, {"train__batch_size": 2}, (2, 1, 4)),
         (8, {"train__batch_size": 6}, (6, 1, 1)),
         (8, {"train__batch_size": 3}, (3, 1, 2)),
@@ -137,7 +137,7 @@ def test_a_core_is_a_device_unless_the_model_is_large(changes, devices):
         (8, {"train__batch_size": 16, "train__microbatch_size": 2}, (2, 1, 4)),
         (8, {"train__batch_size": 16, "mesh__fsdp": 2}, (4, 2, 1)),
         (8, {"train__batch_size": 16, "mesh__data": 2, "mesh__tensor": 2}, (2, 1, 2)),
-        (2, {"train__batch_size": 1, "model__ffn_width": 333}, (1, 1, 1)),  # 333 does not divide by two
+        (2, {"train__batch_size": 1, "model__ffn_width": 333}, (1, 1, 1)),  # 333 is not divisible by 2
         (8, {"train__batch_size": 1, "mesh__sequence": 2}, (1, 1, 4)),
         (8, {"train__batch_size": 16, "mesh__sequence": 4, "mesh__tensor": 1}, (2, 1, 1)),
     ],
@@ -182,7 +182,7 @@ BF16 = LONG | {"model__compute_dtype": "bfloat16"}
         ("cpu", None, {}, "xla", "no fused kernel for a CPU"),
         ("gpu", "9.0", BF16, "cudnn", "the fused kernel of a GPU"),
         ("gpu", "8.0", BF16, "cudnn", "the fused kernel of a GPU"),
-        ("gpu", None, BF16, "cudnn", "the fused kernel of a GPU"),  # unknown: a Ray driver without one
+        ("gpu", None, BF16, "cudnn", "the fused kernel of a GPU"),  # unknown, as on a Ray driver without a device
         ("gpu", "9.0", LONG, "xla", "not cudnn: it needs model.compute_dtype=bfloat16, and that is float32"),
         ("gpu", "7.5", BF16, "xla", "compute capability 8.0 or later, and this one has 7.5"),  # T4
         ("gpu", "gfx942", BF16, "xla", "an NVIDIA GPU .* this one has gfx942"),
@@ -209,10 +209,10 @@ def test_auto_attention_is_the_fused_kernel_where_supported_and_the_plan_has_the
     [
         ("TPU v2", BF16, "xla"),
         ("TPU v3", BF16, "xla"),
-        ("TPU v3", LONG, "splash"),  # in float32 it compiles
+        ("TPU v3", LONG, "splash"),  # float32 is supported
         ("TPU v4", BF16, "splash"),
         ("TPU v5 lite", BF16, "splash"),
-        (None, BF16, "splash"),  # unknown: a Ray driver without one
+        (None, BF16, "splash"),  # unknown, as on a Ray driver without a device
     ],
 )
 def test_auto_attention_is_xla_on_tpus_that_do_not_support_the_splash_kernel(kind, changes, attention):
@@ -239,7 +239,7 @@ def test_validation_batches_fill_the_mesh_and_depend_on_the_context_alone(device
     assert 0 <= p.validation_batch_seqs - plan.VALIDATION_BATCH_TOKENS // 256 < devices
 
 
-def test_a_plan_is_restored_from_json():
+def test_a_plan_is_json_with_the_fingerprint_of_its_config():
     c = config()
     p = plan.make(c, vocab_size=256, devices=DeviceSpec("cpu", 1))
     read = json.loads(json.dumps(p.to_dict(), allow_nan=False))

@@ -29,12 +29,12 @@ FILES = [*PAGES, LAUNCH / "Containerfile", *LAUNCH.glob("*.sh"), *runs.ROOT.glob
 
 @dataclass(frozen=True)
 class Command:
-    """A command line of ours, and what starts it."""
+    """A smallbatch command line, and the words before it."""
 
     where: str
     name: str  # of smallbatch.NAME
     words: tuple[str, ...]
-    before: tuple[str, ...]  # what the line says before it: sbatch, the type of a TPU VM, ...
+    before: tuple[str, ...]  # the words before it: sbatch, the type of a TPU VM, ...
 
     def __str__(self) -> str:
         return f"{self.where}: {self.name} {' '.join(self.words)}"
@@ -61,7 +61,7 @@ def shown_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def command(where: str, line: str) -> Command | None:
-    """Return the command of ours that a line runs; None where it only installs something."""
+    """Return the smallbatch command that a line runs; None if it only installs something."""
     words = shlex.split(line.rpartition(" && ")[2], comments=True)
     script = next((i for i, word in enumerate(words) if word.startswith("launch/")), None)
     if "-m" in words:
@@ -84,7 +84,7 @@ ON_TPU_VMS = [found for found in COMMANDS if any(word.endswith("/tpu_vm.sh") for
 
 
 def devices(of: Command) -> tuple[DeviceSpec, int]:
-    """Return the devices that a command is shown for, and of how many processes."""
+    """Return the devices and the number of processes that a command is meant for."""
     settings = dict(word.lstrip("-").partition("=")[::2] for word in (*of.before, *of.words))
     if "topology" in settings:
         return DeviceSpec("tpu", math.prod(map(int, settings["topology"].partition(":")[2].split("x")))), 1
@@ -102,7 +102,7 @@ def devices(of: Command) -> tuple[DeviceSpec, int]:
 
 
 def parsed(of: Command, monkeypatch, capsys) -> list:
-    """Return what the command's main gets: the config, if it takes one, its words, if it takes any, and its flags."""
+    """Return the arguments of the command's main: config and words, if it takes any, and flags."""
     got, run = [], cli.run
     monkeypatch.setattr(cli, "run", lambda main, flags=(), **how: run(lambda *given: got.extend(given), flags, **how))
     monkeypatch.setattr(sys, "argv", [of.name, *of.words])
@@ -128,7 +128,7 @@ def test_each_command_is_accepted_and_gives_every_process_work(of, monkeypatch, 
         return  # --help, or a command without a config
     config, flags = given
     if of.name == "sweep" and flags.status:
-        return  # it reads the sweep's own files
+        return  # it reads the files of a sweep
     if of.name == "sweep":
         cells = grid_cells.enumerate_cells(config, config_files.load_grid(flags.config))
         assert grid_cells.selected(cells, flags.only)

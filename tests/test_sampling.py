@@ -1,4 +1,4 @@
-"""Decoding with a cache against running the whole model again, and sampling against its definition."""
+"""Decoding with a cache against the model without a cache, and sampling against its definition."""
 
 from functools import partial
 
@@ -119,7 +119,7 @@ def test_draws_have_the_probabilities_of_the_tempered_nucleus():
         ({"new_tokens": -1}, "is -1; use at least 0"),
     ],
 )
-def test_an_invalid_prompt_is_a_one_line_error(options, words):
+def test_an_invalid_option_is_a_one_line_error(options, words):
     with pytest.raises(UserError, match=words) as error:
         sample(**options)
     assert "\n" not in str(error.value)

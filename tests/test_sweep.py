@@ -273,7 +273,7 @@ def test_halving_does_not_change_the_results_of_the_best_learning_rates(home, tm
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "halved").glob("cells/*/result.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()  # in the middle of a rung
+    process.kill()  # during a rung
     process.communicate()
     done = sweep(config, tmp_path / "halved", "--halving=2")
     assert done.returncode == 0, done.stderr

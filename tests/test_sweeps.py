@@ -1,4 +1,4 @@
-"""Reading sweeps: every cell that was asked for is there, as what became of it, and damage is stated."""
+"""Reading sweeps: every cell has its status, and damaged files are reported."""
 
 import json
 import math

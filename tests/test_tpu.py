@@ -1,4 +1,4 @@
-"""Programs compiled by TPU's own compiler, for slices that are not here: what no CPU can tell of kernels and memory."""
+"""Programs compiled for absent TPU slices by the TPU compiler: kernels, memory and communication."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ pytest.importorskip("libtpu", reason="there is no TPU compiler for this machine"
 
 @pytest.fixture(autouse=True)
 def programs_are_kept_again():
-    """What compiles for a slice that is not here keeps no programs; the tests after it do."""
+    """Turn the compilation cache on again, which compiling for an absent slice turns off."""
     yield
     jax.config.update("jax_enable_compilation_cache", True)
 
@@ -102,7 +102,7 @@ print(start_jax(2, {str(tmp_path)!r}))
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=runs.ROOT, env=free
     )
     assert done.returncode == 0 and done.stdout.startswith("looked for\nDeviceSpec(")
-    assert "TPU" not in done.stderr  # six lines of libtpu otherwise
+    assert "TPU" not in done.stderr  # libtpu would print six lines
 
 
 def test_a_dry_run_describes_the_topology_and_a_usage_error_is_one_line(home, tmp_path):
@@ -116,7 +116,7 @@ def test_a_dry_run_describes_the_topology_and_a_usage_error_is_one_line(home, tm
     model = ["--config.model.layers=1", "--config.train.batch_size=8"]
     done = dry_run("--dry_run", f"--topology={SLICE}", *model)
     assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.iterdir())  # the next dry run could not read it, and would warn of it
+    assert not list(tmp_path.iterdir())  # a cached program would give a warning in the next dry run
     assert "8 tpu: data 8 x fsdp 1" in done.stdout and "not splash: it needs a model.context_tokens" in done.stdout
     assert "total" in done.stdout and "sent by each device per update" in done.stdout
     wrong = dry_run("--dry_run", "--topology=v5e-8")

@@ -1,4 +1,4 @@
-"""What devices send each other: known programs against arithmetic, and what sharding promises of the trainer's."""
+"""Communication between devices: known programs against arithmetic, and the training program."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ BY_ROWS, BY_COLUMNS, WHOLE = PartitionSpec("x"), PartitionSpec(None, "x"), Parti
 
 
 def of(f, before: PartitionSpec, after: PartitionSpec) -> tuple[Traffic, ...]:
-    """Return the traffic of f of 8 x 64 float32, laid out so before and so after, on 8 devices."""
+    """Return the traffic of f on 8 x 64 float32 and 8 devices, with these input and output shardings."""
     mesh = Mesh(np.array(jax.devices()), ("x",), axis_types=(AxisType.Auto,))
     x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=NamedSharding(mesh, before))
     return traffic(jax.jit(f, out_shardings=NamedSharding(mesh, after)).lower(x).compile().as_text())
@@ -80,7 +80,7 @@ MESHES = {
 
 @pytest.mark.parametrize("name", MESHES)
 def test_the_state_of_adam_is_never_communicated(name):
-    """Adam's averages are twice the parameters: gathered or reduced, they would show."""
+    """Adam's averages are twice the parameters, so communicating them would exceed the bound."""
     sgd, adam = (sent(optimizer, MESHES[name]) for optimizer in ("sgd", "adam"))
     assert sgd and sgd.keys() == adam.keys()
     total = lambda rows: sum(row.sent_bytes for row in rows.values())
@@ -106,7 +106,7 @@ def test_weights_are_gathered_one_at_a_time_and_of_activations_only_keys_and_val
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_tensor_parallelism_needs_four_sums_of_activations_per_layer(layers):
-    """As in Shoeybi et al. 2019 (arXiv 1909.08053): two forward, two backward; and two for embedding and logits."""
+    """Shoeybi et al. 2019 (arXiv 1909.08053): two forward, two backward, and two for embedding and logits."""
     rows = sent("sgd", MeshSpec(1, 1, 8), microbatch=1, layers=layers)
     activation = 2 * 7 / 8 * 4 * 64 * 64
     assert rows.keys() == {"all-reduce"}
@@ -114,7 +114,7 @@ def test_tensor_parallelism_needs_four_sums_of_activations_per_layer(layers):
 
 
 def test_the_loss_is_sliced_by_the_logits_per_device():
-    """More slices would gather and add up the unembedding more often."""
+    """More slices would gather and reduce the unembedding more often."""
     whole, sliced = (
         sent("sgd", MeshSpec(1, 8, 1), max_logits=logits)["all-gather"].count for logits in (64 * 512, 64 * 512 - 1)
     )

@@ -1,4 +1,4 @@
-"""The train command as people meet it: results, divergence, a dry run, mirrors, and every bad input in one line."""
+"""The train command: results, divergence, dry runs, trackers, and one-line errors for every invalid input."""
 
 import json
 import math
@@ -65,7 +65,7 @@ def test_memory_is_that_of_the_program_of_the_run(home, tmp_path):
         assert result.program_memory_bytes == planned.total_bytes
         found[name] = result
     assert found["sgd"].program_memory_bytes <= found["adam"].program_memory_bytes - 2 * 4 * 28_672
-    assert found["sgd"].peak_memory_bytes is None  # it is at least that of the run before
+    assert found["sgd"].peak_memory_bytes is None  # it includes that of the previous run
     rows = hardware.hardware(sweeps.read([tmp_path]))
     memory = {row["arm"]: row["memory_bytes"] for row in rows}
     assert {min(memory, key=memory.get)} == {arm for arm in memory if "sgd" in arm}
@@ -77,7 +77,7 @@ def test_train_records_count_tokens_flops_and_follow_the_schedule(home, referenc
     warmup = 0.05 * 150
     for record in found:
         assert record["tokens"] == record["step"] * 64 and record["flops"] == record["tokens"] * per_token
-        update = record["step"] - 0.5  # the middle of the last update in the record
+        update = record["step"] - 0.5  # the midpoint of the last update in the record
         x = (update - warmup) / (150 - warmup)
         expected = 0.003 * (update / warmup if update < warmup else 0.5 * (1 + math.cos(math.pi * x)))
         assert record["learning_rate"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
@@ -86,7 +86,7 @@ def test_train_records_count_tokens_flops_and_follow_the_schedule(home, referenc
 def test_a_run_at_any_batch_size_rounds_its_budget_up_to_whole_updates(home, tmp_path):
     changes = {"train.batch_size": 3, "optimizer.warmup_frac": None, "optimizer.warmup_tokens": 16}
     result, _ = runs.trained(home, directory := tmp_path / "run", changes)
-    assert result.status == "done" and result.tokens == 14 * 3 * 32 == 1344  # of the 1,280 that were asked for
+    assert result.status == "done" and result.tokens == 14 * 3 * 32 == 1344  # the budget of 1,280, rounded up
     assert result.flops == json.loads((directory / "plan.json").read_text())["flops"]
     first = runs.numbers(directory, "train")[0]  # its warm-up is shorter than an update
     assert first["step"] == 1 and first["learning_rate"] == pytest.approx(0.003, rel=0.02)
@@ -131,7 +131,7 @@ def test_divergence_is_a_result(home, tmp_path, monkeypatch, capsys, name, chang
 
 
 def test_a_loss_whose_exp_overflows_is_a_result(home, tmp_path):
-    # SGD at this rate reaches losses of thousands of nats, whose perplexity is no float64.
+    # SGD at this rate reaches losses of thousands of nats, whose exp overflows float64.
     changes = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None, "optimizer.peak_lr": 1e4}
     changes |= {"train.diverged_above_start_nats": 1e30, "optimizer.warmup_frac": 0.0, "optimizer.schedule": "constant"}
     result, _ = runs.trained(home, tmp_path / "run", changes)
@@ -179,7 +179,7 @@ def test_tensorboard_shows_the_records(home, tmp_path):
 
 
 def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
-    """Return {name: (changes, what the line says)}; `place` gets the files."""
+    """Return {name: (changes, words of the error)}; the files are written in `place`."""
     (place / "empty").mkdir()
     (place / "empty" / "a.txt").write_text("")
     (place / "latin").mkdir()
@@ -233,7 +233,7 @@ def test_after_a_usage_error_the_directory_accepts_another_config(home, tmp_path
     assert json.loads((path / "config.json").read_text())["train"]["seed"] == 0
 
 
-def test_a_run_out_of_memory_at_the_start_writes_no_config(home, tmp_path, monkeypatch):
+def test_a_run_that_does_not_fit_the_memory_writes_no_config(home, tmp_path, monkeypatch):
     def refuse(self, with_updates=False):
         raise UserError("an update does not fit the memory of a device")
 

@@ -1,4 +1,4 @@
-"""The compiled chunk: accumulation, chunking and devices change no result; what is freed early needs no memory."""
+"""The compiled chunk: accumulation, chunking and devices change no result, and gradients are freed early."""
 
 import dataclasses
 import re
@@ -86,7 +86,7 @@ def test_a_chunk_equals_its_updates_one_by_one_and_may_stop_early(optimizer):
 
 
 def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec, model: ModelSpec = SPEC):
-    """Return the state and losses after a chunk on a mesh, everything placed as training places it."""
+    """Return the state and losses after a chunk on a mesh, sharded as in training."""
     program = train_program(ProgramSpec(model, optimizer, mesh_spec, "cpu", K, 1, B, B))
     put = lambda x: jax.device_put(x, program.replicated)
     state = jax.device_put(start(optimizer, model), program.state_shardings)
@@ -139,7 +139,7 @@ def test_float32_products_have_the_configured_precision():
         return {re.search(r"precision = \[(\w+), \w+\]", line)[1] for line in products if "precision" in line}
 
     assert precisions("highest") == {"HIGHEST"}
-    assert precisions("default") == {"DEFAULT", "HIGHEST"}  # sums of rows are exact always
+    assert precisions("default") == {"DEFAULT", "HIGHEST"}  # row sums always are
 
 
 def test_matrix_products_of_a_large_model_on_a_cpu_are_exact_up_to_rounding_and_deterministic():
@@ -200,7 +200,7 @@ def test_the_noise_of_one_sequence_is_estimated_from_successive_gradients():
     one = diagnosed("successive", CHUNK[0, :, :1], updates=3)
     assert np.isnan(one["grad_noise_sq"][0]) and np.isfinite(one["grad_noise_sq"][1:]).all()
     assert one["update_cosine"][1] > 0.5  # the same sequence again
-    # The same sequence again has no noise, but for what the update between the two changed.
+    # The same sequence again has no noise, except for the update between the two.
     assert abs(one["grad_noise_sq"][1]) < 0.5 * one["grad_signal_sq"][1]
 
 

@@ -1,4 +1,4 @@
-"""The transfer rules against their closed forms and the paper's own numbers."""
+"""The transfer rules against their closed forms and the numbers of the paper."""
 
 import dataclasses
 import math

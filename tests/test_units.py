@@ -49,7 +49,7 @@ def test_a_small_one_minus_b_keeps_its_digits():
     series = x - x**2 / 2 + x**3 / 6
     one_minus_b = units.one_minus_b_from_half_life(1e10, 16)
     assert abs(Fraction(one_minus_b) / series - 1) < 1e-15
-    assert abs((1 - 2 ** (-16 / 1e10)) / one_minus_b - 1) > 1e-9  # the short way is really worse
+    assert abs((1 - 2 ** (-16 / 1e10)) / one_minus_b - 1) > 1e-9  # computing 1 - 2**-x directly is less exact
 
 
 def test_a_decay_of_zero_has_no_half_life():
