@@ -1,4 +1,4 @@
-"""Eight CPU devices on any machine, and no silent conversion of dtypes or ranks; set before JAX starts."""
+"""Use eight CPU devices on any machine, and forbid implicit conversions of dtypes and ranks; set before JAX starts."""
 
 import os
 
@@ -11,6 +11,6 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# The same examples everywhere, however long one takes.
+# Use the same examples on every machine, without a time limit.
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")

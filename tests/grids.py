@@ -22,12 +22,12 @@ BUDGET_TOKENS = 2**20
 
 @dataclass
 class Cell:
-    """A cell to write: its overrides of the base config, and its outcome."""
+    """A cell to write: its overrides of the base config, and its result."""
 
     values: dict[str, Any]
     loss_nats: float | None = None
     status: str = "done"  # | diverged | missing | failed | cut | stopped
-    curve: Callable[[np.ndarray], np.ndarray] | None = None  # training loss at each share of the budget
+    curve: Callable[[np.ndarray], np.ndarray] | None = None  # training loss at fractions of the budget
     records: int = 20
     validations: int = 0
     tokens_per_sec: float = 1e5
@@ -72,7 +72,7 @@ def write_run(directory: Path, cell: Cell) -> None:
     if cell.status == "skipped":
         write_json(directory / "skipped.json", {"error": "a lower learning rate diverged"})
         return
-    if cell.status == "cut":  # a cut cell also has the result of its stopped run
+    if cell.status == "cut":  # a cut cell also has the result of the stopped run
         write_json(directory / "cut.json", {"tokens": BUDGET_TOKENS // 4, "validation_loss_nats": cell.loss_nats})
         cell = dataclasses.replace(cell, status="stopped")
     peak_lr = config["optimizer"]["peak_lr"]

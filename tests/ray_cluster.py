@@ -1,7 +1,7 @@
 """A Ray cluster on one machine, in its own process, because Ray forks and JAX runs in the process of the tests.
 
-The head node runs no cells. For each line of stdin, a number of cores, it adds a node with so many cores and prints the
-process id of the node, whose children are its workers. The cluster ends when stdin closes.
+The head node runs no cells. Each line of stdin is a number of cores: a node with that many cores is added, and its
+process id is printed. The children of that process are the workers. The cluster ends when stdin closes.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Cluster:
         """Kill all processes of a node at once, as in a power failure."""
         self.nodes.remove(node)
         for pid in (node, *children(node)):
-            with contextlib.suppress(ProcessLookupError):  # some end by themselves after the first
+            with contextlib.suppress(ProcessLookupError):  # some exit after the first is killed
                 os.kill(pid, signal.SIGKILL)
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     from ray import cluster_utils
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever Ray prints
+    os.dup2(2, 1)  # all output of Ray
     cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     print(cluster.address, file=answers)
     for line in sys.stdin:

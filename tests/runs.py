@@ -1,7 +1,7 @@
-"""Tiny whole runs: a corpus of some hundred sentences, a model of 28,672 parameters, the train command as it is used.
+"""Tiny complete runs of the train command: a corpus of a few hundred sentences and a model of 28,672 parameters.
 
-A module that needs the fixtures says `home, reference = runs.home, runs.reference`. What runs share (corpus, dataset,
-compiled programs, one undisturbed run to compare with) lives in one directory, made once for all workers of a session.
+To use the fixtures, a module assigns `home, reference = runs.home, runs.reference`. All workers of a test session share
+one directory with the corpus, the dataset, the compiled programs and an uninterrupted reference run.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ TINY = {
     "mesh.data": 1,
     "mesh.tensor": 1,
 }
-# 150 steps, a record every 5, validation every 50; the checkpoints are as dense as they can be.
+# 150 steps, a record every 5, validation every 50, and as many checkpoints as possible.
 LONG = {
     "train.budget_tokens": 9600,
     "train.log_every_tokens": 320,
@@ -111,7 +111,7 @@ def words(home: Path, changes: dict, workdir: Path) -> list[str]:
 
 
 def start(home: Path, changes: dict, workdir: Path, *more: str, prefix: tuple[str, ...] = (), **options):
-    """Start the train command as a process of its own."""
+    """Start the train command as a process."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     argv = [*prefix, sys.executable, "-m", "smallbatch.train", *words(home, changes, workdir), *more]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
@@ -126,7 +126,7 @@ def command(home: Path, changes: dict, workdir: Path, *more: str, **options) -> 
 
 
 def in_process(monkeypatch, capsys, argv: list[str]) -> subprocess.CompletedProcess:
-    """Run the train command here: as fast as a function, but through its command line."""
+    """Run the train command in this process, which is faster than starting one."""
     monkeypatch.setattr(sys, "argv", ["train", *argv])
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_info, warnings.catch_warnings():
@@ -138,7 +138,7 @@ def in_process(monkeypatch, capsys, argv: list[str]) -> subprocess.CompletedProc
 
 
 def trained(home: Path, workdir: Path, changes: dict) -> tuple[records.Result, list[dict]]:
-    """Train in this process; return the result and the records without what the clock says."""
+    """Train in this process; return the result and the records without wall-clock fields."""
     from smallbatch.training import run
 
     result = run.train(tiny_config(home, changes), workdir)
@@ -146,7 +146,7 @@ def trained(home: Path, workdir: Path, changes: dict) -> tuple[records.Result, l
 
 
 def numbers(workdir: Path, kind: str | None = None) -> list[dict]:
-    """Return a run's records without what the clock says."""
+    """Return a run's records without wall-clock fields."""
     read = records.read_metrics(workdir / "metrics.jsonl", kind)
     return [{k: v for k, v in record.items() if k not in records.WALL_CLOCK_FIELDS} for record in read]
 
@@ -156,7 +156,7 @@ def train_losses(found: list[dict]) -> np.ndarray:
 
 
 def result_of(workdir: Path) -> dict:
-    """Return what result.json says, without what differs between repetitions."""
+    """Return result.json without the fields that differ between repetitions."""
     result = dataclasses.asdict(records.read_result(workdir / "result.json"))
     return {key: value for key, value in result.items() if key not in NOT_REPEATED}
 
@@ -181,7 +181,7 @@ def steps_saved(workdir: Path) -> list[int]:
 
 
 def unfinished(reference: Path, workdir: Path, keep: int = 2) -> None:
-    """Copy a finished run as a crash just before result.json would leave it, with its `keep` oldest checkpoints."""
+    """Copy a finished run as if it had crashed just before writing result.json, with its `keep` oldest checkpoints."""
     shutil.copytree(reference, workdir)
     (workdir / "result.json").unlink()
     for step in steps_saved(workdir)[keep:]:
@@ -189,7 +189,7 @@ def unfinished(reference: Path, workdir: Path, keep: int = 2) -> None:
 
 
 def wait_until(process: subprocess.Popen, happened: Callable[[], bool], secs: float = 900.0) -> bool:
-    """Return True as soon as something has happened, False if the process ended first."""
+    """Wait until `happened()` is true; return False if the process ended first."""
     deadline = time.monotonic() + secs
     while time.monotonic() < deadline:
         if happened():
@@ -197,7 +197,7 @@ def wait_until(process: subprocess.Popen, happened: Callable[[], bool], secs: fl
         if process.poll() is not None:
             return False
         time.sleep(0.001)
-    raise AssertionError("neither did it happen nor did the process end")
+    raise AssertionError("timeout: the condition was not met, and the process did not end")
 
 
 def record_count(workdir: Path) -> int:
@@ -205,8 +205,8 @@ def record_count(workdir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-class StopAtLook:
-    """Asks for a stop when it is looked at for the nth time: a signal that arrives between any two looks."""
+class StopAtPoll:
+    """A stop that is requested when it is polled for the nth time, like a signal between two polls."""
 
     notice = None
 

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: who imports whom, how long files and functions are, how they are named."""
+"""Rules for the code: which package imports which, length of files and functions, and names."""
 
 import ast
 import functools
@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "smallbatch"
 FILES = sorted(PACKAGE.rglob("*.py"))
 COMMANDS = ("train", "sweep", "report", "prepare", "sample", "benchmark", "memory")
-# The rooms, which are folders and files of the root. A room imports itself, and rooms of the lines above its own.
+# Packages and modules directly below smallbatch. Each may import itself, and those in the lines above its own.
 LAYERS = (
     ("__init__", "errors"),
     ("units", "specs"),
@@ -31,7 +31,7 @@ ONLY = {
     "data": {"errors", "units", "specs", "files", "runs"},
     "analysis": {"__init__", "errors", "units", "specs", "files", "optim", "runs"},
 }
-# Below `plan` nobody sees a ConfigDict: these make plans.
+# Below `plan`, only these use a ConfigDict, to make plans.
 SEE_CONFIG = {"training/run.py", "training/trained_run.py", "training/memory_table.py"}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "tokenizers", "pyarrow", "wandb"}
 HEAVY |= {"tensorboardX", "tensorflow", "duckdb", "jinja2", "matplotlib", "scipy", "ray"}
@@ -55,7 +55,7 @@ def imports(tree: ast.AST) -> set[str]:
 
 
 def imports_at_start(tree: ast.Module) -> set[str]:
-    """Return what importing the module imports: not what its functions import, or what only type checkers read."""
+    """Return what is imported at import time, without imports in functions and under TYPE_CHECKING."""
     names: set[str] = set()
     for node in tree.body:
         for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
@@ -65,7 +65,7 @@ def imports_at_start(tree: ast.Module) -> set[str]:
 
 
 def rooms_of(names: set[str]) -> set[str]:
-    """Return the modules and packages of smallbatch among dotted names."""
+    """Return the packages and modules of smallbatch among dotted names."""
     rooms = set()
     for name in names:
         first, *rest = name.split(".")
@@ -76,7 +76,7 @@ def rooms_of(names: set[str]) -> set[str]:
 
 
 def outside(file: Path, tree: ast.Module) -> set[str]:
-    """Return the rooms that a file imports and may not."""
+    """Return the packages that a file imports but may not."""
     here = room(file)
     below = {other for other, layer in LAYER_OF.items() if layer < LAYER_OF[here]}
     return rooms_of(imports(tree)) - ONLY.get(here, below) - {here}
@@ -95,18 +95,18 @@ def name(file: Path) -> str:
     return str(file.relative_to(PACKAGE))
 
 
-def test_every_file_imports_only_what_its_room_may():
-    assert {room(f) for f in FILES} == set(LAYER_OF), "a new room has a line in LAYERS"
+def test_each_package_imports_only_packages_below_it():
+    assert {room(f) for f in FILES} == set(LAYER_OF), "add a new package to LAYERS"
     assert not {name(f): rooms for f in FILES if (rooms := outside(f, parsed(f)))}
 
 
-def test_the_root_is_small_and_few_rooms_import_each_other():
+def test_every_package_has_a_layer_and_the_root_is_small():
     assert len(list(PACKAGE.glob("*.py"))) <= 13
     pairs = {(room(f), other) for f in FILES for other in rooms_of(imports(parsed(f))) - {room(f)}}
     assert len(pairs) < 75, sorted(pairs)
 
 
-def test_import_outside_the_table_is_noticed():
+def test_a_forbidden_import_is_detected():
     forbidden = {
         "data/stream.py": "from smallbatch import config",
         "model/decoder.py": "def f():\n    from smallbatch.optim import adam",
@@ -119,13 +119,13 @@ def test_import_outside_the_table_is_noticed():
     assert not outside(PACKAGE / "optim/adam.py", ast.parse("from smallbatch.optim import sgd"))
 
 
-def test_only_run_sees_a_config_below_the_plan():
+def test_below_the_plan_only_run_imports_config():
     below = [f for f in FILES if room(f) in ("data", "model", "optim", "training")]
     assert {name(f) for f in below if "config" in rooms_of(imports(parsed(f)))} == SEE_CONFIG
     assert not [name(f) for f in FILES if "ml_collections" in f.read_text() and room(f) in ("data", "model", "optim")]
 
 
-def test_data_and_the_readers_of_results_never_import_jax():
+def test_data_and_analysis_never_import_jax():
     rooms = ("analysis", "report", "data", "runs", "config", "files", "units", "plan")
     without = [f for f in FILES if room(f) in rooms]
     assert len(without) > 40
@@ -133,15 +133,15 @@ def test_data_and_the_readers_of_results_never_import_jax():
         assert not {n.partition(".")[0] for n in imports(parsed(file))} & NO_JAX, name(file)
 
 
-def test_data_reads_no_plan_config_or_training():
+def test_data_imports_no_plan_config_or_training():
     for file in FILES:
         if room(file) == "data":
             assert not rooms_of(imports(parsed(file))) & {"plan", "config", "training"}, name(file)
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_help_of_a_command_imports_nothing_heavy(command):
-    # Follow what is imported at the start, module by module.
+def test_help_of_a_command_imports_no_heavy_library(command):
+    # Follow the imports at import time, module by module.
     waiting, seen = {f"smallbatch.{command}"}, set()
     while waiting:
         module = waiting.pop()
@@ -170,13 +170,13 @@ def test_only_the_sharding_rules_name_mesh_axes():
             assert not (called | names) & {"PartitionSpec", "NamedSharding", "Mesh"}, name(file)
 
 
-def test_train_step_touches_no_disk_and_logs_nothing():
+def test_train_step_does_no_io():
     tree = parsed(PACKAGE / "training" / "train_step.py")
     assert not {n.partition(".")[0] for n in imports(tree)} & {"os", "pathlib", "logging", "sys", "json", "time"}
     assert not {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & {"print", "open"}
 
 
-def test_files_and_functions_fit_on_their_screens():
+def test_files_and_functions_are_short():
     assert not [name(f) for f in FILES if len(f.read_text().splitlines()) > 400]
     long = {
         f"{name(f)}:{node.name}"
@@ -187,7 +187,7 @@ def test_files_and_functions_fit_on_their_screens():
     assert not long
 
 
-def test_names_say_something_and_modules_have_a_docstring():
+def test_names_are_descriptive_and_modules_have_a_docstring():
     for file in FILES:
         assert file.stem not in ("utils", "util", "common", "misc", "helpers", "helper")
         assert not file.stem.endswith(("_v2", "_new"))
@@ -196,7 +196,7 @@ def test_names_say_something_and_modules_have_a_docstring():
         assert not getters - {"get_config", "get_grid"}, name(file)
 
 
-def test_nothing_is_unpickled():
+def test_nothing_uses_pickle():
     for file in FILES:
         assert not {n.partition(".")[0] for n in imports(parsed(file))} & {"pickle", "shelve", "dill"}, name(file)
         assert "allow_pickle=True" not in file.read_text(), name(file)

@@ -1,4 +1,4 @@
-"""Attention against jax.nn's, and causality."""
+"""Attention against that of jax.nn, and causality."""
 
 from functools import partial
 
@@ -55,7 +55,7 @@ def test_attention_and_its_gradients_equal_those_of_jax_nn(f, context):
 
 
 @pytest.mark.parametrize("f", [plain, on_cpu])
-def test_bfloat16_attention_is_as_near_to_float32_as_bfloat16_rounds(f):
+def test_bfloat16_attention_equals_float32_up_to_rounding(f):
     dout = normal(1, MANY, 2, 8, seed=1)
     out, grads = output_and_gradients(f, jnp.asarray(dout, jnp.bfloat16), *qkv(MANY, jnp.bfloat16))
     exact, exact_grads = output_and_gradients(reference, dout, *qkv(MANY))
@@ -93,7 +93,7 @@ def test_splitting_positions_over_devices_leaves_attention_unchanged(mesh):
 
 @pytest.mark.parametrize("mesh", [None, MeshSpec(2, 1, 2)], ids=str)
 def test_splash_equals_the_reference_on_one_device_and_on_several(mesh, monkeypatch):
-    """Pallas interprets the kernel: its arithmetic is tested, not whether a TPU can run it."""
+    """Pallas interprets the kernel, so this tests its arithmetic but not its compilation."""
     monkeypatch.setattr(
         kernels, "make_splash_mha_single_device", partial(kernels.make_splash_mha_single_device, interpret=True)
     )
@@ -107,7 +107,7 @@ def test_splash_equals_the_reference_on_one_device_and_on_several(mesh, monkeypa
 
 @pytest.mark.parametrize("head_width", [64, 128])
 def test_splash_and_its_gradients_compile_to_a_tpu_kernel(head_width):
-    """Lowers to Mosaic. Only a TPU's own compiler compiles that further."""
+    """This lowers to Mosaic; compiling further needs the TPU compiler."""
     inputs = qkv(1024, jnp.bfloat16, head_width=head_width)
     loss = lambda q, k, v: causal_attention(q, k, v, "splash").astype(jnp.float32).sum()
     text = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*inputs).lower(lowering_platforms=("tpu",)).as_text()
@@ -115,8 +115,8 @@ def test_splash_and_its_gradients_compile_to_a_tpu_kernel(head_width):
 
 
 @pytest.mark.parametrize("mesh", [MeshSpec(1, 1, 1), MeshSpec(8, 1, 1), MeshSpec(1, 8, 1), MeshSpec(2, 2, 2)], ids=str)
-def test_every_device_calls_cudnn_for_its_own_part(mesh, monkeypatch):
-    """Lowers for an absent GPU. The partitioner cannot split a custom call."""
+def test_each_device_calls_cudnn_on_its_own_shard(mesh, monkeypatch):
+    """This lowers for a GPU without having one. XLA's partitioner cannot split a custom call."""
     for name, answer in (
         ("check_cudnn_version", 91500),
         ("check_compute_capability", True),

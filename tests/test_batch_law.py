@@ -9,14 +9,14 @@ from smallbatch.analysis.stats import batch_law, power_law
 SIZES = np.array([1.0, 4, 16, 64, 256])
 
 
-def test_exact_points_give_the_law():
+def test_exact_points_recover_the_law():
     law = batch_law.fit(SIZES, 120 + 3000 / SIZES)
     assert (law.a, law.b) == pytest.approx((120, 3000), rel=1e-6)
     assert law.ratio == pytest.approx(25) and law(np.array(2.0)) == pytest.approx(1620)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_fit_is_as_good_as_that_of_scipy(seed):
+def test_the_fit_is_as_good_as_scipys(seed):
     rng = np.random.default_rng(seed)
     y = (10 ** rng.uniform(0, 4) + 10 ** rng.uniform(2, 5) / SIZES) * np.exp(0.2 * rng.standard_normal(5))
     residual = lambda theta: np.log(np.exp(theta[0]) + np.exp(theta[1]) / SIZES) - np.log(y)
@@ -26,7 +26,7 @@ def test_the_fit_is_as_good_as_that_of_scipy(seed):
     assert ours @ ours <= 2 * theirs.cost * (1 + 1e-9)
 
 
-def test_perfect_scaling_bounds_the_ratio_only_from_below_and_a_constant_only_from_above():
+def test_perfect_scaling_gives_only_a_lower_bound_of_the_ratio_and_a_constant_only_an_upper_bound():
     perfect = batch_law.fit(SIZES, 1000 / SIZES)
     assert (perfect.a, perfect.b, perfect.ratio) == (0, pytest.approx(1000), np.inf)
     assert perfect.ratio_interval[0] > SIZES.max() and perfect.ratio_interval[1] == np.inf

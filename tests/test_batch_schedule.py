@@ -29,7 +29,7 @@ def test_stages_follow_each_other_without_a_gap():
         (f"32:{10**20}", "TOKENS:SIZE"),
     ],
 )
-def test_an_invalid_schedule_is_refused(schedule, words):
+def test_an_invalid_schedule_is_an_error(schedule, words):
     with pytest.raises(UserError, match=words):
         stages(1, schedule, 8, 512)
 
@@ -52,7 +52,7 @@ def test_a_budget_smaller_than_an_update_is_one_update():
     assert used_tokens(stages(4, None, 256, 1), 256) == 1024
 
 
-def test_more_updates_than_int32_counts_are_refused():
+def test_more_updates_than_int32_can_count_are_an_error():
     assert stages(1, None, 1, MAX_STEPS)
     with pytest.raises(UserError, match="at most 2,147,483,647 are allowed"):
         stages(1, None, 1, MAX_STEPS + 1)

@@ -1,4 +1,4 @@
-"""The benchmark measures what the trainer runs, for every batch size that is asked for."""
+"""The benchmark measures the program that the trainer runs, for each given batch size."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from smallbatch.training import program as programs
 from smallbatch.training import speed
 
 
-def test_a_line_for_each_batch_size_with_its_speed():
+def test_the_speed_of_each_batch_size_is_printed():
     model = ["--config.model.width=32", "--config.model.layers=1", "--config.model.context_tokens=32"]
     argv = [sys.executable, "-m", "smallbatch.benchmark", *model, "--batch_sizes=1,4", "--secs=0.1"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=runs.ROOT)
@@ -30,7 +30,7 @@ def test_a_line_for_each_batch_size_with_its_speed():
     for match in found:
         tokens_per_sec, gflops = (float(match[i].replace(",", "")) for i in (2, 3))
         assert abs(gflops - tokens_per_sec * flops_per_token / 1e9) < 0.06  # it has one decimal
-    assert not any("MFU" in line for line in lines)  # a CPU has no data sheet's peak
+    assert not any("MFU" in line for line in lines)  # the peak of a CPU is unknown
 
 
 STAGE = SimpleNamespace(steps_per_dispatch=2, batch_size=3, tokens_per_step=12, hyperparams={})
@@ -38,7 +38,7 @@ PLAN = SimpleNamespace(first=STAGE, model=SimpleNamespace(context_tokens=4, voca
 
 
 class Dispatches:
-    """A program whose metrics record when they are waited for, by a clock that moves a second per dispatch."""
+    """A program whose metrics record when they are awaited, by a clock that advances one second per dispatch."""
 
     def __init__(self):
         self.events, self.clock = [], 0.0
@@ -66,14 +66,14 @@ class Dispatches:
         return state + 1, {"loss": Loss()}
 
 
-def test_the_next_chunk_is_dispatched_before_the_last_one_is_waited_for_and_all_are_counted(monkeypatch):
+def test_the_next_chunk_is_dispatched_before_waiting_and_all_chunks_are_counted(monkeypatch):
     dispatches = Dispatches()
     monkeypatch.setattr(speed.time, "perf_counter", lambda: dispatches.clock)
     tokens_per_sec = speed.measure(dispatches, PLAN, 3.0)
     warm_up = [("dispatch", 0), ("wait", 0), ("dispatch", 1), ("wait", 1)]
     measured = [("dispatch", 2), ("dispatch", 3), ("wait", 2), ("dispatch", 4), ("wait", 3), ("wait", 4)]
     assert dispatches.events == warm_up + measured
-    assert tokens_per_sec == pytest.approx(2 * 12)  # a dispatch a second, each of two updates of 12 tokens
+    assert tokens_per_sec == pytest.approx(2 * 12)  # one dispatch per second, of two updates of 12 tokens
 
 
 @pytest.mark.parametrize("precision", ["highest", "default"])
@@ -100,9 +100,7 @@ def test_the_peak_is_measured_at_the_precision_of_the_program(precision, monkeyp
         {"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2", "TPU_WORKER_ID": "1"},
     ],
 )
-def test_one_of_several_processes_is_refused_before_it_measures_its_part_as_if_it_were_the_whole(
-    environment, monkeypatch
-):
+def test_a_benchmark_of_several_processes_is_an_error(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="measures a single process"):

@@ -55,7 +55,7 @@ def test_a_process_that_is_killed_loses_its_lock_at_once(tmp_path):
 
 def test_a_holder_on_this_machine_keeps_its_lock_without_heartbeats(tmp_path):
     with CellLocks(tmp_path).held("a"):
-        os.utime(tmp_path / "a", (0, time.time() - 1000))  # as after a laptop slept
+        os.utime(tmp_path / "a", (0, time.time() - 1000))  # as after the sleep of a laptop
         assert CellLocks(tmp_path).holders() == {"a"}
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or absent, and checked when they are read."""
+"""Checkpoints: exact, written completely or not at all, and verified when they are read."""
 
 import os
 import resource
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 def state_of(step: int, mesh: MeshSpec = MeshSpec(1, 1, 1)) -> State:  # noqa: B008 (frozen)
-    """Return a state of all the dtypes there are, different at every step."""
+    """Return a state with every dtype in use, different at every step."""
     values = np.random.default_rng(step).normal(size=(16, 24)).astype(np.float32)
     values[0, :5] = [np.nan, np.inf, -np.inf, -0.0, 1e-40]
     rows = NamedSharding(make_mesh(mesh), PartitionSpec("fsdp"))
@@ -165,7 +165,7 @@ DAMAGES = {
 }
 
 
-# On a busy machine the reads that orbax gives up end, and complain to nobody, after its error has been taken.
+# On a busy machine, reads that orbax abandons fail after its error has been raised.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_checkpoint_is_skipped_with_one_line(tmp_path, damage, capfd, caplog):
@@ -197,7 +197,7 @@ def test_saves_after_a_damaged_checkpoint_replace_it(tmp_path, damage):
     damage(tmp_path / "3")
     checkpoints = Checkpoints(tmp_path)
     checkpoints.restore(abstract(state_of(0)), lambda line: None)
-    for step in (1, 2, 3):  # step 1 is the one it was restored from
+    for step in (1, 2, 3):  # it was restored from step 1
         checkpoints.save(step, state_of(step), {"step": step})
         checkpoints.wait()
         assert restored(tmp_path, lambda line: None)[1] == {"step": step}
@@ -247,7 +247,7 @@ def test_directory_that_cannot_be_created_is_a_user_error(tmp_path):
 
 
 @pytest.mark.parametrize("newest_moves", [True, False], ids=["another appeared", "none is left"])
-def test_checkpoint_deleted_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch, newest_moves):
+def test_checkpoint_deleted_while_it_is_read_is_not_reported_as_damaged(tmp_path, monkeypatch, newest_moves):
     saved(tmp_path / "ahead", 3)
     saved(tmp_path / "run", 1, 2)
     read = checkpoint._read
@@ -293,7 +293,7 @@ except ValueError as error:
 @pytest.mark.parametrize("made_before", [0, 2])
 def test_failed_mkdir_ends_the_process_at_once_with_one_line(tmp_path, made_before):
     words = [sys.executable, "-c", FAILING_MKDIR, str(tmp_path), str(Path(__file__).parent), str(made_before)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100)  # it took 300 s
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)  # it used to take 300 s
     assert done.stdout.startswith(f"UserError cannot write a checkpoint to {tmp_path}/checkpoints: ")
     assert "Permission denied" in done.stdout and done.stdout.count("\n") == 1 and done.stderr == ""
 
@@ -307,7 +307,7 @@ from test_checkpoint import Checkpoints, state_of
 checkpoints = Checkpoints(Path(sys.argv[1]))
 for step in range(1, 10_000):
     checkpoints.save(step, state_of(step), {"step": step})
-    print(step, flush=True)  # the one before is on the disk
+    print(step, flush=True)  # the previous one is on disk
 """
 
 

@@ -102,7 +102,7 @@ def test_a_bool_is_not_a_number(key, value):
     c = config.base()
     with pytest.raises(UserError, match=f"train.{key} is {value}, but must be a"):
         c.train[key] = value
-    c.train[key] = 1  # the type of the key is what it was
+    c.train[key] = 1  # the type of the key is unchanged
     assert c.train[key] == 1
 
 
@@ -351,7 +351,7 @@ if __name__ == "__main__":
 def command(tmp_path):
     (tmp_path / "say.py").write_text(COMMAND)
     return {
-        # What runs the tests may have Ctrl-C ignored, as a shell does for what it puts into the background.
+        # The test runner may ignore Ctrl-C, as shells do for background processes.
         "args": [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); import runpy, signal;"
                  "signal.signal(signal.SIGINT, signal.default_int_handler);"
                  "runpy.run_module('say', run_name='__main__', alter_sys=True)"],

@@ -123,7 +123,7 @@ def test_find_your_batch_size_sweeps_and_reports(home, tmp_path):
 STOPPED = """
 import jax
 
-jax.devices()  # JAX has started, as in a used session
+jax.devices()  # JAX has started, as in a session in use
 from smallbatch import config
 from smallbatch.training.run import train
 

@@ -1,4 +1,4 @@
-"""CSV and Parquet of other trainers: columns are named, never guessed; what cannot be is one line."""
+"""CSV and Parquet files of other trainers: columns are given, never guessed, and errors are one line."""
 
 import csv
 import math
@@ -24,7 +24,7 @@ def written(path, text):
     return path
 
 
-def test_a_csv_is_read_by_the_columns_named(tmp_path):
+def test_a_csv_is_read_by_the_given_columns(tmp_path):
     table = columns.read(written(tmp_path / "runs.csv", CSV), COLUMNS)
     first, _, third = table.runs
     assert (first.batch_size, first.loss_nats, first.arm, first.setting) == (1, 3.5, "adam", "runs")
@@ -33,7 +33,7 @@ def test_a_csv_is_read_by_the_columns_named(tmp_path):
     assert len(table.groups) == 3
 
 
-def test_parquet_says_the_same_as_csv(tmp_path):
+def test_parquet_and_csv_give_the_same_runs(tmp_path):
     csv = written(tmp_path / "runs.csv", CSV)
     duckdb.sql(f"copy (select * from read_csv('{csv}')) to '{tmp_path / 'runs.parquet'}'")
     a, b = (columns.read(path, COLUMNS) for path in (csv, tmp_path / "runs.parquet"))
@@ -41,10 +41,10 @@ def test_parquet_says_the_same_as_csv(tmp_path):
     assert [key(run) for run in a.runs] == [key(run) for run in b.runs]
 
 
-def test_our_own_names_need_no_naming_and_what_was_left_out_is_listed(tmp_path):
+def test_our_own_column_names_are_found_and_unused_columns_are_listed(tmp_path):
     path = written(tmp_path / "runs.csv", "# a comment\nbatch_size,loss_nats,note\n1,3.5,x\n1,3.6,y\n")
     table = columns.read(path, "-note")
-    assert [run.seed for run in table.runs] == [0, 1]  # rows of one point are its repetitions
+    assert [run.seed for run in table.runs] == [0, 1]  # rows that agree in everything else are seeds
     assert table.notes == ("unused columns of runs.csv: note",)
     other = written(tmp_path / "other.csv", "batch_size,loss_nats,note\n1,3.5,x\n2,3.6,y\n")
     assert columns.read(other, "").notes == ("unused columns of other.csv: note",)
@@ -52,7 +52,7 @@ def test_our_own_names_need_no_naming_and_what_was_left_out_is_listed(tmp_path):
 
 @pytest.mark.parametrize("column", ["learning_rate", "peak_lr", "optimizer.peak_lr"])
 @pytest.mark.parametrize("seed", ["", ",0"])
-def test_a_learning_rate_by_any_of_its_names_tells_runs_apart(tmp_path, column, seed):
+def test_a_learning_rate_by_any_of_its_names_distinguishes_runs(tmp_path, column, seed):
     head = f"batch_size,loss_nats,{column}{',seed' * bool(seed)}\n"
     text = head + "".join(f"4,{loss},{rate}{seed}\n" for loss, rate in ((2.4, 0.1), (2.0, 0.2), (2.2, 0.4)))
     (group,) = columns.read(written(tmp_path / "runs.csv", text), "").groups
@@ -61,14 +61,14 @@ def test_a_learning_rate_by_any_of_its_names_tells_runs_apart(tmp_path, column, 
     assert best is not None and best.tuned == 0.2
 
 
-def test_a_learning_rate_that_follows_from_the_rest_is_no_hyperparameter(tmp_path):
+def test_a_learning_rate_determined_by_other_columns_is_no_hyperparameter(tmp_path):
     text = "batch_size,loss_nats,learning_rate,multiplier\n4,2.4,0.1,1\n4,2.0,0.2,2\n8,2.4,0.3,1\n"
     table = columns.read(written(tmp_path / "runs.csv", text), "multiplier")
     assert [run.point for run in table.runs] == [(("multiplier", 1),), (("multiplier", 2),), (("multiplier", 1),)]
     assert [run.learning_rate for run in table.runs] == [0.1, 0.2, 0.3]
 
 
-def test_our_hyperparameters_need_no_naming(tmp_path):
+def test_our_own_hyperparameter_names_are_found(tmp_path):
     text = "batch_size,loss_nats,t2_tokens,optimizer.b1\n4,2.4,1000,0.9\n4,2.0,2000,0.9\n"
     table = columns.read(written(tmp_path / "runs.csv", text), "")
     assert [run.point for run in table.runs] == [
@@ -77,7 +77,7 @@ def test_our_hyperparameters_need_no_naming(tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [None, (0, 0), (0, 1)])
-def test_runs_that_differ_in_a_column_that_is_not_used_are_not_taken_for_repetitions(tmp_path, seeds):
+def test_runs_that_differ_only_in_an_unused_column_are_an_error(tmp_path, seeds):
     head, (a, b) = ("", ("", "")) if seeds is None else (",seed", (f",{seed}" for seed in seeds))
     path = written(tmp_path / "runs.csv", f"batch_size,loss_nats,lr,id{head}\n4,2.4,0.1,x{a}\n4,2.0,0.2,y{b}\n")
     with pytest.raises(UserError, match=r"rows 1 and 2 agree .*nobody named: lr, id\. .*\(lr\), .*\(-lr,-id\)"):
@@ -92,7 +92,7 @@ def test_runs_that_differ_in_a_column_that_is_not_used_are_not_taken_for_repetit
      ("finished", "nan", "diverged"),
      ("diverged", "3.5", "diverged"), ("Finished", "", "missing")],
 )  # fmt: skip
-def test_a_status_is_understood_in_the_words_of_others(tmp_path, status, loss, expected):
+def test_statuses_of_other_trackers_are_mapped_to_ours(tmp_path, status, loss, expected):
     path = written(tmp_path / "runs.csv", f"batch_size,loss_nats,status\n2,2.5,done\n1,{loss},{status}\n")
     assert columns.read(path, "").runs[1].status == expected
 
@@ -113,13 +113,13 @@ def test_a_status_is_understood_in_the_words_of_others(tmp_path, status, loss, e
         ("", "", "runs.csv"),
     ],
 )
-def test_what_cannot_be_is_one_line(tmp_path, text, named, words):
+def test_an_invalid_file_or_column_is_a_one_line_error(tmp_path, text, named, words):
     with pytest.raises(UserError) as raised:
         columns.read(written(tmp_path / "runs.csv", text), named)
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_or_not_parquet_is_one_line(tmp_path):
+def test_a_missing_or_damaged_file_is_a_one_line_error(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         columns.read(tmp_path / "no.csv", "")
     with pytest.raises(UserError, match=r"cannot read .*give a CSV"):
@@ -138,7 +138,7 @@ def test_a_number_sign_inside_a_value_is_data():
     )
 
 
-def test_seeds_written_as_floats_are_whole_and_peak_lr_names_the_learning_rate():
+def test_seeds_may_be_floats_and_peak_lr_is_the_learning_rate():
     table = columns.read(CASES / "seed_as_float.csv", "batch_size=bs,loss_nats=val_loss,seed,peak_lr=lr")
     assert [run.seed for run in table.runs] == [0, 1, 0, 1]
     assert [group.seeds for group in table.groups] == [(0, 1), (0, 1)]
@@ -152,7 +152,7 @@ def test_decimal_commas_and_thousands_separators_are_read():
     assert [run.tokens for run in columns.read(CASES / "thousands.csv", "").runs] == [2**20, 2**20]
 
 
-def test_crashed_and_failed_runs_of_a_tracker_are_named_by_their_rows():
+def test_crashed_and_failed_runs_of_a_tracker_are_reported_by_row():
     named = "batch_size=bs,loss_nats=val_loss,peak_lr=lr,seed,status=State,-Name,-_step"
     found = analyze(columns.read(CASES / "tracker_export.csv", named))
     assert [run.status for run in found.runs.runs] == ["done", "done", "failed", "done", "done", "failed"]
@@ -172,7 +172,7 @@ def test_crashed_and_failed_runs_of_a_tracker_are_named_by_their_rows():
         ("\ufeffbatch_size,loss_nats\r\n1e3,3.05\r\n\r\n", 1000, 3.05),
     ],
 )
-def test_numbers_are_read_as_people_write_them(tmp_path, text, batch_size, loss):
+def test_numbers_are_read_in_common_formats(tmp_path, text, batch_size, loss):
     (run,) = columns.read(written(tmp_path / "runs.csv", text), "").runs
     assert (run.batch_size, run.loss_nats) == (batch_size, loss)
 
@@ -193,13 +193,13 @@ def test_numbers_are_read_as_people_write_them(tmp_path, text, batch_size, loss)
         ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are the same hyperparameter"),
     ],
 )  # fmt: skip
-def test_a_value_that_can_mean_two_things_is_one_error_with_the_cure(tmp_path, text, words):
+def test_an_ambiguous_number_is_one_error_with_a_fix(tmp_path, text, words):
     with pytest.raises(UserError) as raised:
         columns.read(written(tmp_path / "runs.csv", text), "")
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_names_that_look_like_numbers_dates_or_nothing_stay_text(tmp_path):
+def test_names_that_look_like_numbers_dates_or_null_stay_text(tmp_path):
     names = ["001", "01", "1.0", "nan", "true", "2024-01", "NULL", " spaced ", "日本 #2", 'a "b"', "a,b"]
     with (tmp_path / "runs.csv").open("w", newline="") as file:
         csv.writer(file).writerows(
@@ -216,14 +216,14 @@ def test_a_column_that_turns_into_text_after_many_rows_stays_text(tmp_path):
     assert table.arms[0] == "000000" and table.arms[-1] == "adam"
 
 
-def test_a_comment_below_the_header_is_noted_and_one_inside_quotes_is_data(tmp_path):
+def test_a_comment_below_the_header_is_reported_and_one_inside_quotes_is_data(tmp_path):
     text = '# made by hand\nbatch_size,loss_nats,arm\n1,3,"two\n# lines"\n#2,3,left out\n'
     table = columns.read(written(tmp_path / "runs.csv", text), "")
     assert [run.arm for run in table.runs] == ["two\n# lines"]
     assert table.notes == ("runs.csv: skipped 1 comments (#) below the header, the first is '#2,3,left out'",)
 
 
-def test_names_that_only_spaces_or_capitals_tell_apart_are_noted(tmp_path):
+def test_names_that_differ_only_in_spaces_or_case_are_reported(tmp_path):
     table = columns.read(written(tmp_path / "runs.csv", "batch_size,loss_nats,arm\n1,3,Adam\n1,3,adam \n"), "")
     assert table.notes == (
         "runs.csv: the arms 'Adam' and 'adam ' differ only in spaces or capitals; they count as different",
@@ -263,7 +263,7 @@ def table_named(names: list[str]):
     return columns.RunTable(tuple(runs))
 
 
-def test_our_own_tables_come_back_with_the_same_names_and_hold_no_formula(tmp_path):
+def test_our_own_tables_keep_their_names_and_contain_no_formula(tmp_path):
     text = output.page.to_csv(analyze(table_named(NAMES)).tables["runs"])
     cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
     assert not [c for c in cells if c[:1] in tuple("=+-@\t\r\uff1d") and not c.lstrip("-+").isdecimal()]
@@ -278,6 +278,6 @@ def test_a_negative_number_stays_a_number_in_a_table():
     assert output.page.to_csv(table) == "gap,to\n-0.5,-inf\n"
 
 
-def test_apostrophes_of_a_file_that_was_not_protected_belong_to_its_names(tmp_path):
+def test_apostrophes_in_an_unescaped_file_are_part_of_its_names(tmp_path):
     text = "batch_size,loss_nats,arm\n1,3,=x\n1,4,'=x\n"
     assert columns.read(written(tmp_path / "runs.csv", text), "").arms == ("=x", "'=x")

@@ -282,7 +282,7 @@ def test_an_invalid_config_is_reported_with_a_fix(overrides):
         ("train.batch_size_schedule='4096:16777217' train.batch_size_lr_rule='none'", "train.batch_size_schedule: '4"),
     ],
 )
-def test_a_problem_of_the_stages_names_its_key(overrides, start):
+def test_an_error_in_the_stages_names_its_key(overrides, start):
     (found,) = problems(overrides)
     assert found.startswith(start)
 

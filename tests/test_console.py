@@ -48,7 +48,7 @@ def start(tmp_path):
 @pytest.mark.parametrize("words", [["--help"], ["--lines=3"], ["--lines=30000"]])
 def test_a_closed_pipe_is_not_an_error(start, words, variables):
     process = start(*words, **variables)
-    process.stdout.close()  # before a line is read: what `| head -3` does is a race
+    process.stdout.close()  # before a line is read, because `| head -3` would be a race
     assert (process.wait(timeout=60), process.stderr.read()) == (0, b"")
     process.stderr.close()
 

@@ -58,7 +58,7 @@ def test_overhead_and_reference_change_the_number_and_its_definition(table):
     assert steps(found.batch_size) == pytest.approx(1.5 * steps(4) * 4 / found.batch_size)
 
 
-def test_batch_sizes_that_never_or_immediately_reach_the_target_are_left_out(table):
+def test_batch_sizes_that_never_or_immediately_reach_the_target_are_excluded(table):
     lowest = float(curve(32)(1.0))
     (found,) = measured(table, target_loss_nats=lowest - 0.5)
     assert found.not_reached == (32.0,) and 32 not in found.batch_sizes
@@ -105,7 +105,7 @@ def test_a_fit_over_batch_sizes_gives_the_noise_scale(table):
     assert row["median_noise_scale_seqs"] == pytest.approx(30.0)
 
 
-def test_noise_scales_of_successive_gradients_are_kept_apart(table):
+def test_noise_scales_of_successive_gradients_have_their_own_column(table):
     marked = [
         dataclasses.replace(run, gradients=run.gradients | {"noise_from_successive_gradients": 1.0})
         for run in table.runs
@@ -183,7 +183,7 @@ def test_three_scattered_batch_sizes_give_no_bound():
     assert critical_batch.estimate_text(row).startswith("unknown: the data give no bound")
 
 
-def test_a_critical_batch_size_without_an_estimate_is_left_out_of_scaling_laws():
+def test_a_critical_batch_size_without_an_estimate_is_excluded_from_scaling_laws():
     perfect = measured(steps_table([1, 2, 4, 8], [8000, 4000, 2000, 1000]))
     known = measured(steps_table(SIZES, A + B / np.array(SIZES)))
     three = [dataclasses.replace(known[0], params=n) for n in (1e6, 2e6, 4e6)]

@@ -1,4 +1,4 @@
-"""Curves: records stand where their mean was taken, smoothing does not move a line, crossings are interpolated."""
+"""Curves: positions of records, smoothing, and interpolated crossings."""
 
 import numpy as np
 import pytest
@@ -19,20 +19,20 @@ def records(losses, tokens_per_sec=100.0):
     ]
 
 
-def test_a_train_record_stands_in_the_middle_of_its_interval():
+def test_a_train_record_is_plotted_at_the_middle_of_its_interval():
     curve = curves.training_curve(records([3.0, 2.0, 1.5]))
     assert curve.tokens.tolist() == [200, 600, 1000] and curve.steps.tolist() == [2, 6, 10]
     assert curve.secs.tolist() == [2, 6, 10]
     assert curve.end == {"steps": 12, "tokens": 1200, "flops": 12e6, "secs": 12}
 
 
-def test_a_validation_record_stands_at_its_step_and_takes_the_time_of_training():
+def test_a_validation_record_is_plotted_at_its_step_and_the_training_time():
     training = curves.training_curve(records([3.0, 2.0, 1.5]))
     curve = curves.validation_curve([{"step": 8, "tokens": 800, "flops": 8e6, "loss_nats": 2.0}], training)
     assert curve.steps.tolist() == [8] and curve.secs.tolist() == [8]
 
 
-def test_smoothing_leaves_a_straight_line_where_it_is_and_halves_noise():
+def test_smoothing_keeps_a_straight_line_and_halves_noise():
     n = 300
     straight = line(5 - 0.01 * np.arange(n))
     assert curves.smoothed(straight).loss_nats == pytest.approx(straight.loss_nats, abs=1e-12)
@@ -56,7 +56,7 @@ def test_the_first_crossing_is_interpolated():
     assert curves.cost_to_reach(curve, "steps", 9.0) == 1.0
 
 
-def test_a_budget_beyond_the_end_buys_the_end_and_nothing_of_a_diverged_run():
+def test_a_budget_beyond_the_end_gives_the_final_loss_and_none_for_a_diverged_run():
     curve = line([4, 3, 2], end=3.5)
     budgets = np.array([0.5, 1.5, 3.25, 5.0])
     assert curves.loss_at(curve, "steps", budgets)[1:].tolist() == [3.5, 2.0, 2.0]

@@ -31,7 +31,7 @@ def test_link_loop_yields_every_file_once(tmp_path):
 
 
 def test_two_link_loops_terminate(tmp_path):
-    """Their paths are 2^40 in number."""
+    """There are 2^40 paths."""
     write_corpus(tmp_path / "corpus", ["text"])
     for name in ("loop", "again"):
         (tmp_path / "corpus" / name).symlink_to(tmp_path / "corpus")

@@ -188,7 +188,7 @@ def child(spec, *arguments: str) -> subprocess.Popen:
 
 
 def large_corpus(tmp_path: Path) -> str:
-    """Write 16 MB, which take about a second: long enough to be interrupted."""
+    """Write 16 MB, which take about a second to prepare, so that a test can interrupt it."""
     line = "x" * 1000
     with (tmp_path / "large.jsonl").open("w") as file:
         file.writelines(json.dumps({"text": f"{n} {line}"}) + "\n" for n in range(16_000))
@@ -213,7 +213,7 @@ def test_killed_prepare_leaves_no_dataset_and_the_next_one_restarts(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert partial.exists() and not (partial / "meta.json").exists()  # it was in the middle
+    assert partial.exists() and not (partial / "meta.json").exists()  # preparation had started
     (partial / "other.bin").write_bytes(b"debris")
     assert lookup(spec) is None
     dataset = prepare(spec)

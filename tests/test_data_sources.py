@@ -108,7 +108,7 @@ def test_error_of_a_malformed_source_lists_the_allowed_forms(source):
 
 
 def standard_library() -> list[str]:
-    """Return the texts of the standard library, read without TFDS."""
+    """Return the texts of the standard library, read independently."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = ("/test/", "/tests/", "/idle_test/", "/site-packages/", "/dist-packages/", "/__pycache__/")
     names = sorted(path.relative_to(root).as_posix() for path in root.glob("**/*.py"))

@@ -46,7 +46,7 @@ def test_batch_depends_on_its_position_alone():
     for first in range(500):
         walked.batch(first, 1)
     fresh = TrainStream(counting_dataset(801), 8, seed=0)
-    far = 10**12  # reached without walking there
+    far = 10**12  # no earlier batch is read
     np.testing.assert_array_equal(fresh.batch(far, 4), walked.batch(far, 4))
     np.testing.assert_array_equal(fresh.batch(777, 4), walked.batch(777, 4))
 
@@ -82,7 +82,7 @@ def test_sizes_where_grain_repeats_an_index_are_corrected(seed, sequences):
 @pytest.mark.parametrize("seed", [0, 1, 99])
 @pytest.mark.parametrize("power", range(1, 21))
 def test_highest_index_is_unique_at_sizes_around_powers_of_two(power, seed):
-    """A cipher that is too narrow by some bits maps the highest index to where its lower bits alone go."""
+    """A cipher with too few bits maps the highest index to the image of its lower bits."""
     for sequences in (2**power - 1, 2**power, 2**power + 1, 2**power + 2):
         stream = TrainStream(counting_dataset(sequences + 1), 1, seed)
         last = sequences - 1
@@ -125,11 +125,11 @@ def test_order_equals_grain_shuffle_with_more_rounds():
     for epoch in range(2):
         order = grain.MapDataset.range(100).shuffle(seed=epoch_seed(5, epoch))
         assert starts(stream, epoch * 100, 100) == [4 * order[n] for n in range(100)]
-    assert ROUNDS > 4  # why: the next test, which fails at 4
+    assert ROUNDS > 4  # the next test fails with 4
 
 
 def test_consecutive_sequences_are_uncorrelated():
-    """Random orders of n have lagged correlations of about 1 / sqrt(n); grain's 4 rounds give r = -0.37."""
+    """A random order of n has lagged correlations of about 1 / sqrt(n); grain's 4 rounds give r = -0.37."""
     sequences = 2**16
     order = np.array(starts(TrainStream(counting_dataset(sequences + 1), 1, seed=0), 0, sequences))
     for lag in (1, 2, 3, 4, 8, 16):

@@ -29,7 +29,7 @@ def test_bytes_are_utf8_without_the_end_of_document_id():
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe"])
-def test_text_survives_the_round_trip(kind, bpe):
+def test_decoding_restores_the_text(kind, bpe):
     tokenizer = BytesTokenizer() if kind == "bytes" else bpe
     ids = tokenizer.encode_batch(TEXTS)
     assert [tokenizer.decode(i) for i in ids] == TEXTS

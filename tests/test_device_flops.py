@@ -1,4 +1,4 @@
-"""Peaks of devices by the names that drivers report, and a share of them all."""
+"""Peak FLOP/s by the device names that drivers report, and model FLOPs utilization (MFU)."""
 
 import pytest
 
@@ -40,7 +40,7 @@ from smallbatch.plan import device_flops as peaks
         ("TPU7x", 1153.5),
     ],
 )
-def test_the_peak_is_that_of_the_data_sheet(kind, tflops):
+def test_peaks_equal_the_data_sheets(kind, tflops):
     assert peaks.peak_flops(kind) == pytest.approx(tflops * 1e12)
 
 
@@ -62,14 +62,14 @@ def test_the_peak_is_that_of_the_data_sheet(kind, tflops):
         "AMD Instinct MI300X",
     ],
 )
-def test_what_only_resembles_a_known_device_has_no_peak(kind):
+def test_a_name_that_only_resembles_a_known_device_has_no_peak(kind):
     assert peaks.peak_flops(kind) is None
 
 
-def test_every_listed_peak_can_be_reached_by_its_own_name():
+def test_every_listed_device_has_its_own_peak():
     assert {kind: peaks.peak_flops(kind) for kind in peaks.PEAK_FLOPS} == peaks.PEAK_FLOPS
 
 
-def test_the_share_of_the_peak_is_that_of_all_devices_and_unknown_where_the_peak_is():
+def test_mfu_counts_all_devices_and_is_unknown_without_a_peak():
     assert peaks.mfu(0.4 * 8 * 197e12, "TPU v5 lite", 8) == 0.4
     assert peaks.mfu(1e12, "cpu", 8) is None

@@ -1,4 +1,4 @@
-"""Norms, cosines, and the gradient noise scale where it is known."""
+"""Norms, cosines, and the gradient noise scale on data with a known one."""
 
 import jax
 import jax.numpy as jnp

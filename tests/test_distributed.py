@@ -63,7 +63,7 @@ def ended(processes: list[subprocess.Popen], secs: float = 600.0) -> list[tuple[
 
 
 def assert_same_losses(path: Path, reference: Path) -> None:
-    """Assert equality but for the order of sums, which follows the number of devices."""
+    """Assert equality up to the order of sums, which depends on the number of devices."""
     ours, theirs = runs.numbers(path), runs.numbers(reference)
     assert [r["step"] for r in ours] == [r["step"] for r in theirs]
     np.testing.assert_allclose([r["loss_nats"] for r in ours], [r["loss_nats"] for r in theirs], rtol=2e-5)
@@ -97,7 +97,7 @@ def test_four_processes_of_slurm_train_as_one_and_only_the_first_prints(home, al
 def test_run_resumes_with_another_number_of_processes_after_a_loss_and_a_stop(home, alone, tmp_path):
     path = tmp_path / "run"
     saved = lambda beyond: lambda: any(step > beyond for step in runs.steps_saved(path))
-    # Every save waits for the one before, so that the run cannot be over before a save is seen.
+    # Each save waits for the previous one, so the run cannot end before a save is noticed.
     changes = CHANGES | {"train.checkpoint_every_secs": 0.0}
     processes = start_all(home, path, 2, changes=changes)
     assert runs.wait_until(processes[0], saved(0))

@@ -20,7 +20,7 @@ def test_each_batch_size_has_its_own_colour():
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance, after WCAG 2."""
+    """Return the relative luminance of WCAG 2."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs: counted again here, from the matrices one by one, from the real model, and by XLA."""
+"""Parameters and FLOPs against counts of the matrices, the real model and XLA."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ def spec(**changes) -> ModelSpec:
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
-def test_parameter_count_is_that_of_the_real_model(file):
+def test_parameter_count_equals_the_model(file):
     c = config_files.load(str(file))
     model = plan.make(c, vocab_size=50257, devices=DeviceSpec("gpu", 1)).model
     real = jax.eval_shape(lambda key: decoder.init_params(model, key), jax.random.key(0))
@@ -53,15 +53,15 @@ def matrix_products(model: ModelSpec) -> list[tuple[int, int, int]]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"layers": 5}, {"head_width": 64}, {"context_tokens": 32}, {"ffn_width": 7}])
-def test_flops_per_token_are_three_forward_passes_of_multiply_and_add(changes):
+def test_flops_per_token_are_those_of_three_forward_passes(changes):
     model = spec(**changes)
     forward = sum(2 * rows * inner * columns for rows, inner, columns in matrix_products(model))
     assert flops.train_flops_per_token(model) * model.context_tokens == 3 * forward
 
 
-def test_xla_counts_the_same_but_for_the_causal_half_of_attention():
-    # XLA counts what its program does: attention over blocks of queries leaves out keys that are not seen (5/8 of the
-    # scores remain with blocks of 64 queries at T = 128), and element-wise work comes on top.
+def test_xla_counts_the_same_except_for_masked_attention():
+    # XLA counts the operations of its program: attention over blocks of queries omits fully masked keys (5/8 of the
+    # scores remain with blocks of 64 queries at T = 128), and element-wise operations are added.
     def counted(model: ModelSpec) -> float:
         tokens = jnp.zeros((1, 1, model.context_tokens + 1), jnp.int32)
         params = decoder.abstract_params(model)
@@ -74,7 +74,7 @@ def test_xla_counts_the_same_but_for_the_causal_half_of_attention():
     claimed = flops.train_flops_per_token(model)
     counted_model = counted(model)
     assert counted_model == pytest.approx(claimed, rel=0.1)
-    # And what larger matrices add to the one is what they add to the other.
+    # Larger matrices add the same to both counts.
     wide = spec(layers=1, width=128, head_width=64, ffn_width=1024, vocab_size=4000)
     added = flops.train_flops_per_token(wide) - claimed
     assert added > claimed / 2

@@ -1,6 +1,7 @@
-"""Recorded numbers that a change of structure must leave alone: losses of tiny runs, and what the report makes of runs.
+"""Losses of tiny runs and numbers of the report equal recorded ones.
 
-After a change that is meant to move them: `python tests/test_golden.py` records them anew, and the commit says why.
+After a change that is meant to change them, record them again with `python tests/test_golden.py`, and give the reason in
+the commit message.
 """
 
 import json
@@ -18,7 +19,7 @@ home = runs.home
 GOLDEN = Path(__file__).parent / "golden"
 RECORD_STEPS = (1, 20, 40)
 SAME_CPU_RTOL = 1e-6
-OTHER_CPU_RTOL = 2e-3  # another CPU has other vector instructions, and rounding grows over the updates of a run
+OTHER_CPU_RTOL = 2e-3  # for other vector instructions: rounding errors grow during a run
 
 NO_B1 = {"optimizer.b1": None, "optimizer.t1_tokens": None}
 NO_B2 = {"optimizer.b2": None, "optimizer.t2_tokens": None}
@@ -32,7 +33,7 @@ def _run(name: str, batch_size: int, peak_lr: float, **changes) -> dict:
     return WARMUP | budget | {"optimizer.name": name, "optimizer.peak_lr": peak_lr} | dotted
 
 
-# Every optimizer once, and each feature that can change the numbers of a run in at least one of them.
+# Every optimizer, and each feature that can change the numbers of a run.
 RUNS = {
     "adam, batch size 1": _run("adam", 1, 0.01),
     "adamw, batch size 4, accumulation, clipping": _run(
@@ -71,7 +72,7 @@ LANES = [{"optimizer.peak_lr": 0.003 * 2**i, "train.seed": i} for i in range(4)]
 
 
 def cpu() -> str:
-    """Return the vector extensions of this CPU, by which XLA chooses its code."""
+    """Return the vector extensions of this CPU, on which XLA's code depends."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -81,7 +82,7 @@ def cpu() -> str:
 
 
 def losses(directory: Path) -> list[float]:
-    """Return the training losses after the steps of RECORD_STEPS that there are, and the final validation loss."""
+    """Return the training losses at RECORD_STEPS, as far as the run has them, and the final validation loss."""
     records = runs.numbers(directory)
     by_step = {record["step"]: record["loss_nats"] for record in records if record["kind"] == "train"}
     steps = [step if step in by_step else max(by_step) for step in RECORD_STEPS]
@@ -155,14 +156,14 @@ def trained(home, tmp_path_factory) -> dict[str, list[float]]:
     return training_numbers(home, tmp_path_factory.mktemp("golden"))
 
 
-def test_tiny_runs_end_with_the_recorded_losses(trained, recorded):
+def test_tiny_runs_have_the_recorded_losses(trained, recorded):
     rtol = SAME_CPU_RTOL if cpu() == recorded["cpu"] else OTHER_CPU_RTOL
     assert list(trained) == list(recorded["losses"])
     for name, losses_nats in trained.items():
         np.testing.assert_allclose(losses_nats, recorded["losses"][name], rtol=rtol, err_msg=name)
 
 
-def test_the_report_makes_the_recorded_numbers_of_fixed_runs():
+def test_the_report_has_the_recorded_numbers():
     recorded = json.loads((GOLDEN / "report.json").read_text())
     found = report_numbers()
     assert found.keys() == recorded.keys()

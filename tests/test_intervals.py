@@ -1,4 +1,4 @@
-"""Intervals: they hold the truth as often as they say, over 200 grids of a known truth each."""
+"""Intervals have their stated coverage, over 200 grids with known true values each."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ def within(interval, truth: float) -> bool:
     return interval[0] <= truth <= interval[1]
 
 
-def test_students_interval_is_the_textbooks():
+def test_the_t_interval_equals_the_textbook():
     # 2.92 is t of 2 degrees of freedom at 95%, from any table
     assert intervals.student(5.0, 3, Noise(0.3, 2)) == pytest.approx(
         (5 - 2.92 * 0.3 / 3**0.5, 5 + 2.92 * 0.3 / 3**0.5), abs=1e-3
@@ -46,7 +46,7 @@ def test_noise_is_pooled_over_the_better_half():
     assert intervals.pooled_noise(loss[:, :1]).df == 0
 
 
-def test_the_same_numbers_draw_the_same_tables_in_any_order():
+def test_resampling_does_not_depend_on_the_order_of_the_numbers():
     means, seeds, noise = np.array([3.0, 2.0, 2.0, np.inf]), np.array([2, 3, 1, 2]), Noise(0.1, 4)
     draws = intervals.draw_means(means, seeds, noise)
     order = np.array([2, 0, 3, 1])
@@ -65,13 +65,13 @@ def test_intervals_do_not_depend_on_names_or_on_the_order_of_runs():
     assert numbers[0] == numbers[1]
 
 
-def test_cells_that_the_noise_cannot_tell_from_the_best_may_be_the_best():
+def test_cells_within_the_noise_of_the_best_are_candidates():
     means, seeds = np.array([2.3, 2.01, 2.0, np.inf]), np.array([3, 3, 3, 3])
     assert intervals.maybe_best(means, seeds, Noise(0.001, 8)).tolist() == [False, False, True, False]
     assert intervals.maybe_best(means, seeds, Noise(0.01, 8)).tolist() == [False, True, True, False]
 
 
-def test_resampling_three_seeds_would_miss_the_lowest_mean_in_a_third_of_cases_and_ours_does_not():
+def test_a_bootstrap_over_three_seeds_misses_the_lowest_mean_in_a_third_of_cases_and_ours_does_not():
     rng, hits, usual = np.random.default_rng(0), 0, 0
     for basin, table in grids(seeds=3, noise=0.003):
         (group,) = table.groups
@@ -84,7 +84,7 @@ def test_resampling_three_seeds_would_miss_the_lowest_mean_in_a_third_of_cases_a
 
 
 @pytest.mark.parametrize(("seeds", "noise"), [(2, 0.005), (4, 0.001)])
-def test_the_reported_loss_of_the_chosen_cell_is_within_its_interval(seeds, noise):
+def test_the_interval_of_the_held_out_loss_has_its_coverage(seeds, noise):
     hits, held_out = 0, 0
     for basin, table in grids(seeds, noise):
         (group,) = table.groups
@@ -95,7 +95,7 @@ def test_the_reported_loss_of_the_chosen_cell_is_within_its_interval(seeds, nois
     assert coverage(hits, REPEATS)
 
 
-def test_without_held_out_seeds_the_chosen_cell_would_look_better_than_it_is():
+def test_without_held_out_seeds_the_loss_of_the_selected_cell_is_biased():
     flattered, honest = [], []
     for basin, table in grids(seeds=2, noise=0.02, curvature=0.002):
         (group,) = table.groups
@@ -108,7 +108,7 @@ def test_without_held_out_seeds_the_chosen_cell_would_look_better_than_it_is():
     assert np.mean(flattered) < -20 * error
 
 
-def test_the_gap_between_arms_is_within_its_interval():
+def test_the_interval_of_the_gap_between_methods_has_its_coverage():
     hits = 0
     pairs = zip(grids(3, 0.004), grids(3, 0.004, floor_nats=2.3), strict=True)
     for (a, table_a), (b, table_b) in pairs:
@@ -121,7 +121,7 @@ def test_the_gap_between_arms_is_within_its_interval():
     assert coverage(hits, REPEATS)
 
 
-def test_the_width_of_a_basin_is_within_its_interval():
+def test_the_interval_of_the_width_of_a_basin_has_its_coverage():
     hits = 0
     for basin, table in grids(seeds=3, noise=0.002, curvature=0.01):
         (group,) = table.groups
@@ -132,7 +132,7 @@ def test_the_width_of_a_basin_is_within_its_interval():
     assert coverage(hits, REPEATS)
 
 
-def test_the_exponent_of_the_learning_rate_is_within_its_interval():
+def test_the_interval_of_the_exponent_of_the_learning_rate_has_its_coverage():
     hits = 0
     for basin, table in grids(seeds=3, noise=0.003, batch_sizes=(1, 4, 16, 64)):
         _, (law,) = learning_rates.learning_rates(table)
@@ -142,7 +142,7 @@ def test_the_exponent_of_the_learning_rate_is_within_its_interval():
 
 
 @pytest.mark.parametrize(("sizes", "seeds"), [((1, 4, 16, 64, 256), 3), ((1, 2, 4, 8, 16, 32, 64, 128, 256), 1)])
-def test_the_critical_ratio_is_within_its_interval(sizes, seeds):
+def test_the_interval_of_the_critical_ratio_has_its_coverage(sizes, seeds):
     rng, hits = np.random.default_rng(2), 0
     batch_size = np.repeat(np.array(sizes, float), seeds)
     for _ in range(REPEATS):

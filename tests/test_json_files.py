@@ -1,4 +1,4 @@
-"""Files with JSON of the wrong shape: each reader raises one UserError that names the file, or does without it."""
+"""JSON files of the wrong shape: each reader raises one UserError that names the file, or ignores the file."""
 
 import copy
 import json
@@ -27,7 +27,7 @@ from smallbatch.runs import run_dir as workdir
 from smallbatch.specs import DeviceSpec
 from smallbatch.training import trained_run
 
-# What no file of ours holds, whatever it is.
+# Contents that are invalid in every file.
 MALFORMED = [
     *("", "[]", "3", "null", "true", '"x"', "{", "[{}]", "[3]", "-1e999", "NaN", "[" * 100_000, '{"a":' * 100_000),
     *("1" * 5000, '{"a": 1e999}', '{"a": 1' + "0" * 400 + "}", '{"a": NaN}', '{"a": 1, "a": 2}', "\0" * 50),
@@ -39,7 +39,7 @@ VALUES = ([], {}, None, 3, -1, "x", True, 2.5, [[]], 10**400)
 def mutations(document: dict) -> Iterator[dict]:
     """Yield copies of a document: each value replaced, each key dropped or misspelled, at every depth.
 
-    A large document gets a part of the values at each key.
+    In a large document, only some values at each key are changed.
     """
     found = list(paths(document))
     for i, (*parents, key) in enumerate(found):
@@ -69,7 +69,7 @@ def changed(document: dict, parents: list, change: Callable[[dict], None]) -> di
 
 
 def ends_well(path: Path, read: Callable[[], object]) -> bool:
-    """Read; return whether that raised a UserError of one line that names the file. Other exceptions pass through."""
+    """Read; return whether that raised a one-line UserError that names the file. Other exceptions propagate."""
     try:
         read()
     except UserError as error:
@@ -81,7 +81,7 @@ def ends_well(path: Path, read: Callable[[], object]) -> bool:
 
 
 def attack(path: Path, document: dict, read: Callable[[], object], line: bool = False, needed: bool = True) -> None:
-    """Write all that may be wrong with a JSON file. needed: a file that is not this one at all must be an error."""
+    """Write every kind of damage to a JSON file. needed: a file of another kind must be an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     end = "\n" if line else ""
     path.write_text(json.dumps(document) + end)
@@ -103,7 +103,7 @@ CELLS = enumerate_cells(CONFIG, axis("train.seed", [1, 2]))
 
 def test_config_json(tmp_path):
     directory = workdir.RunDir(tmp_path)
-    directory.metrics.write_text("{}\n")  # a run that has begun; the config of another may be replaced
+    directory.metrics.write_text("{}\n")  # a started run; before the start, another config would be replaced
     attack(directory.config, CONFIG.to_dict(), lambda: workdir.check_owner(directory, CONFIG))
 
 

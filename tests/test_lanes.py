@@ -1,4 +1,4 @@
-"""A lane of a group is the run that it would be alone, whatever its neighbours do and however often it is stopped."""
+"""A lane equals the same run alone, whatever the other lanes of its group do and however often it is stopped."""
 
 import fcntl
 import os
@@ -70,7 +70,7 @@ def group(plans, dataset, tmp_path_factory) -> list[Path]:
     return train(plans, dataset, tmp_path_factory.mktemp("group"))
 
 
-def test_a_lane_equals_the_same_run_alone_and_a_diverged_one_touches_no_other(home, group, tmp_path):
+def test_a_lane_equals_the_same_run_alone_beside_a_diverged_lane(home, group, tmp_path):
     for i, changes in enumerate(VARIED):
         result, expected = runs.trained(home, tmp_path / str(i), BASE | changes)
         found = runs.numbers(group[i])
@@ -83,24 +83,24 @@ def test_a_lane_equals_the_same_run_alone_and_a_diverged_one_touches_no_other(ho
     assert [records.read_result(path / "result.json").status for path in group] == ["done", "done", "diverged", "done"]
 
 
-def test_a_group_that_is_stopped_at_every_step_ends_with_the_same_numbers(group, plans, dataset, tmp_path):
-    looks = 0
+def test_a_group_stopped_at_every_step_ends_with_the_same_numbers(group, plans, dataset, tmp_path):
+    polls = 0
 
     def stop_at_third_look(live: list[int]) -> bool:
-        nonlocal looks
-        looks += 1
-        return looks % 3 == 0
+        nonlocal polls
+        polls += 1
+        return polls % 3 == 0
 
     for _ in range(20):
         paths = train(plans, dataset, tmp_path, poll=stop_at_third_look)
         if (paths[0] / "result.json").exists():
             break
-    assert looks > 10
+    assert polls > 10
     for ours, theirs in zip(paths, group, strict=True):
         assert runs.numbers(ours) == runs.numbers(theirs)
 
 
-def test_lanes_on_eight_devices_and_lanes_without_a_run_change_nothing(group, plans, dataset, tmp_path, monkeypatch):
+def test_eight_devices_and_empty_lanes_change_losses_only_by_rounding(group, plans, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(peaks, "peak_flops", lambda kind: 1e12)
     paths = train(plans, dataset, tmp_path, lane_count=8, devices=8)
     for ours, theirs in zip(paths, group, strict=True):
@@ -114,7 +114,7 @@ def test_lanes_on_eight_devices_and_lanes_without_a_run_change_nothing(group, pl
     assert len(eight.abstract_state.params["embed_VxD"].sharding.device_set) == 8
 
 
-def test_plans_that_differ_in_more_than_hyperparameters_are_no_lanes_of_one_program(home, plans):
+def test_plans_of_different_programs_cannot_be_lanes_of_one_group(home, plans):
     assert len({shape_of(plan) for plan in plans}) == 1
     for changes in ({"train.batch_size": 4}, {"optimizer.name": "sgd", "optimizer.peak_lr": 0.3, "optimizer.b1": None,
                     "optimizer.t2_tokens": None}, {"train.budget_tokens": 640}, {"data.shuffle_seed": 1}):  # fmt: skip
@@ -154,7 +154,7 @@ def test_the_number_of_lanes_doubles_until_memory_is_exhausted(plans, monkeypatc
         choose_lanes(plans[0], most=64, devices=1)
 
 
-# ---- the engine, in this process, with four lanes on one device: the program of `group`
+# --- the engine, in this process, with four lanes on one device: the program of `group`
 
 
 class Grid:
@@ -167,9 +167,9 @@ class Grid:
         self.plans = {cell.id: run.make_plan(cell.config) for cell in self.cells}
         self.directory.write_grid("grid", base, self.cells)
 
-    def run(self, chosen: list[Cell] | None = None, *, lanes=4, keep=False, on_change=lambda ids: None, looks=None):
-        """looks: how often it may go on before it is stopped."""
-        left = float("inf") if looks is None else looks
+    def run(self, chosen: list[Cell] | None = None, *, lanes=4, keep=False, on_change=lambda ids: None, polls=None):
+        """Run the engine. polls: polls of the stop before it is requested; None: never."""
+        left = float("inf") if polls is None else polls
 
         def stop() -> bool:
             nonlocal left
@@ -194,7 +194,7 @@ class Grid:
         return runs.numbers(self.path(cell))
 
     def files(self, cell: Cell) -> dict[str, tuple]:
-        """Return what shows whether anybody has written in a cell's records."""
+        """Return times and contents of a cell's records, which change if they are written again."""
         found = (self.path(cell) / name for name in ("metrics.jsonl", "result.json"))
         return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in found}
 
@@ -210,7 +210,7 @@ def one_device(monkeypatch):
 
 @pytest.fixture(scope="module")
 def undisturbed(home, tmp_path_factory) -> dict[str, list[dict]]:
-    """The records of every cell of RATES x SEEDS."""
+    """Return the records of every cell of RATES x SEEDS."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 1)
         grid = Grid(home, tmp_path_factory.mktemp("undisturbed"), RATES, SEEDS)
@@ -220,7 +220,7 @@ def undisturbed(home, tmp_path_factory) -> dict[str, list[dict]]:
     return {cell.id: grid.numbers(cell) for cell in grid.cells}
 
 
-def test_a_grid_that_grows_touches_no_cell_that_has_a_result(home, undisturbed, one_device, tmp_path):
+def test_an_extended_grid_changes_no_finished_cell(home, undisturbed, one_device, tmp_path):
     small = Grid(home, tmp_path, RATES, axis("train.seed", [1]))
     small.run()
     before = {cell.id: small.files(cell) for cell in small.cells}
@@ -230,7 +230,7 @@ def test_a_grid_that_grows_touches_no_cell_that_has_a_result(home, undisturbed, 
     assert {cell.id: grid.numbers(cell) for cell in grid.cells}.keys() == undisturbed.keys()
 
 
-def test_an_end_amid_the_results_of_a_group_changes_none_that_is_there(
+def test_a_stop_while_results_are_written_changes_no_written_result(
     home, undisturbed, one_device, tmp_path, monkeypatch
 ):
     grid, write, calls = Grid(home, tmp_path, RATES, SEEDS), records.write_result, []
@@ -251,21 +251,21 @@ def test_an_end_amid_the_results_of_a_group_changes_none_that_is_there(
     assert {cell.id: grid.numbers(cell) for cell in grid.cells} == undisturbed
 
 
-def test_an_engine_takes_over_from_the_other_what_it_has_not_finished(home, undisturbed, one_device, tmp_path):
+def test_each_engine_resumes_the_unfinished_cells_of_the_other(home, undisturbed, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES, SEEDS)
     first, second = grid.cells[:2]
     run.train(first.config, grid.path(first), until_tokens=640)
-    grid.run(looks=6)
+    grid.run(polls=6)
     assert not (grid.path(first) / "checkpoints").exists() and grid.status(first) == "missing"
-    run.train(first.config, grid.path(first))  # what the lanes left does not hinder it
-    run.train(second.config, grid.path(second), until_tokens=960)  # farther than the lanes came
+    run.train(first.config, grid.path(first))  # the checkpoints of the lanes are ignored
+    run.train(second.config, grid.path(second), until_tokens=960)  # further than the lanes
     theirs = grid.files(first)
     grid.run()
     assert sorted(grid.statuses) == ["diverged"] * 2 + ["done"] * 4 and grid.files(first) == theirs
     assert all(grid.numbers(cell) == undisturbed[cell.id] for cell in grid.cells[1:])
 
 
-def test_a_cell_of_lanes_keeps_its_last_checkpoint_as_any_run_does(home, one_device, tmp_path):
+def test_a_finished_lane_keeps_its_last_checkpoint_if_asked(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, axis("optimizer.peak_lr", [0.001, 0.01]))
     grid.run(keep=True)
     for cell in grid.cells:
@@ -273,13 +273,13 @@ def test_a_cell_of_lanes_keeps_its_last_checkpoint_as_any_run_does(home, one_dev
         result = records.read_result(path / "result.json")
         assert runs.steps_saved(path) == [result.optimizer_steps] and (path / "tokenizer").exists()
         (path / "result.json").unlink()
-        again = run.train(cell.config, path)  # has nothing left to train
+        again = run.train(cell.config, path)  # nothing is left to train
         assert again.validation_loss_nats == pytest.approx(result.validation_loss_nats, rel=1e-6)
         assert grid.numbers(cell) == numbers
     assert not list(grid.directory.path.glob("groups/*/checkpoints"))
 
 
-def test_groups_are_of_chosen_cells_alone_and_without_those_that_are_skipped_meanwhile(home, one_device, tmp_path):
+def test_groups_contain_only_selected_cells_and_no_skipped_ones(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, axis("optimizer.peak_lr", [0.001, 0.01]), axis("train.seed", [1, 2, 3]))
     *chosen, skipped = grid.cells[:5]
 
@@ -292,7 +292,7 @@ def test_groups_are_of_chosen_cells_alone_and_without_those_that_are_skipped_mea
     assert not (grid.path(grid.cells[5])).exists() and not (grid.path(skipped) / "metrics.jsonl").exists()
 
 
-def test_a_group_says_all_along_which_cells_are_under_way_and_holds_their_directories(home, one_device, tmp_path):
+def test_a_group_reports_its_running_cells_and_locks_their_directories(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES)
     heard = []
 
@@ -309,7 +309,7 @@ def test_a_group_says_all_along_which_cells_are_under_way_and_holds_their_direct
     assert heard[-6] == set(ids[:2])  # the third has diverged
 
 
-def test_a_directory_that_another_process_trains_in_is_left_to_it(home, one_device, tmp_path):
+def test_a_cell_that_another_process_trains_is_not_started(home, one_device, tmp_path):
     grid = Grid(home, tmp_path, RATES)
     with workdir.locked(grid.directory.cell(grid.cells[0].id), grid.cells[0].config):
         grid.run()
@@ -325,7 +325,7 @@ def test_a_directory_that_another_process_trains_in_is_left_to_it(home, one_devi
         (jax.errors.JaxRuntimeError(FULL), "choose fewer runs with --lanes", 1),
     ],
 )
-def test_a_group_that_fails_is_reported_by_its_cells_and_the_rest_goes_on(
+def test_a_failed_group_is_reported_by_its_cells_and_the_others_run(
     home, one_device, tmp_path, monkeypatch, error, words, attempts
 ):
     grid = Grid(home, tmp_path, RATES, SEEDS)
@@ -349,10 +349,10 @@ def test_a_group_that_fails_is_reported_by_its_cells_and_the_rest_goes_on(
     assert sorted(grid.statuses[4:]) == ["diverged", "diverged"]
 
 
-def test_a_group_goes_on_with_another_number_of_devices(home, undisturbed, tmp_path, monkeypatch):
+def test_a_group_resumes_on_another_number_of_devices(home, undisturbed, tmp_path, monkeypatch):
     grid = Grid(home, tmp_path, RATES, SEEDS)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    grid.run(looks=6)
+    grid.run(polls=6)
     assert set(grid.statuses) == {"missing"}
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     grid.run(grid.cells[:4])
@@ -361,7 +361,7 @@ def test_a_group_goes_on_with_another_number_of_devices(home, undisturbed, tmp_p
         np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), rtol=2e-5)
 
 
-def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tmp_path, monkeypatch):
+def test_one_process_measures_the_number_of_lanes_and_saves_it(home, one_device, tmp_path, monkeypatch):
     grid = Grid(home, tmp_path, RATES)
     measured = []
 
@@ -373,7 +373,7 @@ def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tm
 
     monkeypatch.setattr(lanes, "choose_lanes", choose)
     for chosen in (grid.cells[:1], grid.cells):
-        grid.run(chosen, lanes=None, looks=2)
+        grid.run(chosen, lanes=None, polls=2)
     assert measured == [3] and list(json_files.read(grid.directory.path / "lanes.json").values()) == [4]
 
 
@@ -384,7 +384,7 @@ def test_lanes_are_measured_by_one_process_and_written_down(home, one_device, tm
         ({"mesh.data": 2}, "its mesh has more than one device"),
     ],
 )
-def test_a_cell_that_cannot_share_a_program_is_refused_before_anything_starts(home, tmp_path, changes, words):
+def test_a_cell_that_cannot_share_a_program_is_an_error_before_the_start(home, tmp_path, changes, words):
     config = runs.tiny_config(home, changes)
     grid = axis("train.seed", [1, 2])
     first = enumerate_cells(config, grid)[0]
@@ -402,7 +402,7 @@ def test_ignored_settings_are_reported(home):
     assert said(both).endswith(": W&B, sampled text (train.sample_tokens)")
 
 
-def test_a_round_that_changes_nothing_is_followed_by_a_pause(home, tmp_path, monkeypatch):
+def test_a_round_without_progress_is_followed_by_a_pause(home, tmp_path, monkeypatch):
     grid = Grid(home, tmp_path, axis("train.seed", [1]))
     happened = []
 
@@ -420,12 +420,12 @@ def test_a_round_that_changes_nothing_is_followed_by_a_pause(home, tmp_path, mon
     assert happened == ["round", "pause", "round", "pause", "round"]
 
 
-# ---- the command
+# --- the command
 
 
 @pytest.fixture(scope="module")
 def swept(home, tmp_path_factory) -> tuple[Path, Path]:
-    """A grid, and a sweep directory of it that lanes made and nothing happened to."""
+    """Return a grid, and the directory of an uninterrupted sweep of it by lanes."""
     path = tmp_path_factory.mktemp("swept")
     config = grid_file(home, path / "grid.py", mesh__data=1, mesh__tensor=1, train__checkpoint_every_secs=0.0)
     done = sweep(config, path / "sweep", "--engine=lanes", "--lanes=2")
@@ -444,7 +444,7 @@ def test_the_lane_engine_leaves_the_same_table(swept, tmp_path):
     assert not list(workdir.glob("groups/*/group.json"))
 
 
-def test_a_sweep_of_lanes_killed_at_random_moments_leaves_the_same_table_bit_for_bit(swept, tmp_path):
+def test_a_lane_sweep_killed_at_random_moments_has_bitwise_the_same_table(swept, tmp_path):
     config, undisturbed = swept
     chance = random.Random(0)
     saved = lambda: set(tmp_path.glob("groups/*/checkpoints/[0-9]*"))

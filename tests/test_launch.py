@@ -188,7 +188,7 @@ case "$*" in *describe*) echo READY ;; *smallbatch.train*) exit {code} ;; esac
     assert not any(word in line for line in called for word in (" create ", " delete "))
     assert (" describe " in called[-1]) == (code != 2)  # a usage error fails on any TPU VM, so its state is not queried
     assert problem in done.stderr
-    assert "queued-resources delete name" in done.stderr  # it still exists and costs money
+    assert "queued-resources delete name" in done.stderr  # the TPU VM still exists and costs money
 
 
 @pytest.mark.parametrize(

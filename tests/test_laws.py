@@ -1,7 +1,7 @@
-"""The laws that a comparison of batch sizes stands on, shown on whole runs of the trainer.
+"""The properties that a comparison of batch sizes relies on, tested on complete runs.
 
-Rounding: float32 sums of some thousand terms in another order differ by about 1e-6 of their size, and ten or twenty
-steps of training carry that on. Where that is all that differs, losses are compared to 1e-4.
+Float32 sums of some thousand terms in another order differ by about 1e-6 of their size, and ten or twenty steps of
+training amplify the difference. Losses that differ only by rounding are compared to 1e-4.
 """
 
 import jax
@@ -21,7 +21,7 @@ from smallbatch.training.validation import validate
 
 home = runs.home
 SGD = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None, "optimizer.warmup_frac": 0.0}
-ASLEEP = SGD | {"optimizer.peak_lr": 1e-30}  # updates that round away
+ASLEEP = SGD | {"optimizer.peak_lr": 1e-30}  # updates that are rounded to nothing
 ROUNDING = 1e-4
 
 
@@ -40,14 +40,14 @@ def stopped_after(polls: int, plan, path):
         prepare.prepare(plan.data),
         directory.checkpoints,
         3600.0,
-        runs.StopAtLook(polls),
+        runs.StopAtPoll(polls),
     )
     one.restore()
     return one.run()[0]
 
 
 def test_every_batch_size_trains_on_the_same_sequences_in_the_same_order(home, tmp_path):
-    # With parameters that stay as they are, a loss tells which sequences were read.
+    # With constant parameters, a loss identifies the sequences.
     losses, every = {}, ASLEEP | {"train.log_every_tokens": 32}
     for batch_size in (1, 8):
         _, found = runs.trained(home, tmp_path / str(batch_size), every | {"train.batch_size": batch_size})
@@ -72,7 +72,7 @@ def test_validation_loss_of_equal_weights_is_the_same_for_every_batch_size_and_s
     assert validate(program, hyperparams, program.init(hyperparams), plan, dataset) != scores[0]
 
 
-def test_micro_batches_are_one_batch(home, tmp_path):
+def test_micro_batches_equal_one_batch(home, tmp_path):
     whole = {"train.batch_size": 8, "train.microbatch_size": 8, "train.budget_tokens": 256 * 10}
     _, one = runs.trained(home, tmp_path / "one", whole)
     _, four = runs.trained(home, tmp_path / "four", whole | {"train.microbatch_size": 2})
@@ -83,7 +83,7 @@ def test_micro_batches_are_one_batch(home, tmp_path):
     assert abs(runs.train_losses(small)[-1] / runs.train_losses(one)[-1] - 1) > 10 * ROUNDING
 
 
-def test_one_device_is_eight_devices(home, tmp_path):
+def test_one_device_equals_eight(home, tmp_path):
     shape = {"train.batch_size": 8, "train.budget_tokens": 256 * 12}
     meshes = {"one": (1, 1, 1, 1), "auto": (None, 1, None, 1), "mixed": (2, 2, 2, 1), "positions": (1, 2, 1, 4)}
     losses = {}
@@ -108,7 +108,7 @@ def test_parameters_are_split_over_the_mesh_and_not_copied(home):
         assert state.opt_state.nu[name].sharding == array.sharding, name
 
 
-def test_run_goes_on_on_another_number_of_devices(home, tmp_path):
+def test_run_resumes_on_another_number_of_devices(home, tmp_path):
     shape = {"train.batch_size": 8, "train.budget_tokens": 256 * 12, "mesh.data": None, "mesh.tensor": None}
     config = runs.tiny_config(home, shape)
     _, whole = runs.trained(home, tmp_path / "whole", shape)
@@ -122,7 +122,7 @@ def test_run_goes_on_on_another_number_of_devices(home, tmp_path):
 
 
 def test_a_run_at_batch_size_1_moves_from_one_device_to_eight_and_back(home, tmp_path):
-    """Its mesh is no part of what a run is: other devices ask for another one."""
+    """The mesh is not part of the config's fingerprint: it depends on the devices."""
     shape = {"train.batch_size": 1, "train.budget_tokens": 32 * 30}
     one, eight = shape, shape | {"mesh.tensor": 2, "mesh.sequence": 4}
     _, whole = runs.trained(home, tmp_path / "whole", one)
@@ -135,7 +135,7 @@ def test_a_run_at_batch_size_1_moves_from_one_device_to_eight_and_back(home, tmp
     np.testing.assert_allclose(runs.train_losses(moved), runs.train_losses(whole), rtol=ROUNDING)
 
 
-def test_a_run_whose_noise_scale_would_come_from_something_else_stays_where_it_is(home, tmp_path):
+def test_a_run_whose_noise_scale_would_change_its_definition_does_not_move(home, tmp_path):
     shape = {"train.batch_size": 8, "train.microbatch_size": 8, "train.diagnostics": True, "train.budget_tokens": 2560}
     run.train(runs.tiny_config(home, shape), tmp_path / "run", until_tokens=1280)
     words = "from successive gradients, but on these devices it would be from parts of 1 sequences"
@@ -152,7 +152,7 @@ def test_flops_of_a_run_depend_on_tokens_and_not_on_batch_size_or_accumulation(h
     assert double.flops == 2 * two.flops
 
 
-def test_second_set_of_numbers_compiles_nothing(home):
+def test_other_hyperparameters_compile_nothing(home):
     def chunk(**changes) -> str:
         settings = {name.replace("__", "."): value for name, value in changes.items()}
         plan = run.make_plan(runs.tiny_config(home, settings))
@@ -184,7 +184,7 @@ def test_no_program_is_compiled_twice_in_a_run(home, tmp_path, monkeypatch):
     assert program._chunk._cache_size() == 0  # compiled ahead, once; never through a call
 
 
-def test_chunks_of_one_update_and_of_seven_are_the_same_run(home, tmp_path):
+def test_the_size_of_a_chunk_changes_no_number(home, tmp_path):
     changes = {"train.log_every_tokens": 64 * 9, "train.validate_every_tokens": 64 * 10}
     _, ones = runs.trained(home, tmp_path / "1", changes | {"train.steps_per_dispatch": 1})
     _, sevens = runs.trained(home, tmp_path / "7", changes | {"train.steps_per_dispatch": 7})
@@ -194,7 +194,7 @@ def test_chunks_of_one_update_and_of_seven_are_the_same_run(home, tmp_path):
     assert sevens == ones  # bitwise
 
 
-def test_last_validation_document_counts_in_validation_and_in_no_training_record(home, tmp_path):
+def test_last_validation_document_changes_validation_and_no_training_record(home, tmp_path):
     texts = runs.sentences(300)
     held_out = [text for text in texts if is_validation(text.encode(), 0.05)]
     assert len(held_out) > 3

@@ -23,7 +23,7 @@ def test_a_known_basin_gives_its_exponent():
     assert [row["best_learning_rate"] for row in rows] == pytest.approx([0.002 * b**0.3 for b in (1, 4, 16, 64)])
 
 
-def test_an_optimum_at_the_edge_is_flagged_and_left_out_of_the_law():
+def test_an_optimum_at_the_edge_is_flagged_and_excluded_from_the_law():
     cells = basin_cells(Basin(exponent=0.5), [1, 4, 16, 4096], range(-12, -5), [0])
     rows, (law,) = learning_rates.learning_rates(table_of(cells))
     assert rows[-1]["edge_of_grid"] == "highest" and rows[-1]["best_learning_rate"] is None

@@ -1,4 +1,4 @@
-"""The loss against float64 log-softmax, and in slices against itself."""
+"""The loss against float64 log-softmax, and slices of it against the whole."""
 
 import jax
 import jax.numpy as jnp
@@ -56,14 +56,14 @@ def test_slices_of_the_context_give_the_loss_and_gradients_of_the_whole(slices):
 
 
 @pytest.mark.parametrize("max_logits", [WHOLE, B * T * V // 4])
-def test_losses_of_the_sequences_are_those_of_each_alone(max_logits):
+def test_loss_per_sequence_equals_that_of_each_sequence_alone(max_logits):
     hidden, unembed, targets, weights = inputs()
     found = jax.jit(loss_sum, static_argnums=(4, 5))(hidden, unembed, targets, weights, max_logits, True)
     each = [reference(hidden[[i]], unembed, targets[[i]], weights[[i]]) for i in range(B)]
     np.testing.assert_allclose(found, each, rtol=2e-6)
 
 
-def test_a_target_of_weight_zero_counts_for_nothing():
+def test_a_target_of_weight_zero_has_no_effect():
     hidden, unembed, targets, weights = inputs()
     other = np.where(weights == 0, (targets + 1) % V, targets)
     assert (other != targets).any()

@@ -1,4 +1,4 @@
-"""The memory command: its table against arithmetic, and what it refuses."""
+"""The memory command: its table against arithmetic, and its errors."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 import runs
 
-# 12 x 4 x 128^2 + 2 x 256 x 128 parameters; sequences so short that activations are small beside them.
+# 12 x 4 x 128^2 + 2 x 256 x 128 parameters; short sequences, so that activations are small in comparison.
 PARAMS = 12 * 128**2 + 2 * 256 * 128
 LORA = 16 * (8 * 128 + 2 * (128 + 512))
 WORDS = ["--config.model.layers=1", "--config.model.context_tokens=16"]
@@ -19,7 +19,7 @@ def memory(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(argv, capture_output=True, text=True, timeout=300, cwd=runs.ROOT)
 
 
-def test_weights_state_sums_of_gradients_and_lora_cost_what_they_should():
+def test_memory_of_weights_state_gradients_and_lora_equals_arithmetic():
     done = memory("--optimizers=sgd,adam", "--batch_sizes=1,8")
     assert done.returncode == 0, done.stderr
     first, head, *lines = done.stdout.splitlines()
@@ -36,7 +36,7 @@ def test_weights_state_sums_of_gradients_and_lora_cost_what_they_should():
     assert found["lora, rank 16"]["fixed"] == near(4 * PARAMS + 16 * LORA)
     for name in ("sgd", "adam"):
         assert found[name]["fixed"] < found[name]["one"] < found[name]["eight"]
-        sums = found[name]["summed"] - found[name]["one"]  # a set of gradients that one sequence at a time never has
+        sums = found[name]["summed"] - found[name]["one"]  # a full set of gradients, which batch size 1 never stores
         assert 3 * PARAMS < sums < 4.5 * PARAMS
     assert (
         found["lora, rank 16"]["summed"] == found["lora, rank 16"]["one"]
@@ -52,7 +52,7 @@ def test_weights_state_sums_of_gradients_and_lora_cost_what_they_should():
         (["--config.mesh.fsdp=2", "--batch_sizes=1,2", "--optimizers=sgd"], "1 sequences does not divide"),
     ],
 )
-def test_a_mistake_is_one_line(words, says):
+def test_a_usage_error_is_one_line(words, says):
     done = memory(*words)
     assert (
         done.returncode == 2

@@ -1,4 +1,4 @@
-"""The metrics_logger's records against means and times computed here, and what it remembers across a crash."""
+"""Records of the metrics logger against computed means and times, and after a resumed crash."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from smallbatch.training.metrics import MetricsLogger
 
 
 class Run:
-    """A metrics_logger that records every 10 steps of 64, at 2 x 256 tokens."""
+    """A metrics logger that records every 10 steps of 64, at 2 x 256 tokens."""
 
     def __init__(self, path, saved=None, vocab_size: int = 256):
         c = configs.quickstart()
@@ -39,7 +39,7 @@ class Run:
         return records.read_metrics(self.path)
 
 
-def test_record_is_the_mean_since_the_last_one_however_the_steps_were_dispatched(tmp_path):
+def test_record_is_the_mean_since_the_last_one_for_any_chunks(tmp_path):
     losses = np.random.default_rng(0).uniform(1, 6, 64).astype(np.float32)
     found = []
     for name, cuts in (("a", range(0, 65, 1)), ("b", [0, 3, 10, 20, 29, 30, 40, 50, 60, 64])):
@@ -55,7 +55,7 @@ def test_record_is_the_mean_since_the_last_one_however_the_steps_were_dispatched
         assert mean == pytest.approx(losses[start:end].astype(np.float64).mean(), rel=1e-12)
 
 
-def test_record_counts_tokens_and_flops_and_has_the_last_updates_learning_rate(tmp_path):
+def test_record_has_tokens_flops_and_the_learning_rate_of_the_last_update(tmp_path):
     with Run(tmp_path) as run:
         run.add(10, np.ones(10))
     (record,) = run.written()
@@ -93,11 +93,11 @@ def test_loss_that_is_not_finite_ends_the_run_at_its_step(tmp_path, bad):
     assert [(r["step"], r["loss_nats"]) for r in run.written()] == [(7, None)]
 
 
-def test_mean_far_above_an_untrained_model_ends_the_run_and_one_bad_batch_does_not(tmp_path):
+def test_a_mean_far_above_an_untrained_model_ends_the_run_and_one_bad_batch_does_not(tmp_path):
     start = math.log(256) + 0.5
     with Run(tmp_path) as run:
         assert run.add(10, [start + 2.9] * 10) is None
-        assert run.add(20, [3.0] * 9 + [start + 20]) is None  # one step far above, the mean not
+        assert run.add(20, [3.0] * 9 + [start + 20]) is None  # one step is far above, but not the mean
         assert run.add(29, [start + 3.1] * 9) is None  # not before the record
         assert run.add(30, [start + 3.1]) == 30
     with Run(tmp_path, vocab_size=50257) as large:
@@ -112,7 +112,7 @@ def test_pauses_do_not_count_as_training(tmp_path):
     assert secs >= 0.2 and secs - train_secs >= 0.2
 
 
-def test_the_clock_of_training_stands_still_in_a_pause_and_nested_pauses_count_once(tmp_path, monkeypatch):
+def test_the_training_clock_stops_in_a_pause_and_nested_pauses_count_once(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     with Run(tmp_path) as run:
@@ -137,7 +137,7 @@ def test_speed_is_that_of_the_steps_since_the_last_record(tmp_path):
     assert 5120 / (ended - began) <= run.written()[0]["tokens_per_sec"] <= 5120 / 0.1
 
 
-def test_diagnostics_are_means_of_what_there_is_and_the_noise_scale_is_the_ratio_of_means(tmp_path):
+def test_diagnostics_are_means_and_the_noise_scale_is_the_ratio_of_means(tmp_path):
     values = {
         "loss": np.full(10, 3.0),
         "clipped": np.repeat([1.0, 0.0], 5),

@@ -106,7 +106,7 @@ def test_plain_loss_has_the_gradients_of_cpu_operations():
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
 def test_plain_loss_has_a_jvp_and_a_hessian_vector_product(remat):
-    """Both compared with finite differences."""
+    """Both are compared with finite differences."""
     spec, batch = tiny(remat=remat, max_logits=2**9), tokens((2, 17))
     params, direction = params_of(spec), params_of(spec, seed=1)
     loss = jax.jit(lambda params: nats(spec, params, batch))
@@ -202,7 +202,7 @@ def test_parameters_gradients_and_hidden_states_have_the_dtypes_of_the_spec(para
     assert {x.dtype.name for x in jax.tree.leaves((params, grads))} == {param_dtype}
 
 
-def test_bfloat16_compute_is_as_near_to_float32_as_bfloat16_rounds():
+def test_bfloat16_compute_equals_float32_up_to_rounding():
     params, batch = params_of(TINY), tokens((2, 16))
     spec = tiny(compute_dtype="bfloat16")
     hidden = jax.jit(lambda p: decoder.with_params(spec, p)(batch))(params).astype(np.float32)
@@ -210,7 +210,7 @@ def test_bfloat16_compute_is_as_near_to_float32_as_bfloat16_rounds():
     assert 1e-4 < error.mean() < 0.02
 
 
-def test_remat_keeps_less_and_gives_the_same_gradients():
+def test_remat_stores_less_and_gives_the_same_gradients():
     params, batch = params_of(tiny(layers=1)), tokens((2, 17))
     kept, grads = {}, {}
     for remat in ("none", "dots", "full"):
@@ -225,7 +225,7 @@ def test_remat_keeps_less_and_gives_the_same_gradients():
             np.testing.assert_allclose(grads[remat][name], grads["none"][name], rtol=1e-4, atol=1e-5)
 
 
-def test_stacked_models_under_vmap_equal_each_alone():
+def test_models_under_vmap_equal_each_model_alone():
     batch = tokens((2, 17))
     spec = tiny(layers=1)
     models = [params_of(spec, seed) for seed in (0, 1)]

@@ -324,7 +324,7 @@ def test_schedule_free_evaluates_the_average_of_iterates_weighted_by_the_largest
 # Not heavy_ball, whose sum of gradients grows with their number, nor adafactor_power, whose averages have no half-life.
 @pytest.mark.parametrize("name", [*(n for n, o in OPTIMIZERS.items() if o.bias_corrected), "signum", "lion"])
 def test_averages_stay_unbiased_after_a_change_of_batch_size(name):
-    """A constant gradient: 8 updates of one sequence, then 2 of four, equal 4 of four sequences from the start."""
+    """With a constant gradient, 8 updates of one sequence and 2 of four equal 4 updates of four sequences."""
     c1, c2 = 0.02, 0.005
     stretched = {f"one_minus_b{i}": -np.expm1(4 * np.log1p(-c)) for i, c in ((1, c1), (2, c2))}
     g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
@@ -350,7 +350,7 @@ def test_averages_stay_unbiased_after_a_change_of_batch_size(name):
 
 @pytest.mark.parametrize("name", ["adam", "momentum", "muon"])
 def test_b1_per_step_stays_unbiased_after_a_change_of_batch_size(name):
-    """A constant gradient: its average is that gradient, whatever the batch sizes were."""
+    """The average of a constant gradient is that gradient at any batch sizes."""
     c1, c2 = 0.02, 0.005
     g, p = jnp.asarray(GRADS[0]), jnp.asarray(START)
     before = hyperparams(peak_lr=1.0, one_minus_b1=c1, one_minus_b2=c2)
@@ -425,7 +425,7 @@ def test_muon_orthogonalizes_matrices_and_updates_embeddings_by_adam():
     np.testing.assert_allclose(moved["embed_VxD"], 0.25 * np.sign(grads["embed_VxD"]), rtol=1e-3)  # Adam's first step
     matrices = [moved["b.qkv_Dx3xNxH"][:, i].reshape(d, n * h) for i in range(3)]
     for matrix in (*matrices, moved["b.out_NxHxD"].reshape(n * h, d), moved["b.up_DxF"] / 2):  # sqrt(128 / 32) = 2
-        # Five steps flatten the spectrum and do not finish: the smallest singular values stay behind.
+        # Five steps flatten most of the spectrum; the smallest singular values remain too small.
         assert 0.6 < np.median(singular_values(matrix)) < 1.3 and singular_values(matrix).max() < 1.3
     assert singular_values(np.asarray(grads["b.up_DxF"])).max() > 10
 

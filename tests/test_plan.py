@@ -1,4 +1,4 @@
-"""The plan's numbers against arithmetic done here by hand, and what it refuses."""
+"""The numbers of a plan against arithmetic, and its errors."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ def make(devices: int = 1, platform: str = "cpu", vocab_size: int = 256, capabil
 @pytest.mark.parametrize(
     "batch_size, b2", [(1, 0.999965), (4, 0.99986), (16, 0.99943), (64, 0.9977), (256, 0.9910), (1024, 0.9643)]
 )
-def test_half_life_of_ten_million_tokens_gives_the_published_decays(batch_size, b2):
+def test_half_life_of_10m_tokens_gives_the_published_decays(batch_size, b2):
     changes = {"optimizer__t2_tokens": 1e7, "model__context_tokens": 512, "train__batch_size": batch_size}
     p = make(**changes, train__budget_tokens=2**26)
     digits = len(str(b2)) - 2
@@ -49,7 +49,7 @@ def test_half_life_of_ten_million_tokens_gives_the_published_decays(batch_size, 
     assert math.exp(half_life_steps * math.log1p(-p.first.hyperparams["one_minus_b2"])) == pytest.approx(0.5, rel=1e-12)
 
 
-def test_decay_given_per_step_is_reported_as_half_life_in_tokens_steps_and_share():
+def test_a_decay_per_step_is_reported_as_half_life_in_tokens_steps_and_fraction_of_the_run():
     p = make(
         optimizer__t2_tokens=None,
         optimizer__b2=0.95,
@@ -67,7 +67,7 @@ def test_decay_given_per_step_is_reported_as_half_life_in_tokens_steps_and_share
     assert round(1 - one.first.hyperparams["one_minus_b2"], 4) == 0.9999
 
 
-def test_budget_warmup_and_intervals_are_the_same_tokens_at_every_batch_size():
+def test_budget_warmup_and_intervals_in_tokens_are_the_same_at_every_batch_size():
     plans = [make(train__batch_size=b, train__validate_every_tokens=2**16) for b in (1, 2, 8, 64)]
     for p, batch_size in zip(plans, (1, 2, 8, 64), strict=True):
         assert p.first.tokens_per_step == batch_size * 256
@@ -104,7 +104,7 @@ def test_accumulation_splits_the_batch_and_changes_no_budget():
     assert make(train__batch_size=16, platform="gpu").first.accumulation_steps == 1
 
 
-def test_unset_micro_batch_is_a_sequence_a_device_on_a_cpu_and_the_batch_elsewhere():
+def test_default_micro_batch_is_one_sequence_per_device_on_a_cpu_and_the_batch_elsewhere():
     assert make(train__batch_size=16).first.microbatch_size == 1
     assert make(train__batch_size=16, devices=4).first.microbatch_size == 4
     assert make(train__batch_size=16, train__microbatch_size=8).first.microbatch_size == 8
@@ -129,7 +129,7 @@ def test_a_core_is_a_device_unless_the_model_is_large(changes, devices):
     "devices, changes, mesh",
     [
         (8, {"train__batch_size": 16}, (8, 1, 1)),
-        (8, {"train__batch_size": 1}, (1, 1, 4)),  # four heads use the idle cores
+        (8, {"train__batch_size": 1}, (1, 1, 4)),  # the idle cores share the four heads
         (8, {"train__batch_size": 2}, (2, 1, 4)),
         (8, {"train__batch_size": 6}, (6, 1, 1)),
         (8, {"train__batch_size": 3}, (3, 1, 2)),
@@ -137,7 +137,7 @@ def test_a_core_is_a_device_unless_the_model_is_large(changes, devices):
         (8, {"train__batch_size": 16, "train__microbatch_size": 2}, (2, 1, 4)),
         (8, {"train__batch_size": 16, "mesh__fsdp": 2}, (4, 2, 1)),
         (8, {"train__batch_size": 16, "mesh__data": 2, "mesh__tensor": 2}, (2, 1, 2)),
-        (2, {"train__batch_size": 1, "model__ffn_width": 333}, (1, 1, 1)),  # 333 does not divide by two
+        (2, {"train__batch_size": 1, "model__ffn_width": 333}, (1, 1, 1)),  # 333 is not divisible by 2
         (8, {"train__batch_size": 1, "mesh__sequence": 2}, (1, 1, 4)),
         (8, {"train__batch_size": 16, "mesh__sequence": 4, "mesh__tensor": 1}, (2, 1, 1)),
     ],
@@ -148,7 +148,7 @@ def test_mesh_uses_the_devices_that_the_batch_divides_over(devices, changes, mes
     assert chosen.devices <= devices and chosen.sequence == changes.get("mesh__sequence", 1)
 
 
-def test_idle_accelerators_do_not_share_heads_unasked():
+def test_idle_accelerators_do_not_share_heads_by_default():
     chosen = make(devices=8, platform="gpu", train__batch_size=2).mesh
     assert (chosen.data, chosen.fsdp, chosen.tensor) == (2, 1, 1)
 
@@ -166,7 +166,7 @@ def test_idle_accelerators_do_not_share_heads_unasked():
         ({"model__attention": "splash"}, "splash cannot run: it needs a TPU, but this machine has a CPU"),
     ],
 )
-def test_what_the_devices_cannot_do_is_refused_in_one_line(changes, words):
+def test_a_plan_that_the_devices_do_not_support_is_a_one_line_error(changes, words):
     with pytest.raises(UserError, match=words) as error:
         make(devices=8, **changes)
     assert "\n" not in str(error.value)
@@ -182,7 +182,7 @@ BF16 = LONG | {"model__compute_dtype": "bfloat16"}
         ("cpu", None, {}, "xla", "no fused kernel for a CPU"),
         ("gpu", "9.0", BF16, "cudnn", "the fused kernel of a GPU"),
         ("gpu", "8.0", BF16, "cudnn", "the fused kernel of a GPU"),
-        ("gpu", None, BF16, "cudnn", "the fused kernel of a GPU"),  # unknown: a Ray driver without one
+        ("gpu", None, BF16, "cudnn", "the fused kernel of a GPU"),  # unknown, as on a Ray driver without a device
         ("gpu", "9.0", LONG, "xla", "not cudnn: it needs model.compute_dtype=bfloat16, but it is float32"),
         ("gpu", "7.5", BF16, "xla", "compute capability 8.0 or later, but this one has 7.5"),  # T4
         ("gpu", "gfx942", BF16, "xla", "an NVIDIA GPU .* this one has gfx942"),
@@ -196,7 +196,7 @@ BF16 = LONG | {"model__compute_dtype": "bfloat16"}
         ("tpu", None, LONG | {"model__attention": "splash"}, "splash", "set by model.attention"),
     ],
 )
-def test_auto_attention_is_the_fused_kernel_where_it_can_run_and_the_plan_says_why(
+def test_auto_attention_is_the_fused_kernel_where_supported_and_the_plan_has_the_reason(
     platform, capability, changes, attention, reason
 ):
     p = make(2, platform, capability=capability, **changes)
@@ -209,13 +209,13 @@ def test_auto_attention_is_the_fused_kernel_where_it_can_run_and_the_plan_says_w
     [
         ("TPU v2", BF16, "xla"),
         ("TPU v3", BF16, "xla"),
-        ("TPU v3", LONG, "splash"),  # in float32 it compiles
+        ("TPU v3", LONG, "splash"),  # float32 is supported
         ("TPU v4", BF16, "splash"),
         ("TPU v5 lite", BF16, "splash"),
-        (None, BF16, "splash"),  # unknown: a Ray driver without one
+        (None, BF16, "splash"),  # unknown, as on a Ray driver without a device
     ],
 )
-def test_auto_attention_is_xla_on_tpus_that_the_splash_kernel_cannot_be_compiled_for(kind, changes, attention):
+def test_auto_attention_is_xla_on_tpus_that_do_not_support_the_splash_kernel(kind, changes, attention):
     devices = DeviceSpec("tpu", 2, kind=kind)
     p = plan.make(config(**changes), vocab_size=256, devices=devices)
     assert p.model.attention == attention
@@ -225,7 +225,7 @@ def test_auto_attention_is_xla_on_tpus_that_the_splash_kernel_cannot_be_compiled
             plan.make(config(**changes, model__attention="splash"), vocab_size=256, devices=devices)
 
 
-def test_dispatch_holds_many_short_steps_and_one_long_one():
+def test_a_dispatch_has_many_short_steps_or_one_long_step():
     short, long = make(train__batch_size=1), make(train__batch_size=1024)
     assert short.first.steps_per_dispatch == plan.MAX_STEPS_PER_DISPATCH and long.first.steps_per_dispatch == 1
     assert make(train__steps_per_dispatch=7).first.steps_per_dispatch == 7
@@ -239,7 +239,7 @@ def test_validation_batches_fill_the_mesh_and_depend_on_the_context_alone(device
     assert 0 <= p.validation_batch_seqs - plan.VALIDATION_BATCH_TOKENS // 256 < devices
 
 
-def test_plan_survives_json_and_says_whose_it_is():
+def test_a_plan_is_json_with_the_fingerprint_of_its_config():
     c = config()
     p = plan.make(c, vocab_size=256, devices=DeviceSpec("cpu", 1))
     read = json.loads(json.dumps(p.to_dict(), allow_nan=False))
@@ -267,7 +267,7 @@ def test_every_experiment_has_a_plan_on_one_gpu(file):
     assert p.flops == p.flops_per_token * p.budget_tokens
 
 
-def test_a_floor_and_a_ceiling_limit_the_decay_that_follows_from_a_half_life():
+def test_b2_min_and_b2_max_limit_the_decay_computed_from_a_half_life():
     def b2(**changes) -> plan.RunningAverage:
         return make(train__batch_size=4, optimizer__t2_tokens=1e6, **changes).first.averages[1]
 
@@ -296,7 +296,7 @@ def test_a_plan_has_the_averages_that_its_optimizer_keeps():
         assert [average.name for average in p.first.averages] == [key for key in keys if key in given]
 
 
-def test_hyperparameters_are_carried_over_from_the_batch_size_they_were_tuned_at():
+def test_hyperparameters_are_transferred_from_the_tuned_batch_size():
     tuned = {"optimizer__t2_tokens": 1e6, "optimizer__peak_lr": 0.004, "optimizer__tuned_at_batch_size": 256}
     there = make(train__batch_size=256, **tuned, optimizer__transfer_rule="sqrt")
     assert (
@@ -321,7 +321,7 @@ def test_hyperparameters_are_carried_over_from_the_batch_size_they_were_tuned_at
     assert "sqrt rule from batch size 256" in sqrt.transfer
 
 
-def test_weight_decay_is_told_as_a_share_of_the_run():
+def test_the_timescale_of_weight_decay_is_a_fraction_of_the_run():
     p = make(train__batch_size=16, optimizer__weight_decay=0.1, optimizer__peak_lr=0.01)
     tokens = {"B": 16 * 256, "D": 2**21}
     assert p.weight_decay_timescale_frac == pytest.approx(tokens["B"] / (0.01 * 0.1 * tokens["D"]))
@@ -339,7 +339,7 @@ def test_the_default_budget_is_rounded_up_at_every_batch_size(batch_size, used):
     assert p.tokens_at(p.optimizer_steps) == used and p.step_at(used) == p.optimizer_steps
 
 
-def test_a_half_life_longer_than_the_run_is_warned_of():
+def test_a_half_life_longer_than_the_run_gives_a_warning():
     assert make().warnings == ()
     (words,) = make(optimizer__t2_tokens=1e7).warnings
     assert words == (
@@ -362,7 +362,7 @@ def test_the_first_rates_are_those_of_the_compiled_schedule():
 GROWTH = {"train__batch_size_schedule": "1048576:64", "train__batch_size_lr_rule": "sqrt"}
 
 
-def test_a_growing_batch_keeps_b1_per_step_and_b2_in_tokens_as_the_half_life_rule_does():
+def test_a_batch_schedule_keeps_b1_per_step_and_b2_in_tokens():
     start, later = make(**GROWTH).stages
     (b1, b2), (later_b1, later_b2) = start.averages, later.averages
     assert later_b1.one_minus_b == b1.one_minus_b and later_b2.half_life_tokens == pytest.approx(b2.half_life_tokens)
@@ -394,12 +394,12 @@ def test_a_growing_batch_keeps_b1_per_step_and_b2_in_tokens_as_the_half_life_rul
         ),
     ],
 )
-def test_derived_numbers_that_float32_cannot_hold_are_refused_with_their_key(changes, words):
+def test_a_derived_number_outside_float32_is_an_error_with_its_key(changes, words):
     with pytest.raises(UserError, match=words):
         make(**changes)
 
 
-def test_the_square_of_a_schedule_free_rate_has_to_fit_too():
+def test_the_square_of_a_schedule_free_rate_must_fit_float32():
     changes = {"optimizer__b1": None, "optimizer__schedule": "constant", "optimizer__peak_lr": 1e-20}
     with pytest.raises(UserError, match=r"the squared learning rate.* is 1e-40"):
         make(optimizer__name="schedule_free_adamw", **changes)

@@ -29,12 +29,12 @@ FILES = [*PAGES, LAUNCH / "Containerfile", *LAUNCH.glob("*.sh"), *runs.ROOT.glob
 
 @dataclass(frozen=True)
 class Command:
-    """A command line of ours, and what starts it."""
+    """A smallbatch command line, and the words before it."""
 
     where: str
     name: str  # of smallbatch.NAME
     words: tuple[str, ...]
-    before: tuple[str, ...]  # what the line says before it: sbatch, the type of a TPU VM, ...
+    before: tuple[str, ...]  # the words before it: sbatch, the type of a TPU VM, ...
 
     def __str__(self) -> str:
         return f"{self.where}: {self.name} {' '.join(self.words)}"
@@ -61,7 +61,7 @@ def shown_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def command(where: str, line: str) -> Command | None:
-    """Return the command of ours that a line runs; None where it only installs something."""
+    """Return the smallbatch command that a line runs; None if it only installs something."""
     words = shlex.split(line.rpartition(" && ")[2], comments=True)
     script = next((i for i, word in enumerate(words) if word.startswith("launch/")), None)
     if "-m" in words:
@@ -84,7 +84,7 @@ ON_TPU_VMS = [found for found in COMMANDS if any(word.endswith("/tpu_vm.sh") for
 
 
 def devices(of: Command) -> tuple[DeviceSpec, int]:
-    """Return the devices that a command is shown for, and of how many processes."""
+    """Return the devices and the number of processes that a command is meant for."""
     settings = dict(word.lstrip("-").partition("=")[::2] for word in (*of.before, *of.words))
     if "topology" in settings:
         return DeviceSpec("tpu", math.prod(map(int, settings["topology"].partition(":")[2].split("x")))), 1
@@ -102,7 +102,7 @@ def devices(of: Command) -> tuple[DeviceSpec, int]:
 
 
 def parsed(of: Command, monkeypatch, capsys) -> list:
-    """Return what the command's main gets: the config, if it takes one, its words, if it takes any, and its flags."""
+    """Return the arguments of the command's main: config and words, if it takes any, and flags."""
     got, run = [], cli.run
     monkeypatch.setattr(cli, "run", lambda main, flags=(), **how: run(lambda *given: got.extend(given), flags, **how))
     monkeypatch.setattr(sys, "argv", [of.name, *of.words])
@@ -113,20 +113,22 @@ def parsed(of: Command, monkeypatch, capsys) -> list:
     return got
 
 
-def test_commands_are_found_where_they_are_shown():
+def test_commands_are_found_in_every_file():
     assert {path.name for path in FILES if path not in PAGES} - {"tpu_hosts.sh"} <= {found.where for found in COMMANDS}
-    assert {"TPU VM", "Slurm", "Container", "Several processes, elsewhere"} <= {found.where for found in COMMANDS}
+    assert {"TPU VM", "Slurm", "Container", "Several processes without Slurm or a TPU VM"} <= {
+        found.where for found in COMMANDS
+    }
     assert len(COMMANDS) > 40 and len(ON_TPU_VMS) == 2
 
 
 @pytest.mark.parametrize("of", COMMANDS, ids=str)
-def test_a_command_that_is_shown_is_accepted_and_leaves_no_process_without_work(of, monkeypatch, capsys):
+def test_each_command_is_accepted_and_gives_every_process_work(of, monkeypatch, capsys):
     given = parsed(of, monkeypatch, capsys)
     if not given or not hasattr(given[0], "data"):
         return  # --help, or a command without a config
     config, flags = given
     if of.name == "sweep" and flags.status:
-        return  # it reads the sweep's own files
+        return  # it reads the files of a sweep
     if of.name == "sweep":
         cells = grid_cells.enumerate_cells(config, config_files.load_grid(flags.config))
         assert grid_cells.selected(cells, flags.only)
@@ -138,7 +140,7 @@ def test_a_command_that_is_shown_is_accepted_and_leaves_no_process_without_work(
 
 
 @pytest.mark.parametrize("of", ON_TPU_VMS, ids=str)
-def test_on_a_tpu_vm_all_that_a_run_reads_and_writes_is_on_the_disk_that_is_mounted(of, monkeypatch, capsys):
+def test_on_a_tpu_vm_a_run_uses_only_the_mounted_disk(of, monkeypatch, capsys):
     config, flags = parsed(of, monkeypatch, capsys)
     disk = next(word for word in of.before if word.startswith("--setup=")).split()[-1]
     data = config.data
@@ -146,7 +148,7 @@ def test_on_a_tpu_vm_all_that_a_run_reads_and_writes_is_on_the_disk_that_is_moun
     assert all(path.startswith(f"{disk}/") for path in paths), paths
 
 
-def test_what_is_shown_in_place_of_a_corpus_needs_no_file(tmp_path, monkeypatch, capsys):
+def test_the_stand_in_for_a_corpus_needs_no_file(tmp_path, monkeypatch, capsys):
     (of,) = [found for found in COMMANDS if any(word.startswith("--topology=") for word in found.words)]
     config, _ = parsed(of, monkeypatch, capsys)
     config.data.cache_dir = str(tmp_path)
@@ -155,7 +157,7 @@ def test_what_is_shown_in_place_of_a_corpus_needs_no_file(tmp_path, monkeypatch,
     assert prepare.lookup(plans.data_spec(config)) is None
 
 
-def test_the_readme_is_short_and_its_links_lead_to_files():
+def test_the_readme_is_short_and_links_exist():
     text = PAGES[0].read_text()
     assert len(text.splitlines()) <= 150 and len(text.split()) <= 1500
     for page in PAGES:

@@ -107,7 +107,7 @@ def test_rewind_drops_records_after_the_checkpoint(path):
     assert path.read_bytes() == b""
 
 
-def test_rewind_of_a_file_that_lost_records_is_an_error(path):
+def test_rewind_of_a_file_that_lacks_records_is_an_error(path):
     rewind(path, 0)  # a run that was never started
     assert not path.exists()
     write(path, train(1), train(2))

@@ -41,7 +41,7 @@ def test_a_report_does_not_overwrite_a_sweep_a_run_or_a_file(tmp_path, out):
     assert ReportDirectory(sweep / "report", [sweep]).path == sweep / "report"
 
 
-def test_an_input_that_is_a_link_into_or_out_of_the_directory_is_refused(tmp_path):
+def test_an_input_that_links_into_or_out_of_the_directory_is_an_error(tmp_path):
     written_report(tmp_path / "out")
     (tmp_path / "runs.csv").write_text(RUNS)
     (tmp_path / "out" / "runs-link.csv").symlink_to(tmp_path / "runs.csv")
@@ -112,7 +112,7 @@ def test_a_changed_list_cannot_remove_other_files(tmp_path, listed):
     assert contents(tmp_path) == before
 
 
-def test_a_link_in_place_of_the_figures_directory_is_refused(tmp_path):
+def test_a_link_in_place_of_the_figures_directory_is_an_error(tmp_path):
     written_report(tmp_path / "out")
     (tmp_path / "out" / "figures").rename(tmp_path / "elsewhere")
     (tmp_path / "out" / "figures").symlink_to(tmp_path / "elsewhere")

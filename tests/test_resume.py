@@ -1,4 +1,4 @@
-"""A run that is killed, stopped, damaged or started twice ends as if nothing had happened, or says why it cannot."""
+"""A run that is killed, stopped, damaged or started twice has the numbers of an uninterrupted run, or a clear error."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ home, reference = runs.home, runs.reference
 
 
 def assert_same_run(home: Path, path: Path, reference: Path) -> None:
-    """Assert that all numbers of two runs of LONG are equal, bit for bit."""
+    """Assert that all numbers of two runs of LONG are bitwise equal."""
     assert runs.numbers(path) == runs.numbers(reference)
     assert runs.result_of(path) == runs.result_of(reference)
     ours, theirs = (runs.final_state(home, runs.LONG, p) for p in (path, reference))
@@ -32,12 +32,12 @@ def assert_same_run(home: Path, path: Path, reference: Path) -> None:
 def stopped_at(poll: int, plan, dataset, directory: workdir.RunDir) -> trainer.Outcome:
     """Train until the stop is polled for the nth time."""
     runs_ = [trainer.Run(plan, directory)]
-    one = trainer.Trainer(runs_, dataset, directory.checkpoints, 3600.0, runs.StopAtLook(poll))
+    one = trainer.Trainer(runs_, dataset, directory.checkpoints, 3600.0, runs.StopAtPoll(poll))
     one.restore()
     return one.run()[0]
 
 
-def test_reference_is_a_run_worth_comparing_with(reference):
+def test_the_reference_run_has_records_and_checkpoints(reference):
     train = [r["loss_nats"] for r in runs.numbers(reference, "train")]
     assert [r["step"] for r in runs.numbers(reference, "train")] == list(range(5, 151, 5))
     assert [r["step"] for r in runs.numbers(reference, "validation")] == [50, 100, 150]
@@ -45,10 +45,10 @@ def test_reference_is_a_run_worth_comparing_with(reference):
     assert runs.result_of(reference)["sample"].startswith("def ")
 
 
-def test_run_killed_again_and_again_ends_as_if_undisturbed(home, reference, tmp_path):
+def test_a_run_killed_repeatedly_equals_an_uninterrupted_one(home, reference, tmp_path):
     path, cache = tmp_path / "run", tmp_path / "cache"
     cache.mkdir()
-    (cache / "xla").symlink_to(home / "cache" / "xla")  # programs are compiled already, the dataset is not there
+    (cache / "xla").symlink_to(home / "cache" / "xla")  # compiled programs, but no dataset
     changes = runs.LONG | {"data.cache_dir": str(cache)}
     log = tmp_path / "stderr"
     at = lambda kind, step: (
@@ -82,7 +82,7 @@ def test_run_killed_again_and_again_ends_as_if_undisturbed(home, reference, tmp_
     assert_same_run(home, path, reference)
 
 
-def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, tmp_path):
+def test_sigterm_and_ctrl_c_save_and_the_same_command_resumes(home, reference, tmp_path):
     path = tmp_path / "run"
     for number, count in ((signal.SIGTERM, 4), (signal.SIGINT, 14)):
         process = runs.start(home, runs.LONG, path)
@@ -94,7 +94,7 @@ def test_sigterm_and_ctrl_c_save_and_the_same_command_goes_on(home, reference, t
         result = records.read_result(path / "result.json")
         assert result.status == "stopped" and result.validation_loss_nats is None
         assert 0 < result.optimizer_steps < 150
-        assert runs.steps_saved(path)[-1] == result.optimizer_steps  # nothing that was trained is lost
+        assert runs.steps_saved(path)[-1] == result.optimizer_steps  # no update is lost
         assert runs.numbers(path, "train")[-1]["step"] == result.optimizer_steps
     last = runs.command(home, runs.LONG, path)
     assert last.returncode == 0, last.stderr
@@ -123,7 +123,7 @@ def test_ctrl_c_in_python_saves_and_then_raises(home, tmp_path, monkeypatch):
     assert result.curve()["step"] == [*range(1, 21)] and result.curve("validation")["tokens"] == [1280]
 
 
-def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path):
+def test_a_stop_at_any_moment_saves_all_updates(home, tmp_path):
     config = runs.tiny_config(home, {"train.steps_per_dispatch": 2})
     plan = run.make_plan(config)
     dataset = run.prepare.prepare(plan.data)
@@ -139,14 +139,14 @@ def test_stop_asked_for_at_any_moment_saves_all_that_was_trained(home, tmp_path)
     assert len(stopped_after) >= 5
 
 
-# The batch grows twice, and everything that an update may carry along is there.
+# The batch size grows twice, with every optional part of the state.
 GROWING = {
     "model.param_dtype": "bfloat16",
     "optimizer.rounding": "stochastic",
     "optimizer.clip_norm": 1.0,
     "optimizer.weight_average_tokens": 300.0,
     "train.batch_size": 1,
-    "train.batch_size_schedule": "320:2,768:4",  # after 10 updates, after 17; the budget ends with 21
+    "train.batch_size_schedule": "320:2,768:4",  # after updates 10 and 17, of 21
     "train.batch_size_lr_rule": "sqrt",
     "train.diagnostics": True,
     "train.microbatch_size": 1,
@@ -161,7 +161,7 @@ def grown(home, tmp_path_factory) -> Path:
     return path
 
 
-def test_a_batch_grows_on_the_way_and_is_counted_in_tokens(home, grown):
+def test_a_batch_size_schedule_counts_tokens(home, grown):
     train = runs.numbers(grown, "train")
     assert [(r["step"], r["tokens"]) for r in train] == [
         *((2 * i, 64 * i) for i in range(1, 6)),
@@ -169,7 +169,7 @@ def test_a_batch_grows_on_the_way_and_is_counted_in_tokens(home, grown):
         *((17 + i, 768 + 128 * i) for i in range(1, 5)),
     ]
     rates = {r["step"]: r["learning_rate"] for r in train}
-    assert rates[11] > 1.2 * rates[10]  # sqrt(2), less the fall of the schedule
+    assert rates[11] > 1.2 * rates[10]  # sqrt(2), less the decay of the schedule
     assert [r["tokens"] for r in runs.numbers(grown, "validation")] == [320, 640, 1024, 1280]
     assert all(0 < r["clipped_frac"] <= 1 and r["grad_norm"] > 1 for r in train[:3])
     assert all(r["noise_scale_tokens"] is None or r["grad_noise_sq"] > 0 for r in train)
@@ -179,7 +179,7 @@ def test_a_batch_grows_on_the_way_and_is_counted_in_tokens(home, grown):
 
 
 @pytest.mark.parametrize("step", [7, 10, 17])
-def test_a_run_whose_batch_grows_is_resumed_exactly(home, grown, tmp_path, step):
+def test_a_run_with_a_batch_size_schedule_is_resumed_exactly(home, grown, tmp_path, step):
     config = runs.tiny_config(home, GROWING | {"train.steps_per_dispatch": 1})
     plan = run.make_plan(config)
     directory = workdir.RunDir(tmp_path)
@@ -191,14 +191,14 @@ def test_a_run_whose_batch_grows_is_resumed_exactly(home, grown, tmp_path, step)
         assert np.array_equal(array, theirs[name]), name
 
 
-def test_run_whose_result_was_not_written_finds_it_again_from_the_last_checkpoint(home, reference, tmp_path):
+def test_a_missing_result_is_computed_from_the_last_checkpoint(home, reference, tmp_path):
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     run.train(runs.tiny_config(home, runs.LONG), path)
     assert_same_run(home, path, reference)
 
 
-def test_a_stop_at_a_token_count_is_scored_even_if_its_result_was_lost(home, tmp_path):
+def test_a_stop_at_a_token_count_is_validated_even_if_its_result_was_lost(home, tmp_path):
     config = runs.tiny_config(home, {})
     first = run.train(config, tmp_path, until_tokens=640)
     assert (first.status, first.tokens) == ("stopped", 640) and first.validation_loss_nats is not None
@@ -208,7 +208,7 @@ def test_a_stop_at_a_token_count_is_scored_even_if_its_result_was_lost(home, tmp
     assert run.train(config, tmp_path).status == "done"
 
 
-def test_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(home, reference, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_skipped_and_changes_no_number(home, reference, tmp_path, capsys):
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     before, newest = runs.steps_saved(path)
@@ -223,7 +223,7 @@ def test_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(home, refer
     assert_same_run(home, path, reference)
 
 
-def test_metrics_that_lost_records_are_refused(home, reference, tmp_path):
+def test_metrics_that_lack_records_are_an_error(home, reference, tmp_path):
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -232,7 +232,7 @@ def test_metrics_that_lost_records_are_refused(home, reference, tmp_path):
         run.train(runs.tiny_config(home, runs.LONG), path)
 
 
-def test_another_dataset_under_the_same_config_is_refused_and_nothing_is_overwritten(home, tmp_path):
+def test_another_dataset_is_an_error_and_overwrites_nothing(home, tmp_path):
     other = tmp_path / "home"
     other.mkdir()
     texts = runs.sentences(300)
@@ -250,7 +250,7 @@ def test_another_dataset_under_the_same_config_is_refused_and_nothing_is_overwri
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
-def test_directory_of_another_config_is_refused_in_one_line_with_the_keys(home, reference):
+def test_directory_of_another_config_is_a_one_line_error_with_the_keys(home, reference):
     before = (reference / "result.json").stat().st_mtime_ns
     done = runs.command(home, runs.LONG | {"train.seed": 7, "train.sample_tokens": 9}, reference)
     assert done.returncode == 2 and done.stdout == ""
@@ -259,7 +259,7 @@ def test_directory_of_another_config_is_refused_in_one_line_with_the_keys(home, 
     assert (reference / "result.json").stat().st_mtime_ns == before
 
 
-def test_finished_run_is_shown_and_not_run_again_without_starting_jax(home, reference):
+def test_a_finished_run_is_printed_without_starting_jax(home, reference):
     before = {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
     busy_secs = lambda: resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     began = busy_secs()
@@ -273,7 +273,7 @@ def test_finished_run_is_shown_and_not_run_again_without_starting_jax(home, refe
     assert {p: p.stat().st_mtime_ns for p in reference.rglob("*")} == before
 
 
-def test_second_process_in_one_directory_is_refused(home, reference, tmp_path):
+def test_a_second_process_in_one_directory_is_an_error(home, reference, tmp_path):
     path = tmp_path / "run"
     runs.unfinished(reference, path)
     config = runs.tiny_config(home, runs.LONG)
@@ -282,16 +282,18 @@ def test_second_process_in_one_directory_is_refused(home, reference, tmp_path):
         assert done.returncode == 2 and done.stderr.count("\n") == 1
         assert f"another process is training in {path}" in done.stderr
         assert not (path / "result.json").exists()
-    run.train(config, path)  # the lock is gone with its holder
+    run.train(config, path)  # the lock ended with its process
     assert (path / "result.json").exists()
 
 
 @pytest.mark.parametrize("kilobytes", [4, 32])
-def test_full_disk_in_mid_run_is_one_line_and_the_checkpoint_before_survives(home, reference, tmp_path, kilobytes):
-    # 4 KiB: metrics.jsonl cannot grow. 32 KiB: it can, but a checkpoint cannot be written.
+def test_a_full_disk_is_one_line_and_keeps_the_previous_checkpoint(home, reference, tmp_path, kilobytes):
+    # At 4 KiB, metrics.jsonl cannot grow. At 32 KiB it can, but a checkpoint cannot be written.
     path, cache = tmp_path / "run", tmp_path / "cache"
     runs.unfinished(reference, path, keep=1)
-    shutil.copytree(home / "cache", cache, ignore=shutil.ignore_patterns("*.partial"))  # others come and go there
+    shutil.copytree(
+        home / "cache", cache, ignore=shutil.ignore_patterns("*.partial")
+    )  # other tests create and delete them
     changes = runs.LONG | {"data.cache_dir": str(cache)}
     limited = ("bash", "-c", f'ulimit -f {kilobytes}; export PYTHONDONTWRITEBYTECODE=1; exec "$@"', "-")
     done = runs.command(home, changes, path, prefix=limited)

@@ -15,7 +15,7 @@ def summaries(cells: list[Cell]) -> list[dict]:
     return robustness.robustness(table_of(cells), 0.02)[0]
 
 
-def test_the_width_of_a_vee_is_exact():
+def test_the_width_of_a_v_shaped_basin_is_exact():
     width, beyond = width_log2(X, 2 + 0.1 * np.abs(X), 0.15)
     assert width == pytest.approx(3.0) and not beyond
 

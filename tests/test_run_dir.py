@@ -33,11 +33,11 @@ def test_default_path_has_the_config_name_and_fingerprint():
 def test_started_run_belongs_to_its_config(tmp_path):
     directory = workdir.RunDir(tmp_path / "a" / "b")
     with workdir.locked(directory, config(seed=3)):
-        assert not directory.config.exists()  # what can be wrong is checked before it is written
+        assert not directory.config.exists()  # checks run before it is written
         workdir.write_config(directory, config(seed=3))
         assert json_files.read(directory.config) == configs.resolved(config(seed=3))
         directory.metrics.write_text("{}\n")
-    with workdir.locked(directory, config(seed=3, sample_tokens=1)):  # no number depends on it
+    with workdir.locked(directory, config(seed=3, sample_tokens=1)):  # it affects no number
         pass
     with (
         pytest.raises(UserError, match=r"train\.budget_tokens: 1048576 \| 4096; train\.seed: 3 \| 4"),
@@ -58,7 +58,7 @@ def test_config_can_change_until_a_run_has_started(tmp_path, left):
     with workdir.locked(directory, config(seed=4)):
         workdir.write_config(directory, config(seed=4))
     assert json_files.read(directory.config) == configs.resolved(config(seed=4))
-    assert not directory.tokenizer.exists() and not directory.plan.exists()  # they were of the other run
+    assert not directory.tokenizer.exists() and not directory.plan.exists()  # they belonged to the other run
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_text("{}\n")
     with pytest.raises(UserError, match=r"train\.seed: 4 \| 3: saved \| given\); resume it with --workdir alone"):
@@ -116,5 +116,5 @@ def test_records_without_config_json_are_an_error(tmp_path):
     directory.metrics.write_text('{"mine": 1}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl without the config\.json"):
         workdir.check_owner(directory, configs.base())
-    (directory.checkpoints / "12").mkdir(parents=True)  # which names its config, and is checked when it is restored
+    (directory.checkpoints / "12").mkdir(parents=True)  # a checkpoint names its config, which is checked on restore
     workdir.check_owner(directory, configs.base())

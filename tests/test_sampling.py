@@ -1,4 +1,4 @@
-"""Decoding with a cache against running the whole model again, and sampling against its definition."""
+"""Decoding with a cache against the model without a cache, and sampling against its definition."""
 
 from functools import partial
 
@@ -50,7 +50,7 @@ def test_logits_with_the_cache_equal_those_of_the_whole_model_at_every_position(
     np.testing.assert_allclose(run(params), expected[4:], atol=atol)
 
 
-def test_temperature_zero_takes_the_likeliest_token_each_time():
+def test_temperature_zero_takes_the_most_likely_token():
     ids = list(PROMPT)
     for _ in range(8):
         padded = np.array(ids + [0] * (TINY.context_tokens - len(ids)), np.int32)
@@ -59,11 +59,11 @@ def test_temperature_zero_takes_the_likeliest_token_each_time():
     assert sample(temperature=0.0, key=jax.random.key(1)) == ids[len(PROMPT) :]
 
 
-def test_a_seed_determines_the_text_and_another_gives_another():
+def test_the_seed_determines_the_text():
     assert sample() == sample() != sample(key=jax.random.key(1))
 
 
-def test_text_ends_where_the_context_is_full_or_the_end_token_is_drawn():
+def test_text_ends_at_the_context_length_or_the_end_token():
     assert len(sample(new_tokens=3)) == 3 and sample(new_tokens=0) == []
     full = sample(new_tokens=100)
     assert len(full) == TINY.context_tokens - len(PROMPT) and full[:8] == sample()
@@ -90,7 +90,7 @@ def test_the_nucleus_is_the_smallest_set_with_enough_mass(top_p):
     assert kept.all() == (top_p == 1)
 
 
-def test_a_nucleus_that_is_met_exactly_takes_no_further_token():
+def test_a_nucleus_with_exactly_the_mass_has_no_further_token():
     kept = decode.nucleus(jnp.array([0.25, 0.5, 0.25]), jnp.float32(0.5))
     assert kept.tolist() == [False, True, False]
     tie = decode.nucleus(jnp.array([0.25, 0.5, 0.25]), jnp.float32(0.75))
@@ -119,7 +119,7 @@ def test_draws_have_the_probabilities_of_the_tempered_nucleus():
         ({"new_tokens": -1}, "is -1; use at least 0"),
     ],
 )
-def test_what_cannot_be_sampled_is_one_clear_line(options, words):
+def test_an_invalid_option_is_a_one_line_error(options, words):
     with pytest.raises(UserError, match=words) as error:
         sample(**options)
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from smallbatch.optim import learning_rate
 rate = jax.jit(jax.vmap(learning_rate, in_axes=(None, None, 0)), static_argnums=0)
 PEAK, FINAL, WARMUP, TOTAL = 0.02, 0.1, 30, 200
 COUNTS = np.arange(TOTAL + 20, dtype=np.int32)
-MIDDLE = 0.5  # of an update, where the schedule is evaluated
+MIDDLE = 0.5  # of an update: the schedule is evaluated at its midpoint
 THEIRS = {
     "cosine": lambda: optax.warmup_cosine_decay_schedule(0.0, PEAK, WARMUP, TOTAL, PEAK * FINAL),
     "linear": lambda: optax.join_schedules(

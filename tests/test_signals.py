@@ -8,7 +8,7 @@ import pytest
 from smallbatch.training.signals import Stop
 
 
-def test_request_in_an_enclosing_stop_counts_in_a_nested_one():
+def test_a_request_in_an_enclosing_stop_also_stops_the_nested_one():
     with Stop() as outer:
         with Stop() as before:
             assert not before.requested

@@ -220,7 +220,7 @@ def test_an_invalid_cell_is_an_error_before_any_cell_starts(home, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_learning_rates_above_one_that_diverged_are_skipped_when_asked(home, tmp_path):
+def test_learning_rates_above_one_that_diverged_are_skipped_with_stop_diverged(home, tmp_path):
     grid = 'axis("optimizer.peak_lr", [1e5, 1e6, 1e7, 1e8])'
     config, workdir = grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep"
     workers = f"--workers={min(2, len(os.sched_getaffinity(0)))}"
@@ -234,7 +234,7 @@ def test_learning_rates_above_one_that_diverged_are_skipped_when_asked(home, tmp
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
-def test_cells_get_the_cores_that_their_mesh_asks_for(home, tmp_path):
+def test_cells_get_the_cores_of_their_mesh(home, tmp_path):
     grid = 'point({"train.batch_size": 4, "mesh.data": 2})'
     done = sweep(grid_file(home, tmp_path / "grid.py", grid), tmp_path / "sweep")
     assert done.returncode == 0, done.stderr
@@ -273,7 +273,7 @@ def test_halving_does_not_change_the_results_of_the_best_learning_rates(home, tm
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "halved").glob("cells/*/result.json"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()  # in the middle of a rung
+    process.kill()  # during a rung
     process.communicate()
     done = sweep(config, tmp_path / "halved", "--halving=2")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Reading sweeps: every cell that was asked for is there, as what became of it, and damage is stated."""
+"""Reading sweeps: every cell has its status, and damaged files are reported."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def lrs(*statuses, **values):
     ]
 
 
-def test_every_cell_is_read_as_what_became_of_it(tmp_path):
+def test_every_cell_is_read_with_its_status(tmp_path):
     statuses = ("done", "diverged", "missing", "failed", "cut", "stopped", "skipped")
     table = sweeps.read([write_sweep(tmp_path, lrs(*statuses))])
     assert [run.status for run in table.runs] == ["done", "diverged", "missing", "failed", "cut", "missing", "skipped"]
@@ -45,7 +45,7 @@ def test_every_cell_is_read_as_what_became_of_it(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["stopped", "preempted"])
-def test_a_stopped_run_is_missing_also_by_the_word_of_earlier_versions(tmp_path, word):
+def test_a_stopped_run_is_missing_under_its_former_status_too(tmp_path, word):
     assert [run.status for run in sweeps.read([write_sweep(tmp_path, lrs("done", word))]).runs] == ["done", "missing"]
 
 
@@ -61,7 +61,7 @@ def test_a_run_is_read_with_its_totals_and_curves(tmp_path):
     assert run.gradients == pytest.approx(means | {"grad_norm_sq": 1 + 12 / 4})
 
 
-def test_a_run_directory_and_a_folder_of_them_are_read_too(tmp_path):
+def test_run_directories_and_folders_of_them_are_read(tmp_path):
     for i, cell in enumerate(lrs("done", "diverged", "missing")):
         write_run(tmp_path / "folder" / f"run-{i}", cell)
     (tmp_path / "folder" / "notes").mkdir()
@@ -70,7 +70,7 @@ def test_a_run_directory_and_a_folder_of_them_are_read_too(tmp_path):
     assert run.loss_nats == 2.5 and run.arm == "adam" and run.point == ()
 
 
-def test_damage_costs_a_cell_its_part_and_is_stated(tmp_path):
+def test_a_damaged_file_is_reported_and_only_its_part_is_missing(tmp_path):
     path = write_sweep(tmp_path, lrs("done", "done", "done", "done"))
     cells = [path / "cells" / f"{i:06x}" for i in range(4)]
     metrics = cells[0] / "metrics.jsonl"
@@ -99,17 +99,17 @@ def test_results_of_another_version_are_read(tmp_path):
     assert sweeps.read([path]).runs[0].loss_nats == 2.5
 
 
-def test_the_same_point_and_seed_twice_is_one_run_and_is_stated(tmp_path):
+def test_a_duplicate_run_is_dropped_and_reported(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, lrs("done")[0])
     table = sweeps.read([tmp_path])
     assert len(table.runs) == 1 and any("repeated a point and seed" in note for note in table.notes)
 
 
-@pytest.mark.parametrize("hyperparams", ['{"stages": [{"hyperparams": {"peak_lr": 0.25}}]}', OLD_PLAN])
-def test_a_transferred_learning_rate_is_that_of_the_plan(tmp_path, hyperparams):
+@pytest.mark.parametrize("plan", ['{"stages": [{"hyperparams": {"peak_lr": 0.25}}]}', OLD_PLAN])
+def test_a_transferred_learning_rate_is_read_from_the_plan(tmp_path, plan):
     path = write_sweep(tmp_path, lrs("done"))
-    (path / "cells" / "000000" / "plan.json").write_text(hyperparams)
+    (path / "cells" / "000000" / "plan.json").write_text(plan)
     assert sweeps.read([path]).runs[0].learning_rate == 0.25
 
 
@@ -118,7 +118,7 @@ def test_a_real_run_is_read_without_notes(reference):
     assert not table.notes and table.runs[0].learning_rate == 0.003
 
 
-def test_unequal_grids_and_seeds_make_a_matrix_with_holes(tmp_path):
+def test_unequal_grids_and_seeds_give_a_matrix_with_gaps(tmp_path):
     cells = basin_cells(Basin(), [1], range(-10, -6), [0]) + basin_cells(Basin(), [1], [-9], [1, 2])
     cells += [replaced(cells[0], values={**cells[0].values, "train.batch_size": 16})]
     one, sixteen = sweeps.read([write_sweep(tmp_path, cells)]).groups
@@ -134,7 +134,7 @@ def test_two_sweeps_of_one_name_are_two_settings(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"format": 1}', '{"format": 1, "name": 3}'])
-def test_a_sweep_without_its_grid_json_is_reported_from_the_cells_that_were_started(tmp_path, content):
+def test_a_sweep_without_grid_json_is_read_from_its_started_cells(tmp_path, content):
     path = write_sweep(tmp_path, lrs("done", "done", "missing"))
     (path / "grid.json").unlink() if content is None else (path / "grid.json").write_text(content)
     table = sweeps.read([path])
@@ -146,7 +146,7 @@ def test_a_sweep_without_its_grid_json_is_reported_from_the_cells_that_were_star
     assert "grid.json" in note and note.endswith("the report includes only the 2 cells that were started")
 
 
-def test_a_run_without_its_plan_is_reported_with_the_learning_rate_of_its_config_and_a_note(tmp_path):
+def test_a_run_without_a_plan_has_the_learning_rate_of_its_config_and_a_note(tmp_path):
     path = write_sweep(tmp_path, lrs("done"))
     (path / "cells" / "000000" / "plan.json").unlink()
     table = sweeps.read([path])
@@ -154,7 +154,7 @@ def test_a_run_without_its_plan_is_reported_with_the_learning_rate_of_its_config
     assert "plan.json" in table.notes[0] and "the learning rate is that of the config" in table.notes[0]
 
 
-def test_memory_is_compared_by_the_programs_and_not_by_the_process_that_ran_other_cells_before(tmp_path):
+def test_memory_is_that_of_the_program_and_not_of_the_process(tmp_path):
     path = write_sweep(tmp_path, lrs("done", "done"))
     for i, (program_bytes, process_bytes) in enumerate([(30, 500), (20, 600)]):
         result = path / "cells" / f"{i:06x}" / "result.json"
@@ -180,7 +180,7 @@ def test_memory_is_compared_by_the_programs_and_not_by_the_process_that_ran_othe
         ({"config.json": "[]"}, "is damaged"),
     ],
 )
-def test_what_is_no_sweep_is_one_line(tmp_path, files, words):
+def test_a_directory_without_runs_is_a_one_line_error(tmp_path, files, words):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=words) as raised:
@@ -190,7 +190,7 @@ def test_what_is_no_sweep_is_one_line(tmp_path, files, words):
         sweeps.read([tmp_path / "nowhere"])
 
 
-def test_runs_of_one_budget_that_trained_on_different_numbers_of_tokens_are_told_of(tmp_path):
+def test_runs_of_one_budget_with_different_numbers_of_tokens_give_a_warning(tmp_path):
     for size in (4, 3, 8):
         write_run(tmp_path / "runs" / f"batch-{size}", Cell({"train.batch_size": size}, 3.0))
     assert not [note for note in sweeps.read([tmp_path / "runs"]).notes if "equal tokens" in note]
@@ -203,7 +203,7 @@ def test_runs_of_one_budget_that_trained_on_different_numbers_of_tokens_are_told
     )
 
 
-def test_a_plan_says_that_the_noise_scale_comes_from_successive_gradients(tmp_path):
+def test_a_plan_records_that_the_noise_scale_is_from_successive_gradients(tmp_path):
     cell = Cell({"train.batch_size": 4}, 2.5, extra={"grad_signal_sq": lambda share: 2.0})
     for seed, name in enumerate(("parts", "successive")):
         write_run(directory := tmp_path / "runs" / name, replaced(cell, values=cell.values | {"train.seed": seed}))

@@ -1,4 +1,4 @@
-"""What devices send each other: known programs against arithmetic, and what sharding promises of the trainer's."""
+"""Communication between devices: known programs against arithmetic, and the training program."""
 
 import dataclasses
 
@@ -19,20 +19,20 @@ BY_ROWS, BY_COLUMNS, WHOLE = PartitionSpec("x"), PartitionSpec(None, "x"), Parti
 
 
 def of(f, before: PartitionSpec, after: PartitionSpec) -> tuple[Traffic, ...]:
-    """Return the traffic of f of 8 x 64 float32, laid out so before and so after, on 8 devices."""
+    """Return the traffic of f on 8 x 64 float32 and 8 devices, with these input and output shardings."""
     mesh = Mesh(np.array(jax.devices()), ("x",), axis_types=(AxisType.Auto,))
     x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=NamedSharding(mesh, before))
     return traffic(jax.jit(f, out_shardings=NamedSharding(mesh, after)).lower(x).compile().as_text())
 
 
-def test_bytes_are_those_of_a_ring():
+def test_sent_bytes_equal_those_of_a_ring_algorithm():
     assert of(lambda x: x + 1, BY_ROWS, BY_ROWS) == ()
     assert of(lambda x: x + 1, BY_ROWS, WHOLE) == (Traffic("all-gather", 1, 7 * 64 * 4, 8 * 64 * 4),)
     assert of(lambda x: x.sum(0), BY_ROWS, WHOLE) == (Traffic("all-reduce", 1, 2 * 7 * 64 * 4 // 8, 64 * 4),)
     assert of(lambda x: x + 1, BY_ROWS, BY_COLUMNS) == (Traffic("all-to-all", 1, 7 * 64 * 4 // 8, 64 * 4),)
 
 
-def test_a_loop_counts_as_often_as_it_runs():
+def test_a_loop_is_counted_once_per_iteration():
     def repeated(x):
         return jax.lax.scan(lambda x, _: (x * jnp.sin(x).sum(0, keepdims=True), None), x, length=5)[0]
 
@@ -57,7 +57,7 @@ def test_a_loop_counts_as_often_as_it_runs():
          Traffic("collective-permute", 1, 64 * 4, 64 * 4)),
     ],
 )  # fmt: skip
-def test_what_accelerators_start_and_await_later_counts_once(line, expected):
+def test_an_asynchronous_collective_is_counted_once(line, expected):
     awaited = "  %b = f32[8,64]{1,0} all-gather-done(%a)\n"
     assert traffic(
         f"HloModule m, num_partitions=8\nENTRY %main (p: f32[1]) -> f32[1] {{\n  %a = {line}\n{awaited}}}\n"
@@ -79,8 +79,8 @@ MESHES = {
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_the_state_of_adam_never_travels(name):
-    """Adam's averages are twice the parameters: gathered or reduced, they would show."""
+def test_the_state_of_adam_is_never_communicated(name):
+    """Adam's averages are twice the parameters, so communicating them would exceed the bound."""
     sgd, adam = (sent(optimizer, MESHES[name]) for optimizer in ("sgd", "adam"))
     assert sgd and sgd.keys() == adam.keys()
     total = lambda rows: sum(row.sent_bytes for row in rows.values())
@@ -89,7 +89,7 @@ def test_the_state_of_adam_never_travels(name):
     assert {kind: row.largest_bytes for kind, row in adam.items()} == {k: row.largest_bytes for k, row in sgd.items()}
 
 
-def test_gradients_are_averaged_once_an_update_however_many_micro_batches_there_are():
+def test_gradients_are_reduced_once_per_update_for_any_number_of_micro_batches():
     one, four = (sent("sgd", MeshSpec(8, 1, 1), *parts) for parts in ((1, 32), (4, 8)))
     assert one.keys() == four.keys() == {"all-reduce"}
     for rows in (one, four):
@@ -97,7 +97,7 @@ def test_gradients_are_averaged_once_an_update_however_many_micro_batches_there_
 
 
 @pytest.mark.parametrize("mesh", [*MESHES.values(), MeshSpec(1, 1, 2, 4)], ids=str)
-def test_weights_are_gathered_one_at_a_time_and_activations_not_at_all_but_for_keys(mesh):
+def test_weights_are_gathered_one_at_a_time_and_of_activations_only_keys_and_values(mesh):
     rows = sent("adam", mesh, microbatch=mesh.data * mesh.fsdp)
     largest_weight, keys = 4 * 512 * 64, 4 * 64 * 64
     gathered = rows["all-gather"].largest_bytes if "all-gather" in rows else 0
@@ -105,16 +105,16 @@ def test_weights_are_gathered_one_at_a_time_and_activations_not_at_all_but_for_k
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_tensor_costs_four_sums_of_activations_a_layer(layers):
-    """As in Shoeybi et al. 2019 (arXiv 1909.08053): two forward, two backward; and two for embedding and logits."""
+def test_tensor_parallelism_needs_four_sums_of_activations_per_layer(layers):
+    """Shoeybi et al. 2019 (arXiv 1909.08053): two forward, two backward, and two for embedding and logits."""
     rows = sent("sgd", MeshSpec(1, 1, 8), microbatch=1, layers=layers)
     activation = 2 * 7 / 8 * 4 * 64 * 64
     assert rows.keys() == {"all-reduce"}
     assert rows["all-reduce"].sent_bytes == pytest.approx((4 * layers + 2) * activation, rel=0.05)
 
 
-def test_the_loss_is_sliced_by_what_one_device_holds():
-    """More slices would gather and add up the unembedding more often."""
+def test_the_loss_is_sliced_by_the_logits_per_device():
+    """More slices would gather and reduce the unembedding more often."""
     whole, sliced = (
         sent("sgd", MeshSpec(1, 8, 1), max_logits=logits)["all-gather"].count for logits in (64 * 512, 64 * 512 - 1)
     )

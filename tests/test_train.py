@@ -1,4 +1,4 @@
-"""The train command as people meet it: results, divergence, a dry run, mirrors, and every bad input in one line."""
+"""The train command: results, divergence, dry runs, trackers, and one-line errors for every invalid input."""
 
 import json
 import math
@@ -23,7 +23,7 @@ REQUIRED = {"status", "validation_loss_nats", "bits_per_byte", "tokens", "flops"
 REQUIRED |= {"optimizer_steps", "fingerprint"}
 
 
-def test_run_directory_holds_config_plan_metrics_and_a_result_that_agree(home, reference):
+def test_config_plan_metrics_and_result_of_a_run_agree(home, reference):
     result = json.loads((reference / "result.json").read_text())
     plan = json.loads((reference / "plan.json").read_text())
     config = json.loads((reference / "config.json").read_text())
@@ -42,7 +42,7 @@ def test_run_directory_holds_config_plan_metrics_and_a_result_that_agree(home, r
     assert (reference / "tokenizer").is_dir() and result["started"] <= result["finished"]
 
 
-def test_waiting_for_the_last_checkpoint_is_not_training(home, tmp_path, monkeypatch):
+def test_tokens_per_sec_excludes_the_wait_for_the_last_checkpoint(home, tmp_path, monkeypatch):
     wait = Checkpoints.wait
 
     def slow(checkpoints):
@@ -55,7 +55,7 @@ def test_waiting_for_the_last_checkpoint_is_not_training(home, tmp_path, monkeyp
     assert result.secs > 3.0 and result.tokens / result.tokens_per_sec < 2.0
 
 
-def test_memory_is_that_of_the_runs_own_program_whatever_the_process_ran_before(home, tmp_path):
+def test_memory_is_that_of_the_program_of_the_run(home, tmp_path):
     found = {}
     averages = {"adam": {}, "sgd": {"optimizer.b1": None, "optimizer.t2_tokens": None}}
     for name in averages:
@@ -65,7 +65,7 @@ def test_memory_is_that_of_the_runs_own_program_whatever_the_process_ran_before(
         assert result.program_memory_bytes == planned.total_bytes
         found[name] = result
     assert found["sgd"].program_memory_bytes <= found["adam"].program_memory_bytes - 2 * 4 * 28_672
-    assert found["sgd"].peak_memory_bytes is None  # it is at least that of the run before
+    assert found["sgd"].peak_memory_bytes is None  # it includes that of the previous run
     rows = hardware.hardware(sweeps.read([tmp_path]))
     memory = {row["arm"]: row["memory_bytes"] for row in rows}
     assert {min(memory, key=memory.get)} == {arm for arm in memory if "sgd" in arm}
@@ -77,7 +77,7 @@ def test_train_records_count_tokens_flops_and_follow_the_schedule(home, referenc
     warmup = 0.05 * 150
     for record in found:
         assert record["tokens"] == record["step"] * 64 and record["flops"] == record["tokens"] * per_token
-        update = record["step"] - 0.5  # the middle of the last update in the record
+        update = record["step"] - 0.5  # the midpoint of the last update in the record
         x = (update - warmup) / (150 - warmup)
         expected = 0.003 * (update / warmup if update < warmup else 0.5 * (1 + math.cos(math.pi * x)))
         assert record["learning_rate"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
@@ -86,7 +86,7 @@ def test_train_records_count_tokens_flops_and_follow_the_schedule(home, referenc
 def test_a_run_at_any_batch_size_rounds_its_budget_up_to_whole_updates(home, tmp_path):
     changes = {"train.batch_size": 3, "optimizer.warmup_frac": None, "optimizer.warmup_tokens": 16}
     result, _ = runs.trained(home, directory := tmp_path / "run", changes)
-    assert result.status == "done" and result.tokens == 14 * 3 * 32 == 1344  # of the 1,280 that were asked for
+    assert result.status == "done" and result.tokens == 14 * 3 * 32 == 1344  # the budget of 1,280, rounded up
     assert result.flops == json.loads((directory / "plan.json").read_text())["flops"]
     first = runs.numbers(directory, "train")[0]  # its warm-up is shorter than an update
     assert first["step"] == 1 and first["learning_rate"] == pytest.approx(0.003, rel=0.02)
@@ -130,8 +130,8 @@ def test_divergence_is_a_result(home, tmp_path, monkeypatch, capsys, name, chang
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
 
 
-def test_loss_beyond_what_exp_can_hold_is_still_a_result(home, tmp_path):
-    # SGD at this rate reaches losses of thousands of nats, whose perplexity is no float64.
+def test_a_loss_whose_exp_overflows_is_a_result(home, tmp_path):
+    # SGD at this rate reaches losses of thousands of nats, whose exp overflows float64.
     changes = {"optimizer.name": "sgd", "optimizer.b1": None, "optimizer.t2_tokens": None, "optimizer.peak_lr": 1e4}
     changes |= {"train.diverged_above_start_nats": 1e30, "optimizer.warmup_frac": 0.0, "optimizer.schedule": "constant"}
     result, _ = runs.trained(home, tmp_path / "run", changes)
@@ -139,7 +139,7 @@ def test_loss_beyond_what_exp_can_hold_is_still_a_result(home, tmp_path):
     assert records.read_result(tmp_path / "run" / "result.json").perplexity is None
 
 
-def test_dry_run_says_what_a_run_would_be_and_writes_none_of_it(tmp_path, home):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, home):
     cache = tmp_path / "cache"
     changes = {"data.source": "pystdlib", "data.cache_dir": str(cache)}
     done = runs.command(home, changes, tmp_path / "run", "--dry_run", cwd=tmp_path)
@@ -179,7 +179,7 @@ def test_tensorboard_shows_the_records(home, tmp_path):
 
 
 def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
-    """Return {name: (changes, what the line says)}; `place` gets the files."""
+    """Return {name: (changes, words of the error)}; the files are written in `place`."""
     (place / "empty").mkdir()
     (place / "empty" / "a.txt").write_text("")
     (place / "latin").mkdir()
@@ -207,7 +207,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
     }
 
 
-def test_every_bad_input_is_one_line_and_leaves_no_run(home, tmp_path, monkeypatch, capsys):
+def test_every_invalid_input_is_a_one_line_error_and_starts_no_run(home, tmp_path, monkeypatch, capsys):
     cases = bad_inputs(tmp_path)
     for number, (name, (changes, words)) in enumerate(cases.items()):
         path = tmp_path / f"run{number}"
@@ -218,7 +218,7 @@ def test_every_bad_input_is_one_line_and_leaves_no_run(home, tmp_path, monkeypat
         assert not path.exists() or {p.name for p in path.iterdir()} <= {".lock"}, name
 
 
-def test_a_mistake_does_not_keep_the_directory_from_another_config(home, tmp_path, monkeypatch, capsys):
+def test_after_a_usage_error_the_directory_accepts_another_config(home, tmp_path, monkeypatch, capsys):
     path = tmp_path / "run"
     mistakes = [
         {"data.source": f"text:{tmp_path}/none/*.txt"},
@@ -233,7 +233,7 @@ def test_a_mistake_does_not_keep_the_directory_from_another_config(home, tmp_pat
     assert json.loads((path / "config.json").read_text())["train"]["seed"] == 0
 
 
-def test_too_little_memory_leaves_no_config(home, tmp_path, monkeypatch):
+def test_a_run_that_does_not_fit_the_memory_writes_no_config(home, tmp_path, monkeypatch):
     def refuse(self, with_updates=False):
         raise UserError("an update does not fit the memory of a device")
 
@@ -252,7 +252,7 @@ def test_workdir_alone_resumes_the_run_in_it(home, reference, tmp_path, monkeypa
     assert runs.numbers(path) == runs.numbers(reference)
 
 
-def test_flags_that_contradict_the_run_in_workdir_are_refused_with_their_keys(home, reference, monkeypatch, capsys):
+def test_flags_that_contradict_the_run_in_workdir_are_an_error_with_their_keys(home, reference, monkeypatch, capsys):
     before = {p: p.stat().st_mtime_ns for p in reference.rglob("*")}
     words = ["--config.train.batch_size=4", "--config.train.seed=1", "--config.train.sample_tokens=9"]
     done = runs.in_process(monkeypatch, capsys, [f"--workdir={reference}", *words])
@@ -264,14 +264,14 @@ def test_flags_that_contradict_the_run_in_workdir_are_refused_with_their_keys(ho
     assert {p: p.stat().st_mtime_ns for p in reference.rglob("*")} == before
 
 
-def test_a_dry_run_refuses_the_directory_that_a_run_refuses(home, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_rejects_the_directory_that_a_run_rejects(home, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         done = runs.in_process(monkeypatch, capsys, [*runs.words(home, {}, path), "--dry_run"])
         assert done.returncode == 2 and f"cannot write in {path}" in done.stderr
 
 
-def test_run_directory_that_cannot_be_is_one_line(home, tmp_path, monkeypatch, capsys):
+def test_an_impossible_run_directory_is_a_one_line_error(home, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         done = runs.in_process(monkeypatch, capsys, runs.words(home, {}, path))
@@ -280,7 +280,7 @@ def test_run_directory_that_cannot_be_is_one_line(home, tmp_path, monkeypatch, c
     assert (tmp_path / "file").read_text() == "in the way"
 
 
-def test_damaged_files_of_a_run_are_named_and_kept(home, reference, tmp_path, monkeypatch, capsys):
+def test_damaged_files_of_a_run_are_reported_and_kept(home, reference, tmp_path, monkeypatch, capsys):
     for name in ("config.json", "result.json"):
         path = tmp_path / name.partition(".")[0]
         shutil.copytree(reference, path)
@@ -291,7 +291,7 @@ def test_damaged_files_of_a_run_are_named_and_kept(home, reference, tmp_path, mo
         assert (path / name).read_text() == '{"half'
 
 
-def test_a_validation_set_smaller_than_a_sequence_is_refused_before_anything_is_compiled(home, tmp_path, monkeypatch):
+def test_a_validation_set_below_one_sequence_is_an_error_before_compilation(home, tmp_path, monkeypatch):
     from smallbatch.training import run
 
     def compiled(*_):

@@ -1,4 +1,4 @@
-"""The compiled chunk: accumulation, chunking and devices change no result; what is freed early needs no memory."""
+"""The compiled chunk: accumulation, chunking and devices change no result, and gradients are freed early."""
 
 import dataclasses
 import re
@@ -86,7 +86,7 @@ def test_a_chunk_equals_its_updates_one_by_one_and_may_stop_early(optimizer):
 
 
 def on_mesh(optimizer: OptimizerSpec, mesh_spec: MeshSpec, model: ModelSpec = SPEC):
-    """Return the state and losses after a chunk on a mesh, everything placed as training places it."""
+    """Return the state and losses after a chunk on a mesh, sharded as in training."""
     program = train_program(ProgramSpec(model, optimizer, mesh_spec, "cpu", K, 1, B, B))
     put = lambda x: jax.device_put(x, program.replicated)
     state = jax.device_put(start(optimizer, model), program.state_shardings)
@@ -118,7 +118,7 @@ def test_eight_devices_equal_one(optimizer, mesh):
     assert up.addressable_shards[0].data.size * mesh.fsdp * mesh.tensor == up.size
 
 
-def test_a_vocabulary_that_does_not_divide_is_shared_all_the_same():
+def test_a_vocabulary_that_does_not_divide_is_sharded_too():
     odd = tiny(layers=1, vocab_size=67)
     state, losses = on_mesh(ADAM, MeshSpec(1, 2, 4), odd)
     expected = train_chunk(odd, ADAM, start(ADAM, odd), HYPERS, CHUNK, np.int32(K))
@@ -128,7 +128,7 @@ def test_a_vocabulary_that_does_not_divide_is_shared_all_the_same():
             assert array.addressable_shards[0].data.size * 8 == array.size
 
 
-def test_float32_products_have_the_precision_that_is_asked_for():
+def test_float32_products_have_the_configured_precision():
     def precisions(asked: str) -> set[str]:
         program = train_program(
             ProgramSpec(tiny(layers=1, matmul_precision=asked), ADAM, MeshSpec(1, 1, 1), "cpu", 1, 1, 1, 1)
@@ -139,10 +139,10 @@ def test_float32_products_have_the_precision_that_is_asked_for():
         return {re.search(r"precision = \[(\w+), \w+\]", line)[1] for line in products if "precision" in line}
 
     assert precisions("highest") == {"HIGHEST"}
-    assert precisions("default") == {"DEFAULT", "HIGHEST"}  # sums of rows are exact always
+    assert precisions("default") == {"DEFAULT", "HIGHEST"}  # row sums always are
 
 
-def test_matrix_products_of_a_large_model_on_a_cpu_are_exact_to_rounding_and_repeatable():
+def test_matrix_products_of_a_large_model_on_a_cpu_are_exact_up_to_rounding_and_deterministic():
     large = tiny(layers=1, context_tokens=256, ffn_width=2048)
     options = compiler_options("cpu", large)
     assert (options != compiler_options("cpu", SPEC)) == (machine() in ("x86_64", "AMD64"))
@@ -154,7 +154,7 @@ def test_matrix_products_of_a_large_model_on_a_cpu_are_exact_to_rounding_and_rep
     jax.tree.map(np.testing.assert_array_equal, once, again)
 
 
-def test_a_gradient_above_the_largest_norm_is_scaled_down_to_it_and_counted():
+def test_a_gradient_above_the_maximum_norm_is_clipped_and_counted():
     clipping = dataclasses.replace(SGD, clip=True)
     update = jax.jit(partial(steps.train_step, SPEC, clipping))
     free, metrics = jax.jit(partial(steps.train_step, SPEC, SGD))(start(SGD), HYPERS, CHUNK[0])
@@ -196,15 +196,15 @@ def test_diagnostics_measure_gradients_and_updates():
     assert np.isnan(found["update_cosine"])
 
 
-def test_the_noise_of_one_sequence_comes_from_successive_gradients_and_not_from_the_first():
+def test_the_noise_of_one_sequence_is_estimated_from_successive_gradients():
     one = diagnosed("successive", CHUNK[0, :, :1], updates=3)
     assert np.isnan(one["grad_noise_sq"][0]) and np.isfinite(one["grad_noise_sq"][1:]).all()
     assert one["update_cosine"][1] > 0.5  # the same sequence again
-    # The same sequence again has no noise, but for what the update between the two changed.
+    # The same sequence again has no noise, except for the update between the two.
     assert abs(one["grad_noise_sq"][1]) < 0.5 * one["grad_signal_sq"][1]
 
 
-def test_the_average_of_the_weights_follows_them():
+def test_the_average_of_the_weights_equals_its_formula():
     optimizer = dataclasses.replace(SGD, weight_average=True)
     state = steps.init_state(SPEC, optimizer, HYPERS)
     update, seen = jax.jit(partial(steps.train_step, SPEC, optimizer)), []
@@ -217,7 +217,7 @@ def test_the_average_of_the_weights_follows_them():
     assert_near(eval_step.averaged_params(HYPERS, state), expected)
 
 
-def test_the_average_of_bfloat16_weights_is_scored_in_float32():
+def test_the_average_of_bfloat16_weights_is_evaluated_in_float32():
     model = dataclasses.replace(SPEC, param_dtype="bfloat16")
     average = {name: 1 + 1e-3 * normal(*x.shape) for name, x in decoder.abstract_params(model).items()}
     state = start(SGD, model)._replace(weight_average=jax.tree.map(lambda a: 0.1 * a, average))
@@ -227,7 +227,7 @@ def test_the_average_of_bfloat16_weights_is_scored_in_float32():
     assert_near(found, average, rtol=1e-6)  # bfloat16 would round to 4e-3
 
 
-def test_bfloat16_weights_rounded_at_random_repeat_for_a_seed_and_differ_between_seeds():
+def test_stochastic_rounding_depends_on_the_seed_alone():
     spec = tiny(layers=1, param_dtype="bfloat16")
     optimizer = dataclasses.replace(SGD, stochastic_rounding=True)
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params_of(SPEC))
@@ -254,7 +254,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="asks the CPU
 
 
 @on_cpu
-def test_sgd_at_batch_size_1_never_holds_all_gradients():
+def test_sgd_at_batch_size_1_never_stores_all_gradients():
     spec = tiny(width=1024, layers=12, head_width=64, ffn_width=4096, context_tokens=128, vocab_size=1024)
     analysis, params_bytes = memory(SGD, spec)
     assert analysis.temp_size_in_bytes < 0.37 * params_bytes
@@ -262,7 +262,7 @@ def test_sgd_at_batch_size_1_never_holds_all_gradients():
 
 
 @on_cpu
-def test_adafactor_holds_one_parameters_gradient_and_clipping_all_of_them():
+def test_adafactor_stores_one_gradient_at_a_time_and_clipping_all():
     spec = tiny(width=512, layers=4, head_width=64, ffn_width=2048, context_tokens=64, vocab_size=256)
     alone, params_bytes = memory(ADAFACTOR, spec)
     clipped, _ = memory(dataclasses.replace(ADAFACTOR, clip=True), spec)

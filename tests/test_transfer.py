@@ -1,4 +1,4 @@
-"""The transfer rules against their closed forms and the paper's own numbers."""
+"""The transfer rules against their closed forms and the numbers of the paper."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ def test_half_life_keeps_t2_in_tokens_and_b1_per_step(ratio):
     assert found.peak_lr == pytest.approx(0.004 * ratio**0.25)
 
 
-def test_half_life_gives_the_papers_betas():
+def test_half_life_gives_the_betas_of_the_paper():
     # GPT-2 and Gemma of Marek et al. 2025: 0.95 at 512 is 0.9999 at 1; 0.95 at 16 is 0.997 at 1.
     b2 = lambda ratio: 1 - transfer("half_life", TUNED, ratio, 0.0).one_minus_b2
     assert b2(1 / 512) == pytest.approx(0.9999, abs=5e-7)

@@ -33,7 +33,7 @@ def test_a_decay_at_another_batch_size_is_a_power_of_itself():
 
 
 @given(st.floats(1, 1e15), st.floats(1e-12, 40))
-def test_half_lives_survive_the_round_trip(half_life_tokens, half_lives_per_step):
+def test_half_lives_are_restored_by_the_round_trip(half_life_tokens, half_lives_per_step):
     tokens_per_step = half_life_tokens * half_lives_per_step
     one_minus_b = units.one_minus_b_from_half_life(half_life_tokens, tokens_per_step)
     # 1 - b is rounded at 1e-16, which costs digits of b once b itself is small
@@ -43,13 +43,13 @@ def test_half_lives_survive_the_round_trip(half_life_tokens, half_lives_per_step
     )
 
 
-def test_small_complements_keep_their_digits():
+def test_a_small_one_minus_b_keeps_its_digits():
     """-expm1(-x) against its series in exact fractions, where 1 - 2**-x has lost 9 of its 16 digits."""
     x = Fraction(units.LN2) * 16 / 10**10
     series = x - x**2 / 2 + x**3 / 6
     one_minus_b = units.one_minus_b_from_half_life(1e10, 16)
     assert abs(Fraction(one_minus_b) / series - 1) < 1e-15
-    assert abs((1 - 2 ** (-16 / 1e10)) / one_minus_b - 1) > 1e-9  # the short way is really worse
+    assert abs((1 - 2 ** (-16 / 1e10)) / one_minus_b - 1) > 1e-9  # computing 1 - 2**-x directly is less exact
 
 
 def test_a_decay_of_zero_has_no_half_life():
@@ -76,7 +76,7 @@ def test_a_budget_is_a_whole_number_of_steps(steps, tokens_per_step):
 
 
 @given(st.integers(2, 10**6), st.integers(0, 10**9))
-def test_another_budget_is_refused_and_its_neighbours_are_named(tokens_per_step, budget_tokens):
+def test_another_budget_is_an_error_that_suggests_the_nearest_ones(tokens_per_step, budget_tokens):
     if budget_tokens % tokens_per_step == 0 and budget_tokens:
         budget_tokens += 1
     with pytest.raises(UserError) as raised:
@@ -91,10 +91,10 @@ def test_bits_per_byte_of_a_fair_coin_per_byte_is_one():
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-37, -1e-37, 3.4e38, -3.4e38])
-def test_float32_holds_normal_numbers_and_0(value):
+def test_normal_numbers_and_0_fit_float32(value):
     assert units.float32_problem(value) is None
 
 
 @pytest.mark.parametrize("value", [1e39, -1e39, 1e-38, -1e-40, 1e-300])
-def test_float32_does_not_hold_what_would_become_infinite_or_0(value):
+def test_numbers_that_would_become_infinite_or_0_do_not_fit_float32(value):
     assert units.float32_problem(value)

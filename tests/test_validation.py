@@ -6,13 +6,13 @@ import pytest
 from smallbatch.training.validation import standard_error
 
 
-def test_with_sequences_of_one_length_it_is_that_of_a_mean():
+def test_with_sequences_of_equal_length_it_is_the_standard_error_of_a_mean():
     means_S = np.random.default_rng(0).normal(3.0, 0.5, 50)
     found = standard_error(means_S * 256, np.full(50, 256.0))
     assert found == pytest.approx(means_S.std(ddof=1) / np.sqrt(50), rel=1e-12)
 
 
-def test_it_is_the_scatter_of_losses_over_other_validation_sets():
+def test_it_is_the_standard_deviation_over_other_validation_sets():
     rng = np.random.default_rng(1)
     targets_RxS = rng.integers(1, 257, (4000, 40)).astype(float)
     nats_RxS = targets_RxS * rng.normal(3.0, 0.5, targets_RxS.shape)
@@ -21,5 +21,5 @@ def test_it_is_the_scatter_of_losses_over_other_validation_sets():
     assert np.mean(found_R) == pytest.approx(losses_R.std(), rel=0.05)
 
 
-def test_one_sequence_has_none():
+def test_one_sequence_has_no_standard_error():
     assert standard_error(np.array([700.0]), np.array([256.0])) is None
