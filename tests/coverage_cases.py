@@ -29,7 +29,7 @@ STEPS_LOG2 = {"factor 2": 1.0, "factor sqrt 2": 0.5}
 
 
 def basin_group(shape, step_log2, seeds, sd, paired, rng, optimum_log2, batch_size=4, reach=5.0) -> Group:
-    """Return a grid over one basin. `paired`: a seed shifts all learning rates equally, plus 20% of independent noise."""
+    """Return a grid over one basin. paired: a seed shifts all learning rates equally, with 20% independent noise."""
     log2_x = np.arange(-reach, reach + step_log2 / 2, step_log2)
     shared = rng.standard_normal(seeds)
     cells = []
@@ -71,7 +71,7 @@ def exponents(
 
 
 def widths(repeats: int, shape: str, step_log2: float, seeds: int, sd: float, paired: bool) -> Iterator[bool]:
-    """Return whether the interval of the width within 0.02, 0.06 or 0.12 nats contains it; True if there is no width."""
+    """Return whether the interval of the width within 0.02, 0.06 or 0.12 nats contains it; True without a width."""
     rng = np.random.default_rng(13)
     fine = np.linspace(-5, 5, 100_001)
     rise = CURVATURE * SHAPES[shape](fine)

@@ -10,6 +10,8 @@ import runs
 from smallbatch.runs import records
 from smallbatch.training import cloud
 
+pytestmark = pytest.mark.slow
+
 home = runs.home
 CALM = {"preempted": "FALSE", "maintenance-event": "NONE"}
 

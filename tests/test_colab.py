@@ -18,6 +18,8 @@ import runs
 from smallbatch.files import json_files
 from smallbatch.runs import records
 
+pytestmark = pytest.mark.slow
+
 home = runs.home
 
 NOTEBOOKS = sorted((runs.ROOT / "launch" / "colab").glob("*.ipynb"))

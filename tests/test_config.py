@@ -470,3 +470,8 @@ def test_an_unset_learning_rate_is_the_default_of_the_optimizer():
     assert config.fingerprint(unset) == config.fingerprint(written)
     assert config.differences(unset.to_dict(), written.to_dict()) == []
     assert config.resolved(unset) == written.to_dict()
+
+
+@pytest.mark.parametrize("name", ["lr", "optimizer.lr", "optimizer.learning_rate"])
+def test_names_of_other_trainers_lead_to_our_key(name):
+    assert "did you mean optimizer.peak_lr?" in config.unknown_key(name)

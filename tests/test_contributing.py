@@ -11,6 +11,8 @@ import pytest
 import runs
 from data_specs import sentences
 
+pytestmark = pytest.mark.slow
+
 PAGE = (runs.ROOT / "CONTRIBUTING.md").read_text()
 
 

@@ -20,6 +20,8 @@ from smallbatch.errors import UserError
 from smallbatch.training import distributed, run
 from smallbatch.training.program import train_program
 
+pytestmark = pytest.mark.slow
+
 home = runs.home
 
 CHANGES = runs.LONG | {

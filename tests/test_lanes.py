@@ -33,6 +33,8 @@ from smallbatch.training.program import OutOfMemory, train_program
 from smallbatch.training.signals import Stop
 from smallbatch.training.trainer import Run, Trainer
 
+pytestmark = pytest.mark.slow
+
 home = runs.home
 
 VARIED = [

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import runs
 
+pytestmark = pytest.mark.slow
+
 LAUNCH = runs.ROOT / "launch"
 TPU_VM = ["name", "zone-a", "v6e-16", "--spot", "--", "train", "--config=a b.py", "--workdir=/mnt/w"]
 

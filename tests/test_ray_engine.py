@@ -16,7 +16,10 @@ from smallbatch.grid.sweep_dir import SweepDirectory
 from smallbatch.runs import records
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers of a node in /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the workers of a node in /proc"),
+]
 
 home = runs.home
 

@@ -16,6 +16,8 @@ from smallbatch.runs import run_dir as workdir
 from smallbatch.training import run, trainer
 from smallbatch.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 home, reference = runs.home, runs.reference
 
 

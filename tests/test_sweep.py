@@ -21,6 +21,8 @@ from smallbatch.grid.cells import enumerate_cells
 from smallbatch.grid.sweep_dir import SweepDirectory
 from smallbatch.runs import records
 
+pytestmark = pytest.mark.slow
+
 home = runs.home
 
 GRID = """

@@ -14,6 +14,8 @@ from smallbatch.specs import DeviceSpec, MeshSpec, ModelSpec, OptimizerSpec, Pro
 from smallbatch.training import sharding
 from smallbatch.training.program import TrainProgram
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("libtpu", reason="there is no TPU compiler for this machine")
 
 

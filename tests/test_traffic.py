@@ -13,6 +13,8 @@ from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
 from smallbatch.training.program import TrainProgram
 from smallbatch.training.traffic import Traffic, traffic
 
+pytestmark = pytest.mark.slow
+
 SPEC = tiny(layers=1, width=64, head_width=8, ffn_width=256, vocab_size=512, context_tokens=64)
 PARAMS_BYTES = 4 * (4 * 64 * 64 + 2 * 64 * 256 + 2 * 512 * 64)
 BY_ROWS, BY_COLUMNS, WHOLE = PartitionSpec("x"), PartitionSpec(None, "x"), PartitionSpec()

@@ -44,7 +44,7 @@ def test_only_nearest_rounding_loses_small_updates():
     @jax.jit
     def after_64(key):
         def body(i, p):
-            return optim.rounded(p, delta, None if key is None else jax.random.fold_in(key, i))
+            return optim.apply_updates(p, delta, None if key is None else jax.random.fold_in(key, i))
 
         return jax.lax.fori_loop(0, 64, body, params)["w"].astype(jnp.float32)
 
@@ -55,7 +55,7 @@ def test_only_nearest_rounding_loses_small_updates():
 
 def test_parameters_of_equal_shape_are_rounded_independently():
     params = {name: jnp.ones(1000, jnp.bfloat16) for name in "ab"}
-    moved = optim.rounded(params, {name: jnp.full(1000, 2.0**-9) for name in "ab"}, KEY)
+    moved = optim.apply_updates(params, {name: jnp.full(1000, 2.0**-9) for name in "ab"}, KEY)
     assert 300 < np.sum(np.asarray(moved["a"] != moved["b"])) < 700
 
 

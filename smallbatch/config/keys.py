@@ -137,12 +137,24 @@ def sections() -> dict[str, list[Key]]:
     return found
 
 
+# What other trainers call a key.
+ALIASES = {
+    **dict.fromkeys(("lr", "learning_rate", "max_lr"), "optimizer.peak_lr"),
+    **{"beta1": "optimizer.b1", "beta2": "optimizer.b2", "betas": "optimizer.b1", "wd": "optimizer.weight_decay"},
+    **dict.fromkeys(("epochs", "steps", "max_steps", "num_steps", "max_tokens"), "train.budget_tokens"),
+    **{"grad_clip": "optimizer.clip_norm", "block_size": "model.context_tokens", "seq_len": "model.context_tokens"},
+    **{"gradient_accumulation_steps": "train.microbatch_size", "dim": "model.width", "depth": "model.layers"},
+}
+
+
 def nearest_key(name: str) -> str | None:
     """Return the key that a mistyped name probably meant, also if its section is wrong or missing."""
     if name in RENAMED:
         return RENAMED[name]
     by_last = {key.rpartition(".")[2]: key for key in KEY_BY_NAME}
     last = name.rpartition(".")[2]
+    if last in ALIASES:
+        return ALIASES[last]
     near = difflib.get_close_matches(name, KEY_BY_NAME, n=1, cutoff=0.75)
     near_last = difflib.get_close_matches(last, by_last, n=1)
     return by_last.get(last) or next(iter(near or [by_last[key] for key in near_last]), None)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from smallbatch.optim.hyperparams import HyperParams, build
     from smallbatch.optim.schedules import learning_rate
     from smallbatch.optim.transform import average, with_learning_rate, zeros
-    from smallbatch.optim.weights import averaged_weights, rounded, stochastic_bfloat16
+    from smallbatch.optim.weights import apply_updates, averaged_weights, stochastic_bfloat16
 
 
 def __getattr__(name: str) -> Any:

@@ -57,7 +57,7 @@ def build(spec: OptimizerSpec, hyperparams: HyperParams) -> optax.GradientTransf
     """
     if spec.name not in OPTIMIZERS:
         raise ValueError(f"Unknown optimizer {spec.name!r}. Use one of {', '.join(OPTIMIZERS)}.")
-    h = hyperparams
+    h = hyperparams  # from plan/hyperparameters.py, where half-lives in tokens became 1 - b
     arguments = {
         "b1": {"b1": Decay(h.one_minus_b1, h.b1_step_offset)},
         "b2": {"b2": Decay(h.one_minus_b2, h.step_offset)},

@@ -15,7 +15,7 @@ def averaged_weights(average: Tree, step: Scalar, one_minus_b: Scalar) -> Tree:
     return jax.tree.map(lambda a: a / bias_correction(step, one_minus_b), average)
 
 
-def rounded(params: Tree, deltas: Tree, key: jax.Array | None = None) -> Tree:
+def apply_updates(params: Tree, deltas: Tree, key: jax.Array | None = None) -> Tree:
     """Return params + deltas in the dtype of params: rounded to nearest, or with a key stochastically to bfloat16.
 
     Nearest rounding drops an update below half of a weight's last bit (bfloat16: 2^-9 of it), however often it is

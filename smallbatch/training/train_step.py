@@ -118,7 +118,7 @@ def train_step(
     rounding_key = None
     if optimizer.stochastic_rounding:
         rounding_key = jax.random.fold_in(jax.random.key(hyperparams.seed), step)
-    params = optim.rounded(state.params, updates, rounding_key)
+    params = optim.apply_updates(state.params, updates, rounding_key)
     weight_average = state.weight_average
     if weight_average is not None:
         weights = jax.tree.map(lambda p: p.astype(jnp.float32), params)
