@@ -99,7 +99,7 @@ def test_a_repeated_point_and_seed_counts_once_and_is_noted(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, lrs("done")[0])
     table = sweeps.read([tmp_path])
-    assert len(table.runs) == 1 and any("repeated a point and seed" in note for note in table.notes)
+    assert len(table.runs) == 1 and any("same point and seed" in note for note in table.notes)
 
 
 def test_a_transferred_learning_rate_is_read_from_the_plan(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from smallbatch.analysis.read.run_table import Group, RunTable
+from smallbatch.analysis.read.run_table import Group, Point, RunTable
 from smallbatch.analysis.report import drawing
 from smallbatch.analysis.report.options import Options
 from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
@@ -81,7 +81,10 @@ def profile(group: Group, hyperparameter: str) -> Profile | None:
     choice = choose(group)
     if choice is None or math.isnan(at := scale(hyperparameter, dict(group.points[choice.index]).get(hyperparameter))):
         return None
-    others = lambda point: tuple(item for item in point if item[0] != hyperparameter)
+
+    def others(point: Point) -> Point:
+        return tuple(item for item in point if item[0] != hyperparameter)
+
     tuned_others = others(group.points[choice.index])
     cells = [
         (s, p)
