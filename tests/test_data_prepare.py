@@ -369,7 +369,7 @@ def test_errors_name_inconsistent_token_files(tmp_path):
     with pytest.raises(UserError, match=r"no file matches '.*/\*\.bin'"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500), count=501)
-    with pytest.raises(UserError, match=r"a\.bin has 2024 bytes, and with the 501 uint16 tokens"):
+    with pytest.raises(UserError, match=r"a\.bin has 2024 bytes, but with the 501 uint16 tokens"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500), version=2)
     with pytest.raises(UserError, match=r"a\.bin has an llm\.c header of version 2, .*version 1"):

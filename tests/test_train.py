@@ -302,5 +302,5 @@ def test_a_validation_set_smaller_than_a_sequence_is_refused_before_anything_is_
     config = runs.tiny_config(home, {"model.context_tokens": 2048, "train.budget_tokens": 4096,
                                      "data.validation_max_bytes": 1000})  # fmt: skip
     for start in (lambda: run.train(config, tmp_path / "run"), lambda: run.dry_run(config)):
-        with pytest.raises(records.UserError, match=r"validation split has \d+ tokens, and one sequence needs"):
+        with pytest.raises(records.UserError, match=r"validation split has \d+ tokens, but one sequence needs"):
             start()
