@@ -193,7 +193,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
         "not UTF-8": ({"data.source": f"text:{place}/latin/*.txt"}, "is not UTF-8 at byte 3"),
         "smaller than a sequence": (
             {"data.source": f"text:{place}/short.jsonl", "model.context_tokens": 640},
-            "and one sequence needs",
+            "but one sequence needs",
         ),
         "outside the vocabulary": (tokens, "vocab"),
         "batch over devices": (
