@@ -376,7 +376,7 @@ def test_errors_name_inconsistent_token_files(tmp_path):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500))
     np.arange(500, dtype="<u2").tofile(tmp_path / "b.bin")
-    with pytest.raises(UserError, match=r"a\.bin has the header of llm\.c and .*b\.bin has none"):
+    with pytest.raises(UserError, match=r"a\.bin has the header of llm\.c, but .*b\.bin has none"):
         prepare(spec)
 
 
