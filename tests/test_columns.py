@@ -1,4 +1,4 @@
-"""CSV and Parquet files of other trainers: columns are given, never guessed, and errors are one line."""
+"""CSV and Parquet of other trainers: columns are mapped by name, and invalid files are one-line errors."""
 
 import csv
 import math
@@ -24,7 +24,11 @@ def written(path, text):
     return path
 
 
-def test_a_csv_is_read_by_the_given_columns(tmp_path):
+def outcome(run):
+    return run.arm, run.batch_size, run.point, run.status, run.loss_nats
+
+
+def test_a_csv_is_read_with_its_columns_mapped(tmp_path):
     table = columns.read(written(tmp_path / "runs.csv", CSV), COLUMNS)
     first, _, third = table.runs
     assert (first.batch_size, first.loss_nats, first.arm, first.setting) == (1, 3.5, "adam", "runs")
@@ -37,14 +41,13 @@ def test_parquet_and_csv_give_the_same_runs(tmp_path):
     csv = written(tmp_path / "runs.csv", CSV)
     duckdb.sql(f"copy (select * from read_csv('{csv}')) to '{tmp_path / 'runs.parquet'}'")
     a, b = (columns.read(path, COLUMNS) for path in (csv, tmp_path / "runs.parquet"))
-    key = lambda run: (run.arm, run.batch_size, run.point, run.status, run.loss_nats)
-    assert [key(run) for run in a.runs] == [key(run) for run in b.runs]
+    assert [outcome(run) for run in a.runs] == [outcome(run) for run in b.runs]
 
 
-def test_our_own_column_names_are_found_and_unused_columns_are_listed(tmp_path):
+def test_our_own_names_need_no_mapping_and_unused_columns_are_listed(tmp_path):
     path = written(tmp_path / "runs.csv", "# a comment\nbatch_size,loss_nats,note\n1,3.5,x\n1,3.6,y\n")
     table = columns.read(path, "-note")
-    assert [run.seed for run in table.runs] == [0, 1]  # rows that agree in everything else are seeds
+    assert [run.seed for run in table.runs] == [0, 1]  # rows of one point are its seeds
     assert table.notes == ("unused columns of runs.csv: note",)
     other = written(tmp_path / "other.csv", "batch_size,loss_nats,note\n1,3.5,x\n2,3.6,y\n")
     assert columns.read(other, "").notes == ("unused columns of other.csv: note",)
@@ -52,7 +55,7 @@ def test_our_own_column_names_are_found_and_unused_columns_are_listed(tmp_path):
 
 @pytest.mark.parametrize("column", ["learning_rate", "peak_lr", "optimizer.peak_lr"])
 @pytest.mark.parametrize("seed", ["", ",0"])
-def test_a_learning_rate_by_any_of_its_names_distinguishes_runs(tmp_path, column, seed):
+def test_a_learning_rate_under_any_of_its_names_is_a_hyperparameter(tmp_path, column, seed):
     head = f"batch_size,loss_nats,{column}{',seed' * bool(seed)}\n"
     text = head + "".join(f"4,{loss},{rate}{seed}\n" for loss, rate in ((2.4, 0.1), (2.0, 0.2), (2.2, 0.4)))
     (group,) = columns.read(written(tmp_path / "runs.csv", text), "").groups
@@ -61,14 +64,14 @@ def test_a_learning_rate_by_any_of_its_names_distinguishes_runs(tmp_path, column
     assert best is not None and best.tuned == 0.2
 
 
-def test_a_learning_rate_determined_by_other_columns_is_no_hyperparameter(tmp_path):
+def test_a_learning_rate_determined_by_other_columns_is_not_a_hyperparameter(tmp_path):
     text = "batch_size,loss_nats,learning_rate,multiplier\n4,2.4,0.1,1\n4,2.0,0.2,2\n8,2.4,0.3,1\n"
     table = columns.read(written(tmp_path / "runs.csv", text), "multiplier")
     assert [run.point for run in table.runs] == [(("multiplier", 1),), (("multiplier", 2),), (("multiplier", 1),)]
     assert [run.learning_rate for run in table.runs] == [0.1, 0.2, 0.3]
 
 
-def test_our_own_hyperparameter_names_are_found(tmp_path):
+def test_our_hyperparameters_need_no_mapping(tmp_path):
     text = "batch_size,loss_nats,t2_tokens,optimizer.b1\n4,2.4,1000,0.9\n4,2.0,2000,0.9\n"
     table = columns.read(written(tmp_path / "runs.csv", text), "")
     assert [run.point for run in table.runs] == [
@@ -77,10 +80,10 @@ def test_our_own_hyperparameter_names_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [None, (0, 0), (0, 1)])
-def test_runs_that_differ_only_in_an_unused_column_are_an_error(tmp_path, seeds):
+def test_runs_that_differ_in_an_unused_column_do_not_count_as_seeds(tmp_path, seeds):
     head, (a, b) = ("", ("", "")) if seeds is None else (",seed", (f",{seed}" for seed in seeds))
     path = written(tmp_path / "runs.csv", f"batch_size,loss_nats,lr,id{head}\n4,2.4,0.1,x{a}\n4,2.0,0.2,y{b}\n")
-    with pytest.raises(UserError, match=r"rows 1 and 2 agree .*nobody named: lr, id\. .*\(lr\), .*\(-lr,-id\)"):
+    with pytest.raises(UserError, match=r"rows 1 and 2 agree .*unused columns: lr, id\. .*\(lr\)\. .*\(-lr,-id\)"):
         columns.read(path, "")
     assert len(columns.read(path, "lr").groups[0].points) == 2
     assert len(columns.read(path, "-lr,-id").groups[0].points) == 1
@@ -88,11 +91,16 @@ def test_runs_that_differ_only_in_an_unused_column_are_an_error(tmp_path, seeds)
 
 @pytest.mark.parametrize(
     ("status", "loss", "expected"),
-    [("finished", "3.5", "done"), ("crashed", "", "failed"), ("running", "", "missing"),
-     ("finished", "nan", "diverged"),
-     ("diverged", "3.5", "diverged"), ("Finished", "", "missing")],
-)  # fmt: skip
-def test_statuses_of_other_trackers_are_mapped_to_ours(tmp_path, status, loss, expected):
+    [
+        ("finished", "3.5", "done"),
+        ("crashed", "", "failed"),
+        ("running", "", "missing"),
+        ("finished", "nan", "diverged"),
+        ("diverged", "3.5", "diverged"),
+        ("Finished", "", "missing"),
+    ],
+)
+def test_the_status_names_of_other_trainers_are_read(tmp_path, status, loss, expected):
     path = written(tmp_path / "runs.csv", f"batch_size,loss_nats,status\n2,2.5,done\n1,{loss},{status}\n")
     assert columns.read(path, "").runs[1].status == expected
 
@@ -113,13 +121,13 @@ def test_statuses_of_other_trackers_are_mapped_to_ours(tmp_path, status, loss, e
         ("", "", "runs.csv"),
     ],
 )
-def test_an_invalid_file_or_column_is_a_one_line_error(tmp_path, text, named, words):
+def test_an_invalid_file_is_a_one_line_error(tmp_path, text, named, words):
     with pytest.raises(UserError) as raised:
         columns.read(written(tmp_path / "runs.csv", text), named)
     assert words in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_missing_or_damaged_file_is_a_one_line_error(tmp_path):
+def test_a_missing_file_or_invalid_parquet_is_an_error(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         columns.read(tmp_path / "no.csv", "")
     with pytest.raises(UserError, match=r"cannot read .*give a CSV"):
@@ -138,7 +146,7 @@ def test_a_number_sign_inside_a_value_is_data():
     )
 
 
-def test_seeds_may_be_floats_and_peak_lr_is_the_learning_rate():
+def test_seeds_written_as_floats_are_integers_and_peak_lr_is_the_learning_rate():
     table = columns.read(CASES / "seed_as_float.csv", "batch_size=bs,loss_nats=val_loss,seed,peak_lr=lr")
     assert [run.seed for run in table.runs] == [0, 1, 0, 1]
     assert [group.seeds for group in table.groups] == [(0, 1), (0, 1)]
@@ -186,14 +194,14 @@ def test_numbers_are_read_in_common_formats(tmp_path, text, batch_size, loss):
         ('batch_size,loss_nats\n1,"3,050"\n2,3.1\n', "row 1: loss_nats is '3,050'; write a loss with a decimal point"),
         ("batch_size,loss_nats\n1,3,05\n", "row 1 has 3 values ('1,3,05'), but the header has 2 columns; put quotes"),
         ('batch_size,loss_nats,arm\n1,3,"adam\n2,3,sgd\n', "unexpected end of data; put quotes around"),
-        ("batch_size,loss_nats,seed\n1,3,\n", "row 1: seed is empty; fill it in, or remove the row, or leave"),
+        ("batch_size,loss_nats,seed\n1,3,\n", "row 1: seed is empty; fill it in, or remove the row, or ignore"),
         ("batch_size,loss_nats,seed\n1,3,0.5\n", "row 1: seed is 0.5, not a whole number; write the seed as"),
         ("batch_size,loss_nats,arm\n1,3,\n", "row 1: arm is empty; fill it in"),
-        ("batch_size,batch_size,loss_nats\n1,2,3\n", "has several columns 'batch_size'; names must be unique"),
+        ("batch_size,batch_size,loss_nats\n1,2,3\n", "has several columns 'batch_size'; rename or remove"),
         ("batch_size,loss_nats,peak_lr,learning_rate,optimizer.peak_lr\n1,2,3,4,5\n", "are the same hyperparameter"),
     ],
-)  # fmt: skip
-def test_an_ambiguous_number_is_one_error_with_a_fix(tmp_path, text, words):
+)
+def test_an_ambiguous_value_is_a_one_line_error_with_a_fix(tmp_path, text, words):
     with pytest.raises(UserError) as raised:
         columns.read(written(tmp_path / "runs.csv", text), "")
     assert words in str(raised.value) and "\n" not in str(raised.value)
@@ -223,7 +231,7 @@ def test_a_comment_below_the_header_is_reported_and_one_inside_quotes_is_data(tm
     assert table.notes == ("runs.csv: skipped 1 comments (#) below the header, the first is '#2,3,left out'",)
 
 
-def test_names_that_differ_only_in_spaces_or_case_are_reported(tmp_path):
+def test_names_that_differ_only_in_spaces_or_capitals_are_noted(tmp_path):
     table = columns.read(written(tmp_path / "runs.csv", "batch_size,loss_nats,arm\n1,3,Adam\n1,3,adam \n"), "")
     assert table.notes == (
         "runs.csv: the arms 'Adam' and 'adam ' differ only in spaces or capitals; they count as different",
@@ -231,7 +239,7 @@ def test_names_that_differ_only_in_spaces_or_case_are_reported(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["runs[1].parquet", "optimizer=adam/runs.parquet"])
-def test_the_path_of_a_parquet_file_is_neither_a_pattern_nor_data(tmp_path, name):
+def test_the_path_of_a_parquet_file_is_not_a_glob_and_adds_no_columns(tmp_path, name):
     (tmp_path / "optimizer=adam").mkdir()
     for path, loss in ((tmp_path / name, 3.0), (tmp_path / "runs1.parquet", 9.0)):
         duckdb.sql(f"copy (select 4 as batch_size, {loss} as loss_nats) to '{path}' (format parquet)")
@@ -239,7 +247,7 @@ def test_the_path_of_a_parquet_file_is_neither_a_pattern_nor_data(tmp_path, name
     assert [run.loss_nats for run in table.runs] == [3.0] and table.notes == ()
 
 
-def test_parquet_values_that_cannot_be_compared_are_text_and_nan_is_unset(tmp_path):
+def test_parquet_lists_become_text_and_nan_is_unset(tmp_path):
     query = "select 4 as batch_size, 3.05::decimal(5, 2) as loss_nats, 0.0::double as seed, [1, 2] as betas, "
     duckdb.sql(f"copy ({query} 'nan'::double as wd) to '{tmp_path / 'runs.parquet'}'")
     (run,) = columns.read(tmp_path / "runs.parquet", "betas,wd").runs
@@ -256,14 +264,23 @@ NAMES = [
 
 def table_named(names: list[str]):
     runs = [
-        columns.Run(setting=name, arm=name, batch_size=size, seed=0, point=(("kind", name),), status="done",
-                    loss_nats=3.0 + i / 100, steps=1000 / size)
-        for i, name in enumerate(names) for size in (1, 4)
-    ]  # fmt: skip
+        columns.Run(
+            setting=name,
+            arm=name,
+            batch_size=size,
+            seed=0,
+            point=(("kind", name),),
+            status="done",
+            loss_nats=3.0 + i / 100,
+            steps=1000 / size,
+        )
+        for i, name in enumerate(names)
+        for size in (1, 4)
+    ]
     return columns.RunTable(tuple(runs))
 
 
-def test_our_own_tables_keep_their_names_and_contain_no_formula(tmp_path):
+def test_our_own_tables_are_read_with_the_same_names_and_contain_no_formula(tmp_path):
     text = output.page.to_csv(analyze(table_named(NAMES)).tables["runs"])
     cells = [cell for line in csv.reader(text.splitlines(keepends=True)) for cell in line]
     assert not [c for c in cells if c[:1] in tuple("=+-@\t\r\uff1d") and not c.lstrip("-+").isdecimal()]
@@ -278,6 +295,6 @@ def test_a_negative_number_stays_a_number_in_a_table():
     assert output.page.to_csv(table) == "gap,to\n-0.5,-inf\n"
 
 
-def test_apostrophes_in_an_unescaped_file_are_part_of_its_names(tmp_path):
+def test_apostrophes_of_an_unescaped_file_belong_to_its_names(tmp_path):
     text = "batch_size,loss_nats,arm\n1,3,=x\n1,4,'=x\n"
     assert columns.read(written(tmp_path / "runs.csv", text), "").arms == ("=x", "'=x")

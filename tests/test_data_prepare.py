@@ -369,14 +369,14 @@ def test_errors_name_inconsistent_token_files(tmp_path):
     with pytest.raises(UserError, match=r"no file matches '.*/\*\.bin'"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500), count=501)
-    with pytest.raises(UserError, match=r"a\.bin has 2024 bytes, and with the 501 uint16 tokens"):
+    with pytest.raises(UserError, match=r"a\.bin has 2024 bytes, but with the 501 uint16 tokens"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500), version=2)
     with pytest.raises(UserError, match=r"a\.bin has an llm\.c header of version 2, .*version 1"):
         prepare(spec)
     llm_c_file(tmp_path / "a.bin", np.arange(500))
     np.arange(500, dtype="<u2").tofile(tmp_path / "b.bin")
-    with pytest.raises(UserError, match=r"a\.bin has the header of llm\.c and .*b\.bin has none"):
+    with pytest.raises(UserError, match=r"a\.bin has the header of llm\.c, but .*b\.bin has none"):
         prepare(spec)
 
 

@@ -103,7 +103,7 @@ def test_order_equals_grain_at_all_other_sizes():
 
 def test_validation_set_below_one_sequence_is_an_error():
     check_splits(counting_dataset(9, validation_tokens=9), 8)
-    with pytest.raises(UserError, match=r"validation split has 8 tokens, and one sequence needs 8 \+ 1; .*max_b"):
+    with pytest.raises(UserError, match=r"validation split has 8 tokens, but one sequence needs 8 \+ 1; .*max_b"):
         check_splits(counting_dataset(9, validation_tokens=8), 8)
 
 
@@ -140,7 +140,7 @@ def test_consecutive_sequences_are_uncorrelated():
 
 
 def test_corpus_below_one_sequence_is_an_error():
-    with pytest.raises(UserError, match=r"8 tokens, and one sequence needs 8 \+ 1.*context_tokens"):
+    with pytest.raises(UserError, match=r"8 tokens, but one sequence needs 8 \+ 1.*context_tokens"):
         TrainStream(counting_dataset(8), 8, seed=0)
     assert TrainStream(counting_dataset(9), 8, seed=0).sequences_per_epoch == 1
 

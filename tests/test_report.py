@@ -186,7 +186,7 @@ def test_missing_results_are_explained(tmp_path, cells, finding, empty):
     [
         ([], "error: there are no runs to report; give a sweep directory"),
         (["nowhere"], "error: there is no directory nowhere"),
-        (["."], "error: . is no sweep (grid.json), no run (config.json, result.json) and holds no runs"),
+        (["."], "error: . contains no sweep (grid.json) and no runs (config.json, result.json)"),
         (["--csv=nowhere.csv"], "error: --csv=nowhere.csv does not exist"),
         ([".", "--columns=batch_size=b"], "error: --columns needs a file of runs"),
         (["--delta_nats=-1", "."], "error: --delta_nats is -1.0, but must be a number in [0, 1000]"),

@@ -1,4 +1,4 @@
-"""Reading sweeps: every cell has its status, and damaged files are reported."""
+"""Reading sweeps: the run table has every planned cell with its status, and damaged files are noted."""
 
 import json
 import math
@@ -31,8 +31,8 @@ def test_every_cell_is_read_with_its_status(tmp_path):
     table = sweeps.read([write_sweep(tmp_path, lrs(*statuses))])
     assert [run.status for run in table.runs] == ["done", "diverged", "missing", "failed", "cut", "missing", "skipped"]
     assert [run.final_loss_nats for run in table.runs][:2] == [2.5, math.inf]
-    assert table.runs[4].final_loss_nats == math.inf  # cut short: worse than any finished one
-    assert table.runs[6].final_loss_nats == math.inf  # above a learning rate that diverged
+    assert table.runs[4].final_loss_nats == math.inf  # cut: worse than any finished run
+    assert table.runs[6].final_loss_nats == math.inf  # skipped: a lower learning rate diverged
     assert all(math.isnan(table.runs[i].final_loss_nats) for i in (2, 3, 5))
     assert table.provenance[0]["statuses"] == {
         "done": 1,
@@ -45,7 +45,7 @@ def test_every_cell_is_read_with_its_status(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["stopped", "preempted"])
-def test_a_stopped_run_is_missing_under_its_former_status_too(tmp_path, word):
+def test_a_stopped_run_is_missing_also_with_the_status_of_earlier_versions(tmp_path, word):
     assert [run.status for run in sweeps.read([write_sweep(tmp_path, lrs("done", word))]).runs] == ["done", "missing"]
 
 
@@ -70,7 +70,7 @@ def test_run_directories_and_folders_of_them_are_read(tmp_path):
     assert run.loss_nats == 2.5 and run.arm == "adam" and run.point == ()
 
 
-def test_a_damaged_file_is_reported_and_only_its_part_is_missing(tmp_path):
+def test_a_damaged_file_affects_only_its_cell_and_is_noted(tmp_path):
     path = write_sweep(tmp_path, lrs("done", "done", "done", "done"))
     cells = [path / "cells" / f"{i:06x}" for i in range(4)]
     metrics = cells[0] / "metrics.jsonl"
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_reported_and_only_its_part_is_missing(tmp_path):
     assert [run.status for run in table.runs] == ["done", "done", "missing", "missing"]
     assert len(table.runs[0].training.tokens) == 19 and table.runs[1].training is None
     for words in (
-        "ends in half a line",
+        "ends in an incomplete line",
         "metrics.jsonl:1 is not a record",
         "result.json is damaged",
         "result.json is damaged (status is ",
@@ -99,11 +99,11 @@ def test_results_of_another_version_are_read(tmp_path):
     assert sweeps.read([path]).runs[0].loss_nats == 2.5
 
 
-def test_a_duplicate_run_is_dropped_and_reported(tmp_path):
+def test_a_repeated_point_and_seed_counts_once_and_is_noted(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, lrs("done")[0])
     table = sweeps.read([tmp_path])
-    assert len(table.runs) == 1 and any("repeated a point and seed" in note for note in table.notes)
+    assert len(table.runs) == 1 and any("same point and seed" in note for note in table.notes)
 
 
 @pytest.mark.parametrize("plan", ['{"stages": [{"hyperparams": {"peak_lr": 0.25}}]}', OLD_PLAN])
@@ -118,7 +118,7 @@ def test_a_real_run_is_read_without_notes(reference):
     assert not table.notes and table.runs[0].learning_rate == 0.003
 
 
-def test_unequal_grids_and_seeds_give_a_matrix_with_gaps(tmp_path):
+def test_unequal_grids_and_seeds_give_a_matrix_with_nan(tmp_path):
     cells = basin_cells(Basin(), [1], range(-10, -6), [0]) + basin_cells(Basin(), [1], [-9], [1, 2])
     cells += [replaced(cells[0], values={**cells[0].values, "train.batch_size": 16})]
     one, sixteen = sweeps.read([write_sweep(tmp_path, cells)]).groups
@@ -129,7 +129,7 @@ def test_unequal_grids_and_seeds_give_a_matrix_with_gaps(tmp_path):
 def test_two_sweeps_of_one_name_are_two_settings(tmp_path):
     paths = [write_sweep(tmp_path / name, lrs("done")) for name in ("x", "y")]
     assert len(sweeps.read(paths).settings) == 2
-    with pytest.raises(UserError, match="named twice"):
+    with pytest.raises(UserError, match="given twice"):
         sweeps.read([paths[0], paths[0]])
 
 
@@ -151,10 +151,10 @@ def test_a_run_without_a_plan_has_the_learning_rate_of_its_config_and_a_note(tmp
     (path / "cells" / "000000" / "plan.json").unlink()
     table = sweeps.read([path])
     assert table.runs[0].learning_rate == 0.001
-    assert "plan.json" in table.notes[0] and "the learning rate is that of the config" in table.notes[0]
+    assert "plan.json" in table.notes[0] and "the learning rate is the value in the config" in table.notes[0]
 
 
-def test_memory_is_that_of_the_program_and_not_of_the_process(tmp_path):
+def test_memory_is_that_of_the_compiled_program_not_of_the_whole_process(tmp_path):
     path = write_sweep(tmp_path, lrs("done", "done"))
     for i, (program_bytes, process_bytes) in enumerate([(30, 500), (20, 600)]):
         result = path / "cells" / f"{i:06x}" / "result.json"
@@ -170,17 +170,17 @@ def test_memory_is_that_of_the_program_and_not_of_the_process(tmp_path):
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({}, "is no sweep"),
-        ({"notes.txt": "hello"}, "is no sweep"),
+        ({}, "contains no sweep"),
+        ({"notes.txt": "hello"}, "contains no sweep"),
         ({"grid.json": "{"}, "grid.json is damaged"),
         ({"grid.json": '{"format": 1}'}, "grid.json is damaged"),
-        ({"grid.json": '{"format": 2}'}, "has format 2, and this version reads format 1"),
+        ({"grid.json": '{"format": 2}'}, "has format 2, but this version reads format 1"),
         ({"grid.json": '{"format": 1, "name": "x", "config": {}, "cells": []}'}, "has no cells"),
         ({"grid.json": "[]"}, "grid.json is damaged"),
         ({"config.json": "[]"}, "is damaged"),
     ],
 )
-def test_a_directory_without_runs_is_a_one_line_error(tmp_path, files, words):
+def test_an_invalid_sweep_directory_is_a_one_line_error(tmp_path, files, words):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=words) as raised:
@@ -190,7 +190,7 @@ def test_a_directory_without_runs_is_a_one_line_error(tmp_path, files, words):
         sweeps.read([tmp_path / "nowhere"])
 
 
-def test_runs_of_one_budget_with_different_numbers_of_tokens_give_a_warning(tmp_path):
+def test_runs_with_one_budget_but_different_tokens_are_noted(tmp_path):
     for size in (4, 3, 8):
         write_run(tmp_path / "runs" / f"batch-{size}", Cell({"train.batch_size": size}, 3.0))
     assert not [note for note in sweeps.read([tmp_path / "runs"]).notes if "equal tokens" in note]
@@ -203,7 +203,7 @@ def test_runs_of_one_budget_with_different_numbers_of_tokens_give_a_warning(tmp_
     )
 
 
-def test_a_plan_records_that_the_noise_scale_is_from_successive_gradients(tmp_path):
+def test_runs_with_successive_gradient_diagnostics_are_marked(tmp_path):
     cell = Cell({"train.batch_size": 4}, 2.5, extra={"grad_signal_sq": lambda share: 2.0})
     for seed, name in enumerate(("parts", "successive")):
         write_run(directory := tmp_path / "runs" / name, replaced(cell, values=cell.values | {"train.seed": seed}))

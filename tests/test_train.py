@@ -193,7 +193,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
         "not UTF-8": ({"data.source": f"text:{place}/latin/*.txt"}, "is not UTF-8 at byte 3"),
         "smaller than a sequence": (
             {"data.source": f"text:{place}/short.jsonl", "model.context_tokens": 640},
-            "and one sequence needs",
+            "but one sequence needs",
         ),
         "outside the vocabulary": (tokens, "vocab"),
         "batch over devices": (
@@ -302,5 +302,5 @@ def test_a_validation_set_below_one_sequence_is_an_error_before_compilation(home
     config = runs.tiny_config(home, {"model.context_tokens": 2048, "train.budget_tokens": 4096,
                                      "data.validation_max_bytes": 1000})  # fmt: skip
     for start in (lambda: run.train(config, tmp_path / "run"), lambda: run.dry_run(config)):
-        with pytest.raises(records.UserError, match=r"validation split has \d+ tokens, and one sequence needs"):
+        with pytest.raises(records.UserError, match=r"validation split has \d+ tokens, but one sequence needs"):
             start()

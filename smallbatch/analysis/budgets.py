@@ -70,10 +70,11 @@ def loss_curves(runs: RunTable) -> list[Row]:
     kind, rows = curve_kind(runs), []
     for group in runs.groups if kind != "end" else ():
         for axis in AXES:
-            found = [c for run in group.all_runs() if (c := curve_of(run, kind)) and np.isfinite(c.end[axis])]
-            x = np.concatenate([c.axis(axis) for c in found]) if found else np.array([])
+            known = [curve for run in group.all_runs() if (curve := curve_of(run, kind))]
+            found = [curve for curve in known if np.isfinite(curve.end[axis])]
+            x = np.concatenate([curve.axis(axis) for curve in found]) if found else np.array([])
             if (x > 0).any():
-                budgets = np.geomspace(x[x > 0].min(), max(c.end[axis] for c in found), ENVELOPE_POINTS)
+                budgets = np.geomspace(x[x > 0].min(), max(curve.end[axis] for curve in found), ENVELOPE_POINTS)
                 rows += _envelope_rows(group, kind, axis, budgets)
     return rows
 
@@ -85,7 +86,11 @@ def loss_at_budgets(runs: RunTable) -> list[Row]:
         groups = [group for group in runs.groups if group.setting == setting]
         for axis in AXES:
             ends = {
-                group: [c.end[axis] for run in group.all_runs() if run.status == "done" and (c := curve_of(run, kind))]
+                group: [
+                    curve.end[axis]
+                    for run in group.all_runs()
+                    if run.status == "done" and (curve := curve_of(run, kind))
+                ]
                 for group in groups
             }
             usable = {group: float(np.median(end)) for group, end in ends.items() if end and np.isfinite(end).all()}

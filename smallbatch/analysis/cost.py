@@ -76,7 +76,7 @@ def cost_ratios(runs: RunTable, target_nats: float | None = None) -> list[Row]:
         target = common_target(groups, kind, 0.5) if target_nats is None else target_nats
         if target is None:
             continue
-        costs = {axis: [cheapest(costs_of_points(g, kind, axis, target))[0] for g in groups] for axis in AXES}
+        costs = {axis: [cheapest(costs_of_points(group, kind, axis, target))[0] for group in groups] for axis in AXES}
         lowest = {axis: min(filter(np.isfinite, costs[axis]), default=np.nan) for axis in UNITS}
         for i, group in enumerate(groups):
             row = {**group_columns(group), "target_loss_nats": target, "loss": kind}

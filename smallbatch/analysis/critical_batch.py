@@ -1,4 +1,4 @@
-"""Estimate the critical batch size: the largest batch size up to which steps fall almost in proportion.
+"""Estimate the critical batch size: the largest batch size with almost perfect scaling of steps.
 
 Its value depends on the definition, which is therefore always printed with it. Here it is the largest batch size B
 whose steps to a target loss are at most (1 + h) times those of perfect scaling from a reference batch size B_ref,
@@ -151,15 +151,15 @@ def steps_rows(measured: list[Critical]) -> list[Row]:
     """Return one row per run with its steps to the target."""
     return [
         {
-            "setting": c.setting,
-            "arm": c.arm,
+            "setting": critical.setting,
+            "arm": critical.arm,
             "batch_size": float(size),
-            "target_loss_nats": c.target_nats,
+            "target_loss_nats": critical.target_nats,
             "steps": float(steps),
-            "steps_fitted": float(c.law(size)) if c.law else None,
+            "steps_fitted": float(critical.law(size)) if critical.law else None,
         }
-        for c in measured
-        for size, steps in zip(c.batch_sizes, c.steps, strict=True)
+        for critical in measured
+        for size, steps in zip(critical.batch_sizes, critical.steps, strict=True)
     ]
 
 
@@ -167,30 +167,30 @@ def critical_rows(measured: list[Critical], gradient_rows: Sequence[Row] = ()) -
     """Return the critical batch size of each method, its definition, and the gradient noise scale if recorded."""
     scales = split((row for row in gradient_rows if row["noise_scale_seqs"] is not None), "setting", "arm")
     rows: list[Row] = []
-    for c in measured:
-        if c.law is None:
+    for critical in measured:
+        if critical.law is None:
             continue
-        scale = scales.get((c.setting, c.arm))
+        scale = scales.get((critical.setting, critical.arm))
         rows.append(
             {
-                "setting": c.setting,
-                "arm": c.arm,
-                "critical_batch_size": c.batch_size,
-                **bounds("critical_batch_size", c.interval),
-                "a_steps": c.law.a,
-                "b_steps_x_seqs": c.law.b,
-                "b_over_a_seqs": c.law.ratio if c.batch_size else None,
-                "beyond_measured": bool((c.batch_size or 0) > c.batch_sizes.max()),
-                "target_loss_nats": c.target_nats,
-                "overhead_frac": c.overhead_frac,
-                "reference_batch_size": c.reference_batch_size,
-                "batch_sizes": len(set(c.batch_sizes)),
-                "not_reached_by": " ".join(map(batch_text, c.not_reached)),
-                "before_first_record": " ".join(map(batch_text, c.before_first_record)),
-                "params": c.params,
-                "tokens": c.tokens,
+                "setting": critical.setting,
+                "arm": critical.arm,
+                "critical_batch_size": critical.batch_size,
+                **bounds("critical_batch_size", critical.interval),
+                "a_steps": critical.law.a,
+                "b_steps_x_seqs": critical.law.b,
+                "b_over_a_seqs": critical.law.ratio if critical.batch_size else None,
+                "beyond_measured": bool((critical.batch_size or 0) > critical.batch_sizes.max()),
+                "target_loss_nats": critical.target_nats,
+                "overhead_frac": critical.overhead_frac,
+                "reference_batch_size": critical.reference_batch_size,
+                "batch_sizes": len(set(critical.batch_sizes)),
+                "not_reached_by": " ".join(map(batch_text, critical.not_reached)),
+                "before_first_record": " ".join(map(batch_text, critical.before_first_record)),
+                "params": critical.params,
+                "tokens": critical.tokens,
                 "median_noise_scale_seqs": float(np.median(column(scale, "noise_scale_seqs"))) if scale else None,
-                "definition": c.definition,
+                "definition": critical.definition,
             }
         )
     return rows
@@ -214,7 +214,7 @@ def scaling_laws(rows: Sequence[Row]) -> list[Row]:
     N is the number of parameters, D the number of training tokens. `rows` are those of `critical_rows`.
     """
     laws: list[Row] = []
-    for (method,), own in split((r for r in rows if r["critical_batch_size"] is not None), "arm").items():
+    for (method,), own in split((row for row in rows if row["critical_batch_size"] is not None), "arm").items():
         for name in ("params", "tokens"):
             known = [row for row in own if np.isfinite(row[name])]
             x = column(known, name)
@@ -254,12 +254,11 @@ def figures(analysis: Analysis) -> Iterator[Figure]:
         own = steps[setting, method]
         sizes = column(own, "batch_size")
         x = np.geomspace(sizes.min(), sizes.max(), 60)
-        law = lambda size, row=row: row["a_steps"] + row["b_steps_x_seqs"] / size
         axes = drawing.batch_axes(f"{method}: steps to {row['target_loss_nats']:g} nats", list(sizes))
-        axes.plot(x, law(x), color=drawing.INK, label="a + b/B")
+        axes.plot(x, row["a_steps"] + row["b_steps_x_seqs"] / x, color=drawing.INK, label="a + b/B")
         reference = row["reference_batch_size"]
         style = {"color": drawing.INK, "linewidth": 0.9, "linestyle": (0, (2, 2)), "label": "perfect scaling"}
-        axes.plot(x, law(reference) * reference / x, **style)
+        axes.plot(x, (row["a_steps"] * reference + row["b_steps_x_seqs"]) / x, **style)
         for observed in own:
             size = observed["batch_size"]
             axes.plot(size, observed["steps"], "o", color=drawing.batch_colour(size))

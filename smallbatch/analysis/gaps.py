@@ -50,7 +50,7 @@ def gaps(runs: RunTable) -> list[Row]:
 
 
 def between(rows: Sequence[Row], method: str, other: str) -> list[Row]:
-    """Return the finite gaps of `method` minus `other`, whichever way round the rows have them."""
+    """Return the finite gaps of `method` minus `other`; rows with `other` minus `method` are negated."""
     found = []
     for row in rows:
         if not finite_number(row["gap_nats"]):
@@ -110,9 +110,16 @@ def findings(analysis: Analysis) -> Iterator[Finding]:
 
 def _gap_text(rows: Sequence[Row]) -> str:
     """Return the largest gap between two methods, and either the smallest or all changes of sign."""
-    size = lambda row: batch_text(row["batch_size"])
-    gap = lambda row: f"{row['gap_nats'] + 0.0:+.3f}"  # + 0.0 avoids -0.000
-    with_interval = lambda row: f"{gap(row)}{interval_text(row, 'gap_nats', '+.3f')} nats"
+
+    def size(row: Row) -> str:
+        return batch_text(row["batch_size"])
+
+    def gap(row: Row) -> str:
+        return f"{row['gap_nats'] + 0.0:+.3f}"  # + 0.0 avoids -0.000
+
+    def with_interval(row: Row) -> str:
+        return f"{gap(row)}{interval_text(row, 'gap_nats', '+.3f')} nats"
+
     ordered = sorted(rows, key=lambda row: abs(row["gap_nats"]))
     smallest, largest = ordered[0], ordered[-1]
     methods = f"{largest['arm']} minus {largest['minus_arm']}"

@@ -107,10 +107,10 @@ def law(optima: list[Optimum]) -> PowerLaw | None:
 
     If no grid varies the learning rate, as in a file of tuned values, these values are fitted.
     """
-    inside = [o for o in optima if o.inside]
-    if not inside and all(o.edge is None and o.vertex is None for o in optima):
-        return power_law.fit(*np.array([(o.batch_size, o.tuned) for o in optima], float).reshape(-1, 2).T)
-    points = np.array([(o.batch_size, o.vertex, o.half_width_log) for o in inside], float).reshape(-1, 3)
+    inside = [best for best in optima if best.inside]
+    if not inside and all(best.edge is None and best.vertex is None for best in optima):
+        return power_law.fit(*np.array([(best.batch_size, best.tuned) for best in optima], float).reshape(-1, 2).T)
+    points = np.array([(best.batch_size, best.vertex, best.half_width_log) for best in inside], float).reshape(-1, 3)
     return power_law.fit(*points.T)
 
 
@@ -141,7 +141,7 @@ def learning_rates(runs: RunTable) -> tuple[list[Row], list[Row]]:
                     "interval_from": fitted.interval_from,
                     "coefficient": fitted.coefficient,
                     "batch_sizes": fitted.points,
-                    "left_out_at_edge": sum(not o.inside for o in optima if o.edge or o.vertex),
+                    "left_out_at_edge": sum(not best.inside for best in optima if best.edge or best.vertex),
                 }
             )
     return rows, laws

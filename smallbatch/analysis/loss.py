@@ -83,7 +83,16 @@ def _lowest_text(rows: Sequence[Row]) -> str:
 
 def _batch_sizes_text(rows: Sequence[Row], delta_nats: float, speeds: dict[tuple[str, float], float]) -> str:
     """Return which batch sizes of a method are as good as its best one, and which of these is the fastest."""
-    size, loss = lambda row: batch_text(row["batch_size"]), lambda row: row["chosen_loss_nats"]
+
+    def size(row: Row) -> str:
+        return batch_text(row["batch_size"])
+
+    def loss(row: Row) -> float:
+        return row["chosen_loss_nats"]
+
+    def speed(row: Row) -> float:
+        return speeds.get((row["arm"], row["batch_size"]), np.nan)
+
     best, worst = min(rows, key=loss), max(rows, key=loss)
     good = [row for row in rows if loss(row) <= loss(best) + delta_nats]
     others = [size(row) for row in good if row is not best]
@@ -93,7 +102,6 @@ def _batch_sizes_text(rows: Sequence[Row], delta_nats: float, speeds: dict[tuple
     )
     if worst not in good:
         text += f"; at {size(worst)} the loss is {loss(worst):.3f} nats"
-    speed = lambda row: speeds.get((row["arm"], row["batch_size"]), np.nan)
     known = [row for row in good if np.isfinite(speed(row))]
     if len(known) > 1:
         fastest = max(known, key=speed)
@@ -126,9 +134,7 @@ def warnings(analysis: Analysis) -> Iterator[str]:
         if len(trials) > 1:
             unequal.append(f"{method} {trials[0]} to {trials[-1]}{analysis.in_setting(setting)}")
     if unequal:
-        yield (
-            f"The number of runs differs between batch sizes ({listed(unequal)}), and more runs find a lower minimum."
-        )
+        yield f"The number of runs differs between batch sizes ({listed(unequal)}); more runs find a lower minimum."
     for (setting,), own in split(rows, "setting").items():
         flops = [row["flops"] for row in own if finite_number(row["flops"])]
         if flops and max(flops) > 1.01 * min(flops):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from smallbatch.analysis.read.run_table import Group, RunTable
+from smallbatch.analysis.read.run_table import Group, Point, RunTable
 from smallbatch.analysis.report import drawing
 from smallbatch.analysis.report.options import Options
 from smallbatch.analysis.report.section import Analysis, Figure, Finding, Section, Table
@@ -72,8 +72,8 @@ def scale_text(hyperparameter: str) -> str:
 def hyperparameters(group: Group) -> list[str]:
     """Return the hyperparameters with two or more values that can be multiplied, sorted by name."""
     names = sorted({name for point in group.points for name, _ in point})
-    scales = {name: {s for value in group.values(name) if not math.isnan(s := scale(name, value))} for name in names}
-    return [name for name in names if len(scales[name]) > 1]
+    scales = {name: {scale(name, value) for value in group.values(name)} for name in names}
+    return [name for name in names if sum(not math.isnan(value) for value in scales[name]) > 1]
 
 
 def profile(group: Group, hyperparameter: str) -> Profile | None:
@@ -81,17 +81,21 @@ def profile(group: Group, hyperparameter: str) -> Profile | None:
     choice = choose(group)
     if choice is None or math.isnan(at := scale(hyperparameter, dict(group.points[choice.index]).get(hyperparameter))):
         return None
-    others = lambda point: tuple(item for item in point if item[0] != hyperparameter)
+
+    def others(point: Point) -> Point:
+        return tuple(item for item in point if item[0] != hyperparameter)
+
     tuned_others = others(group.points[choice.index])
     cells = [
-        (s, p)
+        (value, p)
         for p, point in enumerate(group.points)
-        if others(point) == tuned_others and not math.isnan(s := scale(hyperparameter, dict(point).get(hyperparameter)))
+        if others(point) == tuned_others
+        and not math.isnan(value := scale(hyperparameter, dict(point).get(hyperparameter)))
     ]
-    known = sorted((s, p) for s, p in cells if not np.isnan(group.mean_P[p]))
+    known = sorted((value, p) for value, p in cells if not np.isnan(group.mean_P[p]))
     if len(known) < 2:
         return None
-    values = np.array([s for s, _ in known])
+    values = np.array([value for value, _ in known])
     index = [p for _, p in known]
     return Profile(
         hyperparameter=hyperparameter,

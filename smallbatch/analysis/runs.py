@@ -40,7 +40,10 @@ def warnings(analysis: Analysis) -> Iterator[str]:
     counts = Counter(run.status for run in runs)
     failed = [run.failure_file or run.source for run in runs if run.status == "failed"]
     more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
-    be = lambda status: "is" if counts[status] == 1 else "are"
+
+    def be(status: str) -> str:
+        return "is" if counts[status] == 1 else "are"
+
     effects = {
         "missing": f"{be('missing')} missing (not started or not finished) and left out",
         "failed": f"failed ({'; '.join(failed[:MAX_NAMED])}{more}) and {be('failed')} counted as missing",

@@ -80,7 +80,7 @@ def matched_files(pattern: str, form: str, skipped: Skipped) -> list[Path]:
 
 
 def identity(path: Path) -> list[object]:
-    """Return the path, size and modification time of a file. They change the dataset's directory when they change."""
+    """Return the path, size and modification time of a file. A change in any of them gives a new dataset directory."""
     try:
         status = path.stat()
     except OSError as error:

@@ -27,7 +27,7 @@ VERIFIED_FILE = "verified.json"  # {token file: [size, mtime_ns, inode]} when it
 
 @dataclass(frozen=True)
 class Counts:
-    """The size of a part of a corpus; None where it is not known."""
+    """The size of a part of a corpus; None if unknown."""
 
     documents: int | None
     bytes: int | None  # UTF-8 bytes of the documents
@@ -136,7 +136,7 @@ def _read_meta(directory: Path) -> DatasetMeta:
     if problem := json_files.mismatch(values, shape | {"libraries": dict, "notes": [str]}):
         raise ValueError(f"in {META_FILE}, {problem}")
     if values["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format {values['format_version']}, and only format {FORMAT_VERSION} is supported")
+        raise ValueError(f"format {values['format_version']}, but only format {FORMAT_VERSION} is supported")
     return DatasetMeta(**values | {name: Counts(**values[name]) for name in counts})
 
 

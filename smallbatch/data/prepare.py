@@ -1,8 +1,8 @@
-"""Prepare a dataset: assign documents to splits, get the tokenizer, write the tokens of both splits.
+"""Prepare a dataset: assign documents to splits, train or load the tokenizer, write the tokens of both splits.
 
-The directory of a dataset is named after a hash of everything that determines its tokens, and is reused. It is built
-under a lock, with another name, and renamed when it is complete. What a killed process leaves behind is therefore never
-used, and the next process deletes it.
+The name of a dataset's directory contains a hash of everything that determines its tokens, so it can be reused. It is
+built under a lock and a temporary name, and renamed when it is complete. A dataset that a killed process left
+incomplete is therefore never used, and the next process deletes it.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def prepare(spec: DataSpec) -> Dataset:
 
     The notes of the dataset are printed, also when it is reused.
 
-    Raises: UserError for anything wrong with the corpus, the tokenizer or the disk.
+    Raises: UserError if the corpus or the tokenizer is invalid, or the dataset cannot be written.
     """
     dataset = lookup(spec) or _build_under_lock(spec)
     for note in dataset.meta.notes:
@@ -152,7 +152,7 @@ def _build(spec: DataSpec, directory: Path) -> None:
 
 
 def _tokenizer(spec: DataSpec, split: Split) -> Tokenizer | None:
-    """Return the tokenizer; for a corpus of tokens, the file that decodes its samples or None."""
+    """Return the tokenizer; for a corpus of tokens, the one that decodes its samples, or None."""
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
     if not sources.holds_tokens(spec):
         if kind == "bpe":
@@ -228,11 +228,11 @@ def _check_sizes(spec: DataSpec, counts: dict[str, Counts]) -> None:
     more_documents = "or split text files into more documents with data.document_separator"
     if validation == 1:
         raise UserError(
-            f"the validation set has 1 token, and at least 2 are needed; raise {frac} or "
+            f"the validation set has 1 token, but at least 2 are needed; raise {frac} or "
             f"data.validation_max_bytes={max_bytes}"
         )
     if train == 1:
-        raise UserError("the training set has 1 token, and at least 2 are needed; use a larger corpus")
+        raise UserError("the training set has 1 token, but at least 2 are needed; use a larger corpus")
     if not validation and (unused or counts["unused"].documents):
         raise UserError(
             f"the first document of the validation split is larger than data.validation_max_bytes={max_bytes}; raise it"

@@ -20,7 +20,7 @@ def unescape(separator: str) -> str:
     Raises: UserError for an unknown escape or an empty separator.
     """
     if separator == "":
-        raise UserError("data.document_separator is '', and must not be empty; unset it for one document per .txt file")
+        raise UserError("data.document_separator is '', but must not be empty; unset it for one document per .txt file")
 
     def replace(match: re.Match[str]) -> str:
         escape = match[1]

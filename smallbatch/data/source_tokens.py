@@ -30,7 +30,7 @@ def identity(spec: DataSpec) -> dict[str, object]:
 
 
 def vocab_size(spec: DataSpec) -> int:
-    """Return data.tokens_vocab_size. Raises: UserError if it is unset or does not fit data.tokens_eod_id."""
+    """Return data.tokens_vocab_size. Raises: UserError if it is unset, or not above data.tokens_eod_id."""
     size, eod_id = spec.tokens_vocab_size, spec.tokens_eod_id
     if size is None:
         raise UserError(
@@ -62,7 +62,7 @@ def open_tokens(spec: DataSpec) -> list[np.ndarray]:
     if bare and len(bare) < len(files):
         other = next(path for path, header in headers.items() if header is not None)
         raise UserError(
-            f"{other} has the header of llm.c and {bare[0]} has none; either all files of tokens:GLOB have it, or "
+            f"{other} has the header of llm.c, but {bare[0]} has none; all files of tokens:GLOB must have it, or "
             "none: narrow the glob"
         )
     parts = [_open(path, spec.tokens_dtype, header) for path, header in headers.items()]
@@ -84,7 +84,7 @@ def _header(path: Path) -> tuple[str, int] | None:
     known_versions = dict(HEADERS.keys())
     if magic in known_versions:
         raise UserError(
-            f"{path} has an llm.c header of version {version}, and only version {known_versions[magic]} is supported; "
+            f"{path} has an llm.c header of version {version}, but only version {known_versions[magic]} is supported; "
             "write the file with that version, or without a header"
         )
     return None
@@ -94,13 +94,13 @@ def _open(path: Path, dtype_name: str, header: tuple[str, int] | None) -> np.nda
     """Return the tokens of a file, memory-mapped, without its header."""
     if header and header[0] != dtype_name:
         raise UserError(
-            f"{path} has {header[0]} tokens according to its header, and data.tokens_dtype is {dtype_name}; set "
+            f"{path} has {header[0]} tokens according to its header, but data.tokens_dtype is {dtype_name}; set "
             f"data.tokens_dtype={header[0]}, and match only files of this type with tokens:GLOB"
         )
     dtype, offset, size = little_endian(dtype_name), HEADER_BYTES if header else 0, path.stat().st_size
     if header and size != offset + header[1] * dtype.itemsize:
         raise UserError(
-            f"{path} has {size} bytes, and with the {header[1]} {dtype_name} tokens of its header it should have "
+            f"{path} has {size} bytes, but with the {header[1]} {dtype_name} tokens of its header it should have "
             f"{offset + header[1] * dtype.itemsize}; it is truncated or damaged: copy it again"
         )
     if size <= offset or size % dtype.itemsize:

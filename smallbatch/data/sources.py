@@ -1,6 +1,6 @@
-"""Read a corpus, whatever its kind: `data.source` is KIND or KIND:REST, and `source_KIND.py` reads it.
+"""Read a corpus of any kind: `data.source` is KIND or KIND:REST, and `source_KIND.py` reads it.
 
-`specs.SOURCES` has one entry for each kind. It lies there because config checks read it, and they lie below this
+`specs.SOURCES` has one entry for each kind. It is not defined here because config checks need it and do not import this
 package. A module of a text corpus has `identity(spec)` and `documents(spec, skipped)`; a module of a token corpus has
 `identity(spec)` and `open_tokens(spec)`.
 """

@@ -24,7 +24,7 @@ NATS_SPREAD = 2.0  # typical standard deviation of one token's loss
 
 
 class TrainStream:
-    """The training sequences, in another random order in each epoch. Any position is computed directly."""
+    """The training sequences, reshuffled in each epoch, with random access to every position."""
 
     def __init__(self, dataset: Dataset, context_tokens: int, seed: int):
         from grain.experimental import index_shuffle  # imports JAX, which preparing data does not need
@@ -43,8 +43,8 @@ class TrainStream:
         return tokens_BxT1
 
     def _shuffled(self, position: int) -> int:
-        # The keyed permutation of grain's MapDataset.shuffle, evaluated at one point. It takes 20 us, and a MapDataset
-        # 100 us, which is too much of a step at batch size 1.
+        # The keyed permutation of grain's MapDataset.shuffle, evaluated at one index. It takes 20 us; a MapDataset
+        # takes 100 us, a large fraction of a step at batch size 1.
         epoch, index = divmod(position, self.sequences_per_epoch)
         seed, size = epoch_seed(self._seed, epoch), self.sequences_per_epoch
         if size not in WRONG_SIZES:
@@ -58,7 +58,7 @@ class TrainStream:
 
 @functools.lru_cache(maxsize=4)
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the 32-bit key of an epoch's permutation; keys of other seeds and epochs are unrelated."""
+    """Return the 32-bit key of an epoch's permutation; independent of those of other seeds and epochs."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
@@ -72,7 +72,7 @@ def check_splits(dataset: Dataset, context_tokens: int) -> None:
 def _check_one_sequence(split: str, tokens: int, context_tokens: int, fix: str) -> None:
     if tokens < context_tokens + 1:
         raise UserError(
-            f"the {split} split has {tokens:,} tokens, and one sequence needs {context_tokens:,} + 1; "
+            f"the {split} split has {tokens:,} tokens, but one sequence needs {context_tokens:,} + 1; "
             f"lower model.context_tokens, or {fix}"
         )
 
@@ -104,7 +104,7 @@ def validation_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (tokens_BxT1 int32, weights_BxT float32): every target of the validation split exactly once.
 
-    All batches have one shape: where the split ends, zeros with weight 0 fill the last window and rows.
+    All batches have the same shape: the last one is padded with zeros of weight 0.
     """
     targets = len(dataset.validation) - 1
     batch_tokens = batch_seqs * context_tokens

@@ -77,7 +77,7 @@ class JsonTokenizer:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self._backend.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
 
     def decode_batch(self, batch: Sequence[np.ndarray]) -> list[str]:
         return self._backend.decode_batch([ids.tolist() for ids in batch], skip_special_tokens=False)
@@ -142,8 +142,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
     trained = backend.get_vocab_size()
     if trained != vocab_size:
         raise UserError(
-            f"the training documents are too small for a vocabulary of {vocab_size}: merges end at {trained}; set "
-            f"data.tokenizer=bpe:{trained} or less"
+            f"the training documents are too small for a vocabulary of {vocab_size}, training stopped at {trained}; "
+            f"set data.tokenizer=bpe:{trained} or less"
         )
     return JsonTokenizer(backend, BPE_EOD_TOKEN, lossless=True)  # its alphabet is every byte
 
@@ -191,7 +191,7 @@ def from_file(path: Path, eod_token: str | None) -> JsonTokenizer:
     tokenizer = JsonTokenizer(backend, found)
     if tokenizer.vocab_size > LARGEST_VOCAB:
         raise UserError(
-            f"{path} has a token id {tokenizer.vocab_size - 1:,}, and ids must be below {LARGEST_VOCAB:,}; use another "
+            f"{path} has a token id {tokenizer.vocab_size - 1:,}, but ids must be below {LARGEST_VOCAB:,}; use another "
             "tokenizer, or number its tokens without gaps"
         )
     return tokenizer
@@ -207,4 +207,4 @@ def load(directory: Path) -> Tokenizer | None:
         return BytesTokenizer()
     if isinstance(config, dict) and config.get("kind") == "json" and isinstance(config.get("eod_token"), str):
         return from_file(directory / JSON_FILE, config["eod_token"])
-    raise UserError(f"{path} is damaged, or from another version; delete the directory {directory} and make it again")
+    raise UserError(f"{path} is damaged, or from another version; delete the directory {directory} and create it again")

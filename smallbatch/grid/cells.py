@@ -1,4 +1,4 @@
-"""Turn a grid into cells: complete, validated configs with stable ids, known before anything runs."""
+"""Turn a grid into cells: complete, validated configs with stable ids, before anything runs."""
 
 import functools
 import math

@@ -71,7 +71,7 @@ def sweep(
 
 
 def start(directory: SweepDirectory, name: str, config: Config, cells: list[Cell], chosen: list[Cell], flags) -> int:
-    """Run the chosen cells; return the exit code: 1 if any failed, `signals.EXIT_RESTART` if a notice ended it."""
+    """Run the chosen cells; return the exit code: 1 if any failed, `signals.EXIT_RESTART` after a preemption notice."""
     directory.check_grid(cells)
     sweep, engine = _plan(directory, cells, chosen, flags)
     if isinstance(engine, lanes.LaneEngine):
@@ -123,9 +123,12 @@ def _plan(directory: SweepDirectory, cells: list[Cell], chosen: list[Cell], flag
         else:
             groups = core_groups(count, flags.workers)
             engine, platform, cores = LocalEngine(directory, groups, keep), "cpu", len(groups[0])
-        on_cpu = lambda config: DeviceSpec("cpu", mesh_plan.cpu_devices(config, cores))
-        plans = plan_cells(cells, on_cpu if platform == "cpu" else lambda config: DeviceSpec(platform, count))
-        workers = engine.size  # the seconds of a lane are divided already
+
+        def devices_of(config: Config) -> DeviceSpec:
+            return DeviceSpec(platform, mesh_plan.cpu_devices(config, cores) if platform == "cpu" else count)
+
+        plans = plan_cells(cells, devices_of)
+        workers = engine.size  # the seconds of lanes are already divided
     return SweepPlan(directory, cells, chosen, plans, flags.stop_diverged, flags.halving, workers), engine
 
 

@@ -1,4 +1,4 @@
-"""Estimate the cost of a grid: compiled programs, tokens, FLOPs, checkpoint space, and the time that is left."""
+"""Estimate the cost of a grid: compiled programs, tokens, FLOPs, checkpoint space, and remaining time."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from smallbatch.grid.sweep_plan import SweepPlan
 from smallbatch.plan.plan import Plan
 from smallbatch.runs.progress import format_bytes, format_count, format_secs
 
-CHECKPOINTS = 2  # that a cell keeps
+CHECKPOINTS = 2  # kept per cell
 FLOAT32_BYTES = 4
 
 

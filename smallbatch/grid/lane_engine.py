@@ -1,6 +1,6 @@
 """The lane engine, for accelerators: cells of equal shape are trained as runs of one program, in this process.
 
-The cells of a group are written down when it starts and fixed until it ends, so a resumed sweep finds its groups and
+The cells of a group are saved when it starts and do not change until it ends, so a resumed sweep finds its groups and
 their checkpoints. Cells without a result and without a group form new groups.
 
 groups/NAME/group.json    cells by position, and R of their program       groups/NAME/checkpoints/
@@ -79,7 +79,7 @@ class Group:
         records.write_json(self.path / "group.json", {"cells": self.cells, "lanes": self.lanes})
 
     def remove(self) -> None:
-        """Delete the directory. group.json goes first, since the process may be killed half-way."""
+        """Delete the directory. group.json goes first, since the process may be killed in between."""
         (self.path / "group.json").unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -178,20 +178,20 @@ class LaneEngine:
         for path in sorted(self._groups.glob("*/group.json")):
             group = Group.read(path.parent)
             if all(self._directory.state(cell_id).status in RESULTS for cell_id in group.cells):
-                group.remove()  # its process was killed before it did
+                group.remove()  # its process was killed before it removed the group
             else:
                 found.append(group)
         return found
 
     def _hold(self, cell_id: str, held: contextlib.ExitStack) -> bool:
-        """Lock a cell without a result, and its run directory, as long as `held`; return False otherwise."""
+        """Lock a cell without a result and its run directory until `held` closes; return False if they cannot be."""
         with contextlib.ExitStack() as ours:
             if not ours.enter_context(self._directory.locks.held(cell_id)) or not self._is_missing(cell_id):
                 return False
             try:
                 workdir = self._directory.cell(cell_id)
                 ours.enter_context(workdirs.locked(workdir, self._cells[cell_id].config))
-            except workdirs.Locked:  # its process counted as dead while its machine was asleep
+            except workdirs.Locked:  # an earlier holder still runs: its lock went stale while its machine slept
                 return False
             except UserError as error:
                 self._fail([cell_id], error)
@@ -234,14 +234,14 @@ class LaneEngine:
 
     def _fail(self, cell_ids: Iterable[str], error: Exception) -> None:
         """Write an error to the logs of cells, and mark the cells as failed if they should not be retried."""
-        answer, text = failure(error)
+        outcome, text = failure(error)
         for cell_id in cell_ids:
             log = self._directory.log(cell_id)
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a") as file:
                 file.write(text)
-            if cell_id in self._tasks:  # not a cell that is only in the group of a task
-                self._failures.should_retry(self._tasks[cell_id], answer)
+            if cell_id in self._tasks:  # other cells of the group are not tasks of this command
+                self._failures.should_retry(self._tasks[cell_id], outcome)
 
     def _lock(self) -> contextlib.AbstractContextManager[None]:
         """Lock the groups: two processes must not form groups of the same cells."""

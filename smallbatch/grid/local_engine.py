@@ -41,7 +41,7 @@ class _Worker:
     def __init__(self, directory: SweepDirectory, cores: list[int], keep_checkpoints: bool, events: queue.Queue):
         self.cores = cores
         self.task: Task | None = None
-        self.programs: set[str] = set()  # that it has compiled
+        self.programs: set[str] = set()  # compiled by this worker
         self._log = directory.worker_log(f"{socket.gethostname()}-{os.getpid()}-{cores[0]}")
         keep = "keep" if keep_checkpoints else "drop"
         with self._log.open("ab") as stderr:
@@ -104,7 +104,10 @@ class LocalEngine:
         """Run tasks until all have ended, or until `stop()` returns True (see tasks.Engine)."""
         waiting = TaskQueue(tasks, self._directory)
         events: queue.Queue[tuple[_Worker, dict | None]] = queue.Queue()
-        start = lambda cores: _Worker(self._directory, cores, self._keep_checkpoints, events)
+
+        def start(cores: list[int]) -> _Worker:
+            return _Worker(self._directory, cores, self._keep_checkpoints, events)
+
         workers = [start(cores) for cores in self._core_groups[: len(tasks)]]
         try:
             while not stop():
@@ -136,7 +139,7 @@ class LocalEngine:
 
 
 def _choose(due: list[Task], compiled: set[str], compiled_elsewhere: set[str]) -> Task:
-    """Return a task whose program the worker has compiled; else one that no worker has; else of the commonest."""
+    """Return a task whose program this worker has compiled, else no worker, else of the most common program."""
     left = collections.Counter(task.program for task in due)
     return max(
         due, key=lambda task: (task.program in compiled, task.program not in compiled_elsewhere, left[task.program])

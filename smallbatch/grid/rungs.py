@@ -1,8 +1,8 @@
 """Successive halving over learning rates (Jamieson & Talwalkar 2016, arXiv 1502.07943).
 
-Cells that differ only in the learning rate compete. With a factor f and a budget of T tokens, each is validated at
-T/f^2 and T/f tokens, the rungs, and only the best 1/f of them, rounded up, resume. A cell that is cut has trained on a
-part of its schedule only, so its loss is not a forecast of its final loss.
+Cells that differ only in the learning rate are compared. With a factor f and a budget of T tokens, each is validated at
+T/f^2 and T/f tokens, the rungs, and only the best 1/f of them, rounded up, continue. A cell that is cut has trained on
+part of its schedule only, so its loss does not predict its final loss.
 """
 
 import math
@@ -37,7 +37,7 @@ def run_rungs(
     """
     groups = learning_rate_siblings(cells)
     for rung in range(RUNGS):
-        # {cell id: the token count of this rung, or nothing if the cell has fewer rungs}
+        # {cell id: [tokens of this rung], or [] if the cell has fewer rungs}
         targets = {cell.id: rungs(plans[cell.id], factor)[rung : rung + 1] for group in groups for cell in group}
 
         def below(targets: dict[str, list[int]] = targets) -> list[tuple[Cell, int]]:

@@ -18,7 +18,7 @@ def status_lines(
     for cell in cells:
         if states[cell.id].status == "failed":
             log_path = directory.log(cell.id)
-            log = f"; its log: {log_path}" if log_path.exists() else ""  # a worker may have died before
+            log = f"; its log: {log_path}" if log_path.exists() else ""  # a worker may have died before it wrote one
             lines.append(f"failed: {cell.name}: {states[cell.id].error}{log}")
     return lines
 

@@ -24,13 +24,13 @@ from smallbatch.runs.run_dir import RunDir
 
 FORMAT = 1
 RESULTS = ("done", "diverged")
-# {status: shape of CELL/STATUS.json}, for cells that ended without a result.
+# {status: schema of CELL/STATUS.json}, for cells that ended without a result.
 MARKS: dict[str, dict[str, Any]] = {
     "cut": {"tokens": int, "validation_loss_nats": float | None},
     "skipped": {"error": str},
     "failed": {"error": str},
 }
-GRID = {"format": int, "name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the shape of grid.json
+GRID = {"format": int, "name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the schema of grid.json
 REWRITE_GRID = "delete it and rerun the sweep with its --config, which rewrites it and keeps all results"
 
 

@@ -1,7 +1,7 @@
 """Optimizers with one running average of the gradient: momentum in its two conventions, Signum, Lion.
 
-A heavy ball sums gradients, so it moves 1/(1-b) times as far as their average. Across batch sizes only the average
-separates the learning rate from the half-life.
+Heavy-ball momentum sums gradients, so its update is 1/(1-b) times their average. Only with the average can the
+half-life be changed without changing the size of the update.
 """
 
 from typing import NamedTuple

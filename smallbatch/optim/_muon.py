@@ -11,7 +11,7 @@ from smallbatch.optim._momentum import bias_corrected_momentum
 from smallbatch.optim.decay_rates import DecayRate, Scalar, Tokens, decay
 from smallbatch.optim.transform import LearningRate, as_float32, average, required, with_learning_rate, zeros
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, singular values end in about 0.7 to 1.2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: singular values converge to about 0.7 to 1.2
 NEWTON_SCHULZ_STEPS = 5
 
 

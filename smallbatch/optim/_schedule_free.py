@@ -1,7 +1,7 @@
 """Schedule-free SGD and AdamW: averaging the iterates replaces a learning-rate schedule.
 
-There are three sequences. Gradients are taken at y, the trained parameters; the optimizer moves z, which is state; x,
-the average of z, is evaluated and follows from the two.
+There are three sequences. Gradients are taken at the parameters y. Updates are applied to z, which is optimizer state.
+The average of z, x, is used for evaluation and is computed from y and z.
 """
 
 from typing import NamedTuple

@@ -17,7 +17,7 @@ def bias_correction(step: Scalar, one_minus_b: Scalar) -> jax.Array:
 
 
 class Decay(NamedTuple):
-    """A decay rate b given as 1 - b, which float32 can hold where b is close to 1. A pytree, so it can be traced.
+    """A decay rate b given as 1 - b, which float32 represents accurately for b near 1. A pytree, so it can be traced.
 
     Wherever an optimizer takes b1 or b2, it also takes a Decay.
     """
@@ -36,8 +36,8 @@ DecayRate: TypeAlias = Scalar | Decay | None
 def decay(name: str, b: DecayRate, half_life_tokens: Tokens, tokens_per_step: Tokens) -> Decay:
     """Return the decay of the average `name`, from exactly one of b and a half-life in tokens.
 
-    Python floats are converted in float64. A traced half-life loses nothing in float32; a traced b close to 1 does, so
-    pass a half-life or a `Decay` there.
+    Python floats are converted in float64. A traced half-life is accurate in float32, but a traced b close to 1 is not:
+    pass a half-life or a `Decay` instead.
     """
     tokens_name = f"t{name[1:]}_tokens"
     if (b is None) == (half_life_tokens is None):

@@ -3,7 +3,7 @@
 The noise scale B = tr(S) / |G|^2 compares the covariance S of one sequence's gradient with the true gradient G.
 Averaging fewer sequences leaves mostly noise; averaging many more gains little (McCandlish et al. 2018, arXiv
 1812.06162, section 2). Both estimators return unbiased |G|^2 and tr(S). Average each over many updates before you
-divide: the ratio of a single update is useless.
+divide: the ratio of a single update is mostly noise.
 """
 
 import jax

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 class Optimizer:
     """One optimizer. Its key in OPTIMIZERS is the name of its function in `smallbatch.optim`."""
 
-    # Keys of the config section that it reads beside those that every optimizer reads. b1 and b2 stand for running
+    # Keys of the config section that it reads in addition to those of all optimizers. b1 and b2 stand for running
     # averages, each with a decay rate per step (b1) or a half-life in tokens (t1_tokens).
     hyperparams: tuple[str, ...] = ()
-    state_bytes: int | str = 0  # per parameter, beside scalars; as text if it depends on the shape
+    state_bytes: int | str = 0  # per parameter, without scalars; text if it depends on the shape
     default_peak_lr: float | None = None  # None: optimizer.peak_lr must be set
     bias_corrected: bool = False  # divides its averages by 1 - b^t
     sqrt_rule: bool = False  # the sqrt transfer rule holds (Malladi et al. 2022 derive it for RMSprop and Adam)

@@ -18,8 +18,8 @@ def averaged_weights(average: Tree, step: Scalar, one_minus_b: Scalar) -> Tree:
 def apply_updates(params: Tree, deltas: Tree, key: jax.Array | None = None) -> Tree:
     """Return params + deltas in the dtype of params: rounded to nearest, or with a key stochastically to bfloat16.
 
-    Nearest rounding drops an update below half of a weight's last bit (bfloat16: 2^-9 of it), however often it is
-    repeated. Stochastic rounding keeps every update in the mean.
+    Rounding to nearest loses an update below half of the weight's last bit (2^-9 of the weight in bfloat16), however
+    often it is repeated. Stochastic rounding is unbiased.
     """
     leaves, structure = jax.tree.flatten(params)
     sums = [p.astype(jnp.float32) + d for p, d in zip(leaves, structure.flatten_up_to(deltas), strict=True)]
@@ -30,7 +30,7 @@ def apply_updates(params: Tree, deltas: Tree, key: jax.Array | None = None) -> T
 
 
 def stochastic_bfloat16(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Round float32 x to one of its two bfloat16 neighbours at random, unbiased; infinities and NaN stay.
+    """Round float32 x to one of its two bfloat16 neighbours at random, unbiased; infinities and NaN are unchanged.
 
     A bfloat16 is the upper half of a float32, so add 16 random bits and drop the lower half.
     """

@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from smallbatch.analysis.read import number_format as written_numbers
-from smallbatch.analysis.read import run_files
+from smallbatch.analysis.read import number_format, run_files
 from smallbatch.analysis.read.naming import LEARNING_RATE
 from smallbatch.analysis.read.number_format import UNSET, Written
-from smallbatch.analysis.read.number_format import is_number as is_written_number
 from smallbatch.analysis.read.run_files import RowsFile
 from smallbatch.analysis.read.run_table import Run, RunTable, without_duplicates
 from smallbatch.analysis.report.tables import key_text, value_text
@@ -34,12 +32,12 @@ NUMBERS = (
     *("learning_rate", "validation_loss_se_nats"),
 )
 OPTIONAL = ("setting", "arm", "seed", "status", *NUMBERS)
-# Hyperparameters that need no naming, also written as our configs do: optimizer.peak_lr.
+# Hyperparameters that need no --columns. Config keys such as optimizer.peak_lr are accepted too.
 HYPERPARAMETERS = (
     *("peak_lr", "b1", "b2", "t1_tokens", "t2_tokens", "eps", "weight_decay", "clip_norm", "embed_lr"),
     *("warmup_frac", "warmup_tokens", "decay_frac", "final_lr_frac"),
 )
-# What other trainers and tracking services call the same thing.
+# Status names of other trainers and tracking services.
 STATUS_WORDS = {
     **dict.fromkeys(("done", "finished", "completed", "success"), "done"),
     **dict.fromkeys(("diverged", "nan"), "diverged"),
@@ -53,29 +51,29 @@ STATUS_WORDS = {
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a file are."""
+    """The meaning of the columns of a file."""
 
-    named: dict[str, str]  # our name: column
+    named: dict[str, str]  # {our name: column}
     hyperparameters: dict[str, str]  # {hyperparameter: column}
-    left_out: tuple[str, ...]  # given as -COLUMN
+    ignored: tuple[str, ...]  # given as -COLUMN
 
     @property
     def used(self) -> tuple[str, ...]:
         return (*self.named.values(), *self.hyperparameters.values())
 
     def unused(self, found: list[str]) -> list[str]:
-        return [column for column in found if column not in (*self.used, *self.left_out)]
+        return [column for column in found if column not in (*self.used, *self.ignored)]
 
 
 def parse(text: str) -> Columns:
     """Parse --columns, such as 'batch_size=bs,loss_nats=eval_loss,peak_lr=lr,warmup,-run_id'; quotes are allowed."""
     named: dict[str, str] = {}
     hyperparameters: dict[str, str] = {}
-    left_out = []
+    ignored = []
     for word in filter(None, (part.strip() for part in next(csv.reader([text], skipinitialspace=True), []))):
         name, equals, column = (part.strip() for part in word.partition("="))
         if not equals and name.startswith("-"):
-            left_out.append(name.removeprefix("-"))
+            ignored.append(name.removeprefix("-"))
         elif name in (*NEEDED, *OPTIONAL):
             named[name] = column if equals else name
         elif not equals or key_text(name) in HYPERPARAMETERS:
@@ -89,7 +87,7 @@ def parse(text: str) -> Columns:
                 f"--columns={word}: unknown name {name!r}{did_you_mean(name, names)}. Use one of {', '.join(names)}; "
                 "write the column of any other hyperparameter without ="
             )
-    return Columns(named, hyperparameters, tuple(left_out))
+    return Columns(named, hyperparameters, tuple(ignored))
 
 
 def _point_name(name: str) -> str:
@@ -100,63 +98,66 @@ def _point_name(name: str) -> str:
 def read(path: Path, columns: str) -> RunTable:
     """Return the run table of a file. Raises UserError for a column or a value that is not valid."""
     file = run_files.load(path)
-    said = _understood(path, file.columns, parse(columns))
+    mapped = _complete(path, file.columns, parse(columns))
     if not file.rows:
-        raise UserError(f"{path} has no rows; there is nothing to report")
-    rows = _typed(path, file, said)
-    runs = [_run(path, number, row, said) for number, row in enumerate(rows, 1)]
-    runs = _with_learning_rates(runs)
-    unused = said.unused(file.columns)
-    _check_repetitions(path, rows, runs, unused)
-    if "seed" not in said.named:
-        runs = _numbered(runs)
+        raise UserError(f"{path} has no rows; give a file with at least one run")
+    rows = _typed(path, file, mapped)
+    runs = _with_learning_rates([_run(path, number, row, mapped) for number, row in enumerate(rows, 1)])
+    unused = mapped.unused(file.columns)
+    _check_seeds(path, rows, runs, unused)
+    if "seed" not in mapped.named:
+        runs = _with_seeds(runs)
     kept, notes = without_duplicates(runs)
-    notes += [*file.notes, *_alike(path, kept)]
-    if unused or said.left_out:
-        notes.append(f"unused columns of {path.name}: {', '.join([*unused, *said.left_out])}")
-    statuses = dict(Counter(run.status for run in kept))
-    seeds = sorted({run.seed for run in kept}) if "seed" in said.named else []
-    provenance = {"name": path.stem, "file": str(path), "rows": len(rows), "statuses": statuses, "seeds": seeds,
-                  "columns": {**said.named, **said.hyperparameters}}  # fmt: skip
+    notes += [*file.notes, *_similar_names(path, kept)]
+    if unused or mapped.ignored:
+        notes.append(f"unused columns of {path.name}: {', '.join([*unused, *mapped.ignored])}")
+    provenance = {
+        "name": path.stem,
+        "file": str(path),
+        "rows": len(rows),
+        "statuses": dict(Counter(run.status for run in kept)),
+        "seeds": sorted({run.seed for run in kept}) if "seed" in mapped.named else [],
+        "columns": {**mapped.named, **mapped.hyperparameters},
+    }
     return RunTable(tuple(kept), tuple(notes), (provenance,))
 
 
-def _understood(path: Path, found: list[str], said: Columns) -> Columns:
-    """Return the columns with those that have our names, after a look at whether all are there."""
-    named, hyperparameters = dict(said.named), dict(said.hyperparameters)
-    for column in said.unused(found):
+def _complete(path: Path, found: list[str], given: Columns) -> Columns:
+    """Return --columns completed by the columns that have our names. Raises UserError if a column is missing."""
+    named, hyperparameters = dict(given.named), dict(given.hyperparameters)
+    for column in given.unused(found):
         if column in (*NEEDED, *OPTIONAL) and column not in named:
             named[column] = column
         elif key_text(column) in HYPERPARAMETERS:
             first = hyperparameters.setdefault(_point_name(column), column)
             if first != column:
                 raise UserError(
-                    f"{path}: columns {first} and {column} are the same hyperparameter, which needs one column; "
-                    f"ignore one with --columns=-{column}"
+                    f"{path}: columns {first} and {column} are the same hyperparameter; "
+                    f"ignore one of them with --columns=-{column}"
                 )
     for name in NEEDED:
         if name not in named:
-            raise UserError(f"{path} has no column {name}; map one to it with --columns={name}=COLUMN{_list(found)}")
-    complete = Columns(named, hyperparameters, said.left_out)
-    for column in (*complete.used, *complete.left_out):
+            raise UserError(f"{path} has no column {name}; map one to it with --columns={name}=COLUMN{_listed(found)}")
+    complete = Columns(named, hyperparameters, given.ignored)
+    for column in (*complete.used, *complete.ignored):
         if column not in found:
-            raise UserError(f"{path} has no column {column!r}{did_you_mean(column, found)}{_list(found)}")
+            raise UserError(f"{path} has no column {column!r}{did_you_mean(column, found)}{_listed(found)}")
     return complete
 
 
-def _typed(path: Path, file: RowsFile, said: Columns) -> list[dict[str, Any]]:
+def _typed(path: Path, file: RowsFile, mapped: Columns) -> list[dict[str, Any]]:
     """Return the rows with numbers parsed in our numeric columns, and in hyperparameters whose values are all numeric.
 
-    All other text is kept as written: a method may be called 001, true, nan or 2024-01.
+    All other text is kept as written, since a method may be named 001, true, nan or 2024-01.
     """
     values = {column: [row[i] for row in file.rows] for i, column in enumerate(file.columns)}
-    needed = {column: name for name, column in said.named.items() if name in (*NEEDED, "seed", *NUMBERS)}
-    if LEARNING_RATE in said.hyperparameters:
-        needed[said.hyperparameters[LEARNING_RATE]] = "learning_rate"
-    free = [column for column in said.hyperparameters.values() if column not in needed]
-    numeric = {column: "" for column in free if _looks_numeric(values[column])} | needed
+    needed = {column: name for name, column in mapped.named.items() if name in (*NEEDED, "seed", *NUMBERS)}
+    if LEARNING_RATE in mapped.hyperparameters:
+        needed[mapped.hyperparameters[LEARNING_RATE]] = "learning_rate"
+    others = [column for column in mapped.hyperparameters.values() if column not in needed]
+    numeric = {column: "" for column in others if _looks_numeric(values[column])} | needed
     try:
-        decimal = written_numbers.decimal_mark(
+        decimal = number_format.decimal_mark(
             Written(row, column, value)
             for column in numeric
             for row, value in enumerate(values[column], 1)
@@ -164,11 +165,12 @@ def _typed(path: Path, file: RowsFile, said: Columns) -> list[dict[str, Any]]:
         )
     except UserError as error:
         raise UserError(f"{path}, {error}") from error
-    for column in said.used:
+    for column in mapped.used:
         if column in numeric:
-            place = lambda row, column=column: f"{path}, row {row}: {column}"
-            name = numeric[column]
-            values[column] = [_number(value, name, decimal, place(row)) for row, value in enumerate(values[column], 1)]
+            values[column] = [
+                _number(value, numeric[column], decimal, f"{path}, row {row}: {column}")
+                for row, value in enumerate(values[column], 1)
+            ]
         else:
             values[column] = _categories(values[column])
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
@@ -176,52 +178,56 @@ def _typed(path: Path, file: RowsFile, said: Columns) -> list[dict[str, Any]]:
 
 def _with_learning_rates(runs: list[Run]) -> list[Run]:
     """Make the learning rate a hyperparameter where runs that agree in everything else differ in it."""
-    rate = lambda run: None if math.isnan(run.learning_rate) else run.learning_rate
-    rates: dict[tuple, set[float | None]] = defaultdict(set)
-    for run in runs:
-        rates[_where(run)].add(rate(run))
-    if all(len(found) == 1 for found in rates.values()):
+    rates = [None if math.isnan(run.learning_rate) else run.learning_rate for run in runs]
+    by_point: dict[tuple, set[float | None]] = defaultdict(set)
+    for run, rate in zip(runs, rates, strict=True):
+        by_point[_point_key(run)].add(rate)
+    if all(len(found) == 1 for found in by_point.values()):
         return runs
-    return [replace(run, point=tuple(sorted((*run.point, (LEARNING_RATE, rate(run)))))) for run in runs]
+    return [
+        replace(run, point=tuple(sorted((*run.point, (LEARNING_RATE, rate)))))
+        for run, rate in zip(runs, rates, strict=True)
+    ]
 
 
-def _check_repetitions(path: Path, rows: list[dict], runs: list[Run], unused: list[str]) -> None:
-    """Raise UserError if runs that would count as repetitions of one point differ in a column that is not used."""
+def _check_seeds(path: Path, rows: list[dict], runs: list[Run], unused: list[str]) -> None:
+    """Raise UserError if runs that would count as seeds of one point differ in an unused column."""
     first: dict[tuple, int] = {}
     for i, run in enumerate(runs):
-        j = first.setdefault(_where(run), i)
-        if differing := [column for column in unused if str(rows[i][column]) != str(rows[j][column])]:
+        earlier = first.setdefault(_point_key(run), i)
+        if differing := [column for column in unused if str(rows[i][column]) != str(rows[earlier][column])]:
             raise UserError(
-                f"{path}, rows {j + 1} and {i + 1} agree in batch size, arm and hyperparameters, and differ in columns "
-                f"that nobody named: {', '.join(differing)}. Are they repetitions? Add to --columns what is a "
-                f"hyperparameter ({differing[0]}), and with a minus what tells nothing ({_minus(differing)})"
+                f"{path}, rows {earlier + 1} and {i + 1} agree in batch size, arm and hyperparameters, but differ in "
+                f"unused columns: {', '.join(differing)}. If a column is a hyperparameter, add its name to --columns "
+                f"({differing[0]}). To ignore columns, add their names with a minus "
+                f"({','.join(f'-{column}' for column in differing)})"
             )
 
 
-def _minus(columns: list[str]) -> str:
-    return ",".join(f"-{column}" for column in columns)
-
-
-def _numbered(runs: list[Run]) -> list[Run]:
-    """Number the runs of each point, in the place of a seed."""
+def _with_seeds(runs: list[Run]) -> list[Run]:
+    """Number the runs of each point, for files without a seed column."""
     repeats: Counter[tuple] = Counter()
     numbered = []
     for run in runs:
-        numbered.append(replace(run, seed=repeats[_where(run)]))
-        repeats[_where(run)] += 1
+        numbered.append(replace(run, seed=repeats[_point_key(run)]))
+        repeats[_point_key(run)] += 1
     return numbered
 
 
-def _where(run: Run) -> tuple:
+def _point_key(run: Run) -> tuple:
     return run.setting, run.arm, run.batch_size, run.point
 
 
 def _looks_numeric(values: list[Any]) -> bool:
     """Return whether a column has values and all of them are numbers; unset values are ignored."""
-    is_unset = lambda value: value is None or (isinstance(value, str) and value.strip().lower() in UNSET)
-    known = [value for value in values if not is_unset(value)]
-    is_number = lambda value: is_written_number(value) if isinstance(value, str) else _is_numeric(value)
-    return bool(known) and all(map(is_number, known))
+    known = [value for value in values if not _is_unset(value)]
+    return bool(known) and all(
+        number_format.is_number(value) if isinstance(value, str) else _is_numeric(value) for value in known
+    )
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() in UNSET)
 
 
 def _is_numeric(value: Any) -> bool:
@@ -229,20 +235,20 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _number(value: Any, name: str, decimal: str, place: str) -> int | float | None:
-    """Return a value of one of our columns, or of a hyperparameter (name ''), as a number; None if it is unset."""
+    """Return a value as a number; None if it is unset. `name` is our name of the column, '' for a hyperparameter."""
+    if _is_unset(value):
+        return None
     if isinstance(value, str):
-        if value.strip().lower() in UNSET:
-            return None
-        number = written_numbers.number(value, decimal)
+        number = number_format.number(value, decimal)
         if number is None:
             raise UserError(_not_a_number(value, name, place))
-        if name in LOSSES and written_numbers.is_grouped(value, decimal):
-            raise UserError(f"{place} is {value!r}; write a loss with a decimal point and without other separators")
-        if name in COUNTS and written_numbers.looks_like_thousands(value, decimal):
+        if name in LOSSES and number_format.is_grouped(value, decimal):
+            raise UserError(f"{place} is {value!r}; write a loss with a decimal point and no thousands separators")
+        if name in COUNTS and number_format.looks_like_thousands(value, decimal):
             whole = value.strip().replace(decimal, "")
             decimals = f"{number:g}" if number == int(number) else f"{number}0"
             raise UserError(f"{place} is {value!r}, which can mean {whole} or {number}; write {whole} or {decimals}")
-    elif value is None or _is_numeric(value):
+    elif _is_numeric(value):
         number = float(value) if isinstance(value, Decimal) else value
     else:
         raise UserError(_not_a_number(value, name, place))
@@ -258,7 +264,7 @@ def _not_a_number(value: Any, name: str, place: str) -> str:
 
 
 def _categories(values: list[Any]) -> list[Any]:
-    """Return text as written; Parquet values of other types become text, and unset values None."""
+    """Return text as written. Parquet values of other types become text; unset values become None."""
     found = [_category(value) for value in values]
     return without_apostrophes(found) if all(isinstance(value, str | None) for value in found) else found
 
@@ -271,15 +277,17 @@ def _category(value: Any) -> Any:
     return value if isinstance(value, str | bool | int | float) else str(value)
 
 
-def _run(path: Path, number: int, row: dict[str, Any], said: Columns) -> Run:
-    named, place = said.named, f"{path}, row {number}"
+def _run(path: Path, number: int, row: dict[str, Any], mapped: Columns) -> Run:
+    named, place = mapped.named, f"{path}, row {number}"
 
     def value(name: str) -> Any:
         return row[named[name]] if name in named else None
 
     numbers: dict[str, Any] = {name: _or_nan(value(name)) for name in named if name in NUMBERS}
-    for name in (name for name in ("batch_size", "seed", "arm", "setting") if name in named and value(name) is None):
-        raise UserError(f"{place}: {named[name]} is empty; fill it in, or remove the row{_or_column(name, named)}")
+    for name in ("batch_size", "seed", "arm", "setting"):
+        if name in named and value(name) is None:
+            or_ignore = "" if name in NEEDED else f", or ignore the column with -{named[name]}"
+            raise UserError(f"{place}: {named[name]} is empty; fill it in, or remove the row{or_ignore}")
     batch_size = value("batch_size")
     if not (batch_size > 0 and math.isfinite(batch_size)):
         column = named["batch_size"]
@@ -290,23 +298,28 @@ def _run(path: Path, number: int, row: dict[str, Any], said: Columns) -> Run:
     status, loss = _outcome(place, value("status"), value("loss_nats"))
     setting = path.stem if value("setting") is None else value_text("setting", value("setting"))
     arm = "all runs" if value("arm") is None else str(value("arm"))
-    point = tuple(sorted((name, row[column]) for name, column in said.hyperparameters.items()))
-    if LEARNING_RATE in said.hyperparameters and "learning_rate" not in named:
-        numbers["learning_rate"] = _or_nan(row[said.hyperparameters[LEARNING_RATE]])
-    return Run(setting=setting, arm=arm, batch_size=batch_size, seed=int(seed), point=point, status=status,
-               loss_nats=loss, source=f"{path.name}, row {number}", **numbers)  # fmt: skip
+    point = tuple(sorted((name, row[column]) for name, column in mapped.hyperparameters.items()))
+    if LEARNING_RATE in mapped.hyperparameters and "learning_rate" not in named:
+        numbers["learning_rate"] = _or_nan(row[mapped.hyperparameters[LEARNING_RATE]])
+    return Run(
+        setting=setting,
+        arm=arm,
+        batch_size=batch_size,
+        seed=int(seed),
+        point=point,
+        status=status,
+        loss_nats=loss,
+        source=f"{path.name}, row {number}",
+        **numbers,
+    )
 
 
 def _or_nan(number: float | None) -> float:
     return math.nan if number is None else number
 
 
-def _or_column(name: str, named: dict[str, str]) -> str:
-    return "" if name in NEEDED else f", or leave the column out with -{named[name]}"
-
-
 def _outcome(place: str, status: Any, loss: float | None) -> tuple[str, float]:
-    """Return (status, loss). Without a status column, a non-finite loss means diverged, an empty one missing."""
+    """Return (status, loss). Without a status, a non-finite loss means diverged and an empty one means missing."""
     loss_nats = _or_nan(loss)
     unfinished = "missing" if loss is None else "diverged"
     if status is None:
@@ -320,21 +333,21 @@ def _outcome(place: str, status: Any, loss: float | None) -> tuple[str, float]:
     return word, {"done": loss_nats, "diverged": math.inf}.get(word, np.nan)
 
 
-def _alike(path: Path, runs: list[Run]) -> list[str]:
-    """Return a note for each set of names that differ only in spaces or capitals; they count as different."""
+def _similar_names(path: Path, runs: list[Run]) -> list[str]:
+    """Return a note for each set of names that differ only in spaces or capitals."""
     notes = []
     for kind, names in (("arm", {run.arm for run in runs}), ("setting", {run.setting for run in runs})):
         same: dict[str, list[str]] = defaultdict(list)
         for name in sorted(names):
             same[" ".join(name.split()).casefold()].append(name)
         notes += [
-            f"{path.name}: the {kind}s {' and '.join(map(repr, alike))} differ only in spaces or capitals; they count "
-            "as different"
-            for alike in same.values()
-            if len(alike) > 1
+            f"{path.name}: the {kind}s {' and '.join(map(repr, similar))} differ only in spaces or capitals; they "
+            "count as different"
+            for similar in same.values()
+            if len(similar) > 1
         ]
     return notes
 
 
-def _list(found: list[str]) -> str:
+def _listed(found: list[str]) -> str:
     return f"; it has {', '.join(found)}"

@@ -16,7 +16,7 @@ def second_half(records: Sequence[dict[str, Any]], context_tokens: float) -> dic
     """Return the means of the gradient and update fields over the second half of the train records.
 
     The first half includes the warm-up and the initial drop of the loss, where norms differ in magnitude. Fields
-    without any number are omitted.
+    without values are omitted.
 
     `grad_norm_sq` is E|g|^2, computed from the recorded means as |G|^2 + tr(S)/B. Both estimators of the noise scale
     (optim/diagnostics.py) satisfy this exactly at every update. The square of the recorded mean of |g| would be too
@@ -40,7 +40,11 @@ def _squared_norms(records: Sequence[dict[str, Any]], context_tokens: float) -> 
 
     The batch size is computed from the tokens and steps of each record, since it may change during a run.
     """
-    column = lambda name: np.array([np.nan if (x := record.get(name)) is None else x for record in records], float)
+
+    def column(name: str) -> np.ndarray:
+        values = (record.get(name) for record in records)
+        return np.array([np.nan if value is None else value for value in values], float)
+
     tokens, steps = (np.diff(column(name), prepend=0.0) for name in ("tokens", "step"))
     batch_size = np.divide(tokens / context_tokens, steps, out=np.full(len(records), np.nan), where=steps > 0)
     return column("grad_signal_sq") + column("grad_noise_sq") / batch_size

@@ -34,7 +34,7 @@ NO_EFFECT = {
 
 @dataclass(frozen=True)
 class Identity:
-    """The place of a run in the run table."""
+    """The setting, method and hyperparameters of a run."""
 
     setting: str
     arm: str

@@ -33,7 +33,7 @@ def load(path: Path) -> RowsFile:
         raise UserError(f"--csv={path} does not exist; give the path of a CSV or Parquet file")
     found = _parquet(path) if path.suffix == ".parquet" else _csv(path)
     if twice := [column for column, times in Counter(found.columns).items() if times > 1]:
-        raise UserError(f"{path} has several columns {twice[0]!r}; names must be unique: rename or remove the others")
+        raise UserError(f"{path} has several columns {twice[0]!r}; rename or remove all but one")
     return found
 
 
@@ -61,7 +61,7 @@ def _csv(path: Path) -> RowsFile:
     comments: list[str] = []
     records = _records(path, text, delimiter, comments)
     columns = [name.strip() or f"column{i}" for i, name in enumerate(next(records))]
-    comments.clear()  # a comment above the header cannot be a row by mistake
+    comments.clear()  # only a comment below the header could be a row that starts with #
     rows = []
     for fields in records:
         if not any(field.strip() for field in fields):

@@ -1,7 +1,7 @@
-"""The run table: every run that was asked for, what became of it, and the grids that the runs form.
+"""The run table: every planned run with its outcome, and the grids that the runs form.
 
-One idea: a run is a point (setting, arm, batch size, hyperparameters, seed) with an outcome. What did not come to a
-loss stays in the table and is counted: a diverged run has the loss +inf, a missing one NaN.
+Setting, arm, batch size, hyperparameters and seed identify a run. Runs without a loss remain in the table: the loss of
+a diverged run is +inf, that of a missing run is NaN.
 """
 
 import functools
@@ -14,24 +14,24 @@ import numpy as np
 
 from smallbatch.analysis.stats.curves import Curve
 
-# done, diverged: results. cut: ended early because it was clearly worse; skipped: not run, because a lower learning
-# rate diverged; failed: crashed; missing: not run, or not yet.
+# done, diverged: have a result; cut: ended early because it was clearly worse; skipped: not run because a lower
+# learning rate diverged; failed: crashed; missing: not run, or not finished.
 STATUSES = ("done", "diverged", "cut", "skipped", "failed", "missing")
 Point: TypeAlias = tuple[tuple[str, Any], ...]  # ((hyperparameter, value), ...), sorted by name
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Run:
-    """One run; NaN stands for what is not known."""
+    """One run; NaN means unknown."""
 
-    setting: str  # what is not to be tuned: the sweep, and model, data and budget where they are swept
-    arm: str  # what a curve belongs to: an optimizer, with the way its averages are given
+    setting: str  # the sweep, and the model, data and budget if they differ within it
+    arm: str  # the method, which has its own curve: an optimizer and how its decay rates are set
     batch_size: float  # sequences per optimizer update
     seed: int
     point: Point
     status: str
     loss_nats: float  # on the validation set at the end; +inf if diverged
-    average_loss_nats: float = np.nan  # of the average of the weights
+    average_loss_nats: float = np.nan  # of the averaged weights
     validation_loss_se_nats: float = np.nan  # standard error of loss_nats over the validation set
     learning_rate: float = np.nan  # the peak
     tokens: float = np.nan
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def final_loss_nats(self) -> float:
-        """The loss that grids are compared by: a run cut short was worse, so that it counts like a diverged one."""
+        """The loss used to compare runs; +inf for cut and skipped runs, which count as diverged."""
         return np.inf if self.status in ("cut", "skipped") else self.loss_nats
 
 
@@ -68,16 +68,16 @@ class Group:
 
     @functools.cached_property
     def loss_PxS(self) -> np.ndarray:
-        """Final losses: NaN where there is no run, +inf where it diverged."""
+        """Final losses; NaN without a run, +inf for a diverged one."""
         return np.array([[np.nan if run is None else run.final_loss_nats for run in row] for row in self.runs], float)
 
     @functools.cached_property
     def mean_P(self) -> np.ndarray:
-        """Mean over the seeds that were run, a point at a time; NaN where none was."""
+        """Mean of each point over its seeds; NaN without any."""
         return mean_over_seeds(self.loss_PxS)
 
     def values(self, hyperparameter: str) -> list[Any]:
-        """The value of a hyperparameter at every point."""
+        """Return the value of a hyperparameter at every point."""
         return [dict(point).get(hyperparameter) for point in self.points]
 
     def all_runs(self) -> list[Run]:
@@ -86,7 +86,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class RunTable:
-    """All runs, what is to be said about how they were read, and where they come from."""
+    """All runs, notes about how they were read, and their provenance."""
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ class RunTable:
 
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Groups in the order of settings and arms as they were read, batch sizes ascending."""
+        """Groups in the order in which settings and arms were read, then by ascending batch size."""
         settings, arms = self.settings, self.arms
         runs: dict[tuple, list[Run]] = defaultdict(list)
         for run in self.runs:
@@ -114,7 +114,7 @@ class RunTable:
         return tuple(sorted({run.batch_size for run in self.runs}))
 
     def series(self) -> dict[tuple[str, str], list[Group]]:
-        """The groups of each (setting, arm), by batch size: what a curve against batch size goes through."""
+        """Return the groups of each (setting, arm) by ascending batch size."""
         series: dict[tuple[str, str], list[Group]] = defaultdict(list)
         for group in self.groups:
             series[group.setting, group.arm].append(group)
@@ -122,7 +122,7 @@ class RunTable:
 
 
 def joined(tables: Sequence[RunTable]) -> RunTable:
-    """Return one table of the runs of several."""
+    """Return one table with the runs of several."""
     return RunTable(
         tuple(run for table in tables for run in table.runs),
         tuple(note for table in tables for note in table.notes),
@@ -131,44 +131,43 @@ def joined(tables: Sequence[RunTable]) -> RunTable:
 
 
 def mean_over_seeds(loss_PxS: np.ndarray) -> np.ndarray:
-    """Return the mean of each row over what is not NaN; +inf if any of it is, NaN if nothing is there."""
+    """Return the mean of each row without its NaNs; +inf if a value is +inf, NaN if all are NaN."""
     known = ~np.isnan(loss_PxS)
     total = np.where(known, loss_PxS, 0.0).sum(1)
     return np.divide(total, known.sum(1), out=np.full(len(loss_PxS), np.nan), where=known.any(1))
 
 
 def without_duplicates(runs: list[Run]) -> tuple[list[Run], list[str]]:
-    """Return the runs with one for each point and seed, and what is to be said about the others.
+    """Return one run for each point and seed, and a note about the others.
 
-    Of two runs of the same point and seed the one with a loss is kept, then the one read first: they are repetitions of
-    one experiment, and counting them twice would make the noise over seeds look smaller than it is.
+    Of two runs with the same point and seed, the one with a loss is kept, or else the one that was read first. Counting
+    both would underestimate the noise over seeds.
     """
     kept: dict[tuple, Run] = {}
     dropped = 0
     for run in runs:
         key = (run.setting, run.arm, run.batch_size, run.point, run.seed)
-        if key in kept:
-            dropped += 1
-            if not (np.isnan(kept[key].loss_nats) and not np.isnan(run.loss_nats)):
-                continue
-        kept[key] = run
-    said = f"{dropped} run{'s' * (dropped != 1)} repeated a point and seed that was there already: left out"
-    return list(kept.values()), [said] if dropped else []
+        dropped += key in kept
+        if key not in kept or (np.isnan(kept[key].loss_nats) and not np.isnan(run.loss_nats)):
+            kept[key] = run
+    note = f"{dropped} run{'s' * (dropped != 1)} ignored: same point and seed as another run"
+    return list(kept.values()), [note] if dropped else []
 
 
 def _group(runs: list[Run]) -> Group:
     points = sorted({run.point for run in runs}, key=_sort_key)
     seeds = sorted({run.seed for run in runs})
     matrix: list[list[Run | None]] = [[None] * len(seeds) for _ in points]
-    row, column = {p: i for i, p in enumerate(points)}, {s: i for i, s in enumerate(seeds)}
+    rows = {point: i for i, point in enumerate(points)}
+    columns = {seed: i for i, seed in enumerate(seeds)}
     for run in runs:
-        matrix[row[run.point]][column[run.seed]] = run
+        matrix[rows[run.point]][columns[run.seed]] = run
     first = runs[0]
     return Group(first.setting, first.arm, first.batch_size, tuple(points), tuple(seeds), tuple(map(tuple, matrix)))
 
 
 def _sort_key(point: Point) -> list[tuple]:
-    """Numbers by size, before words, before what is unset."""
+    """Sort numbers by size, then text, then unset values."""
     return [
         (0, value, "") if isinstance(value, int | float) else (1 + (value is None), 0.0, str(value))
         for _, value in point

@@ -1,13 +1,13 @@
-"""Sweep and run directories of this trainer, read into the run table.
+"""Read sweep directories and run directories into the run table.
 
-One idea: a cell is what its directory says it is, and a directory that says nothing is a missing cell. A file that is
-damaged costs its cell and is stated; only a directory that holds no runs at all is refused.
+The files in the directory of a cell determine its status; a cell without files is missing. A damaged file adds a note,
+and its cell is skipped or counted as missing. Only a directory without any runs is an error.
 """
 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from smallbatch.files import json_files, paths
 from smallbatch.runs.records import FORMER_STATUSES, STATUSES, plan_hyperparams, read_metrics
 
 GRID_FORMAT = 1
-NAMED = 3  # run directories listed in the name of a setting
-GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the shape of grid.json
-# Keys of a config that are read as numbers here, with their types.
+MAX_LISTED = 3  # run directories in the name of a setting
+GRID = {"name": str, "config": {}, "cells": [{"id": str, "values": {}}]}  # the schema of grid.json
+# Config keys that are read as numbers, with their types.
 READ_KEYS = {
     naming.BATCH_SIZE: int,
     naming.SEED: int | None,
@@ -39,20 +39,20 @@ class NotReportable(UserError):
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run that was asked for: where it is, or would be, and its config as {dotted key: value}."""
+class CellDir:
+    """One run of a sweep: its directory, which may not exist yet, and its config as {dotted key: value}."""
 
     directory: Path
     config: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A directory of cells; `base` is the config that they deviate from, where there is one."""
+class SweepDir:
+    """A directory of cells. `base` is the config that the cells override; None without grid.json."""
 
     name: str
     directory: Path
-    cells: tuple[Cell, ...]
+    cells: tuple[CellDir, ...]
     arm_keys: tuple[str, ...]
     base: dict[str, Any] | None
 
@@ -60,13 +60,13 @@ class Sweep:
 def read(paths: Sequence[Path]) -> RunTable:
     """Return the run table of sweep directories, run directories, or directories of run directories."""
     notes: Counter[str] = Counter()
-    sweeps = _runs_together(_told_apart([find(path, notes) for path in paths]))
+    sweeps = _merge_single_runs(_with_unique_names([find(path, notes) for path in paths]))
     identities = naming.identify(
         [Named(sweep.name, [cell.config for cell in sweep.cells], sweep.arm_keys) for sweep in sweeps]
     )
     runs: list[Run] = []
     provenance: list[dict[str, Any]] = []
-    used_tokens: dict[Any, set[float]] = defaultdict(set)  # {budget: tokens of its runs}; rounded up to whole updates
+    used_tokens: dict[Any, set[float]] = defaultdict(set)  # {budget: tokens that its runs trained on}
     for sweep, own in zip(sweeps, identities, strict=True):
         results: list[dict[str, Any]] = []
         found = [_read_cell(cell, i, notes, results) for cell, i in zip(sweep.cells, own, strict=True)]
@@ -82,49 +82,49 @@ def read(paths: Sequence[Path]) -> RunTable:
                 "is rounded up to whole updates; their losses are not at equal tokens"
             ] += 1
     kept, dropped = without_duplicates(runs)
-    said = [text if count == 1 else f"{text} ({count} times)" for text, count in notes.items()]
-    return RunTable(tuple(kept), (*said, *dropped), tuple(provenance))
+    counted = [text if count == 1 else f"{text} ({count} times)" for text, count in notes.items()]
+    return RunTable(tuple(kept), (*counted, *dropped), tuple(provenance))
 
 
-def find(path: Path, notes: Counter[str]) -> Sweep:
-    """Return the cells of a directory. Raises UserError where it holds neither a sweep nor a run."""
+def find(path: Path, notes: Counter[str]) -> SweepDir:
+    """Return the cells of a directory. Raises UserError if it contains neither a sweep nor a run."""
     if not paths.is_dir(path):
-        raise UserError(f"there is no directory {path}; name a sweep directory, a run directory or a folder of runs")
+        raise UserError(f"there is no directory {path}; give a sweep directory, a run directory or a folder of runs")
     name = paths.resolved(path).name
     if paths.exists(path / "grid.json") or paths.is_dir(path / "cells"):
         try:
-            return _asked_for(path)
+            return _sweep_directory(path)
         except UserError as error:
             if isinstance(error, NotReportable) or not (cells := _run_directories(path / "cells", notes)):
                 raise
             notes[f"{error}; the report includes only the {len(cells)} cells that were started"] += 1
-            return Sweep(name, path, tuple(cells), (), None)
+            return SweepDir(name, path, tuple(cells), (), None)
     if paths.exists(path / "config.json"):
-        return Sweep(name, path, (_run_directory(path),), (), None)
+        return SweepDir(name, path, (_run_directory(path),), (), None)
     cells = _run_directories(path, notes)
     if not cells:
         raise UserError(
-            f"{path} is no sweep (grid.json), no run (config.json, result.json) and holds no runs; "
-            "name a directory that `smallbatch.sweep` or `smallbatch.train` wrote"
+            f"{path} contains no sweep (grid.json) and no runs (config.json, result.json); "
+            "give a directory that `smallbatch.sweep` or `smallbatch.train` wrote"
         )
-    return Sweep(name, path, tuple(cells), (), None)
+    return SweepDir(name, path, tuple(cells), (), None)
 
 
-def _run_directories(path: Path, notes: Counter[str]) -> list[Cell]:
+def _run_directories(path: Path, notes: Counter[str]) -> list[CellDir]:
     """Return the run directories in a directory; skip one with a damaged config.json, with a note."""
     cells = []
     for directory in (entry for entry in paths.entries(path) if paths.exists(entry / "config.json")):
         try:
             cells.append(_run_directory(directory))
         except UserError as error:
-            notes[f"{error}; left out"] += 1
+            notes[f"{error}; the run is ignored"] += 1
     return cells
 
 
-def _run_directory(path: Path) -> Cell:
+def _run_directory(path: Path) -> CellDir:
     config = naming.flatten(json_files.read_config(path / "config.json"))
     _check_read_keys(config, path / "config.json")
-    return Cell(path, config)
+    return CellDir(path, config)
 
 
 def _check_read_keys(config: dict[str, Any], file: Path) -> None:
@@ -133,12 +133,12 @@ def _check_read_keys(config: dict[str, Any], file: Path) -> None:
         raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
 
 
-def _asked_for(path: Path) -> Sweep:
+def _sweep_directory(path: Path) -> SweepDir:
     file = path / "grid.json"
     grid = json_files.read_object(file, {"format": int}, "the grid of a sweep")
     if grid["format"] != GRID_FORMAT:
         raise NotReportable(
-            f"{file} has format {grid['format']!r}, and this version reads format {GRID_FORMAT}; use the version of "
+            f"{file} has format {grid['format']!r}, but this version reads format {GRID_FORMAT}; use the version of "
             "smallbatch that wrote it"
         )
     if problem := json_files.mismatch(grid, GRID):
@@ -146,53 +146,47 @@ def _asked_for(path: Path) -> Sweep:
     base, arms = naming.flatten(grid["config"]), grid.get("arms") or []
     if json_files.mismatch(arms, [str] if isinstance(arms, list) else str):
         raise UserError(f"{file} is damaged (arms is {arms!r}, not a key or a list of keys); restore it from a copy")
-    cells = tuple(Cell(path / "cells" / cell["id"], {**base, **cell["values"]}) for cell in grid["cells"])
+    cells = tuple(CellDir(path / "cells" / cell["id"], {**base, **cell["values"]}) for cell in grid["cells"])
     for cell in cells:
         _check_read_keys(cell.config, file)
     if not cells:
-        raise NotReportable(
-            f"{file} has no cells, and a report needs at least one; give the directory of another sweep"
-        )
-    return Sweep(grid["name"], path, cells, (arms,) if isinstance(arms, str) else tuple(arms), grid["config"])
+        raise NotReportable(f"{file} has no cells; give the directory of a sweep with at least one cell")
+    return SweepDir(grid["name"], path, cells, (arms,) if isinstance(arms, str) else tuple(arms), grid["config"])
 
 
-def _told_apart(sweeps: list[Sweep]) -> list[Sweep]:
-    """Sweeps of the same name are called by their directories, so that they stay two settings."""
+def _with_unique_names(sweeps: list[SweepDir]) -> list[SweepDir]:
+    """Use the directory as the name of each sweep whose name occurs twice, so that each remains its own setting."""
+    directories = [paths.resolved(sweep.directory) for sweep in sweeps]
+    if repeated := [directory for directory, times in Counter(directories).items() if times > 1]:
+        raise UserError(f"the directory {repeated[0]} is given twice; give it once")
     times = Counter(sweep.name for sweep in sweeps)
-    directories = {paths.resolved(sweep.directory) for sweep in sweeps}
-    if len(directories) < len(sweeps):
-        raise UserError("a directory is named twice; name each once")
-    return [
-        sweep if times[sweep.name] == 1 else
-        Sweep(str(sweep.directory), sweep.directory, sweep.cells, sweep.arm_keys, sweep.base)
-        for sweep in sweeps
-    ]  # fmt: skip
+    return [sweep if times[sweep.name] == 1 else replace(sweep, name=str(sweep.directory)) for sweep in sweeps]
 
 
-def _runs_together(sweeps: list[Sweep]) -> list[Sweep]:
-    """Combine run directories given one by one into one setting, as if their folder had been given."""
+def _merge_single_runs(sweeps: list[SweepDir]) -> list[SweepDir]:
+    """Combine run directories that were given separately into one setting, as if their parent had been given."""
     runs = [sweep for sweep in sweeps if len(sweep.cells) == 1 and sweep.cells[0].directory == sweep.directory]
     if len(runs) < 2:
         return sweeps
     names = [run.name for run in runs]
-    name = ", ".join(names) if len(names) <= NAMED else f"{', '.join(names[:NAMED])} and {len(names) - NAMED} more"
+    name = ", ".join(names[:MAX_LISTED]) + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
     parent = Path(os.path.commonpath([run.directory.resolve() for run in runs]))
-    together = Sweep(name, parent, tuple(run.cells[0] for run in runs), (), None)
-    return [*(sweep for sweep in sweeps if sweep not in runs), together]
+    merged = SweepDir(name, parent, tuple(run.cells[0] for run in runs), (), None)
+    return [*(sweep for sweep in sweeps if sweep not in runs), merged]
 
 
-def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: list[dict[str, Any]]) -> Run:
-    """Return the run of a cell. What cannot be read is noted, and makes it a missing one."""
-    where, config = cell.directory, cell.config
+def _read_cell(cell: CellDir, identity: Identity, notes: Counter[str], results: list[dict[str, Any]]) -> Run:
+    """Return the run of a cell. A cell whose outcome cannot be read gets a note and is missing."""
+    directory, config = cell.directory, cell.config
     try:
-        status, loss, result = _outcome(where)
+        status, loss, result = _outcome(directory)
     except UserError as error:
         status, loss, result = "missing", np.nan, {}
         notes[f"{error}; counted as missing"] += 1
-    known: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if result:
         results.append(result)
-        known = _along_the_run(where, _number(config.get("model.context_tokens")), notes)
+        extra = _curves_and_plan(directory, _number(config.get("model.context_tokens")), notes)
     return Run(
         setting=identity.setting,
         arm=identity.arm,
@@ -202,7 +196,7 @@ def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: lis
         status=status,
         loss_nats=loss,
         average_loss_nats=_number(result.get("average_validation_loss_nats")),
-        learning_rate=known.pop("peak_lr", _number(config.get("optimizer.peak_lr"))),
+        learning_rate=extra.pop("peak_lr", _number(config.get("optimizer.peak_lr"))),
         tokens=_number(result.get("tokens")),
         flops=_number(result.get("flops")),
         steps=_number(result.get("optimizer_steps")),
@@ -211,75 +205,79 @@ def _read_cell(cell: Cell, identity: Identity, notes: Counter[str], results: lis
         program_memory_bytes=_number(result.get("program_memory_bytes")),
         params=_number(result.get("params")),
         context_tokens=_number(config.get("model.context_tokens")),
-        source=str(where),
-        failure_file=str(where / "failed.json") if status == "failed" else "",
+        source=str(directory),
+        failure_file=str(directory / "failed.json") if status == "failed" else "",
         validation_loss_se_nats=_number(result.get("validation_loss_se_nats")),
-        **known,
+        **extra,
     )
 
 
-def _outcome(where: Path) -> tuple[str, float, dict[str, Any]]:
-    """Return (status, loss, result.json) of a run directory; the result is {} where the run did not end by itself.
+def _outcome(directory: Path) -> tuple[str, float, dict[str, Any]]:
+    """Return (status, loss, result.json) of a run directory; the result is {} unless the run is done or diverged.
 
-    Read key by key, not by records.read_result, which refuses results of other versions: they are read years later.
+    The keys are checked one by one. records.read_result would reject the results of earlier versions.
     """
-    if paths.exists(where / "result.json"):
-        result = json_files.read_object(where / "result.json", {"status": str}, "the result of a run")
+    file = directory / "result.json"
+    if paths.exists(file):
+        result = json_files.read_object(file, {"status": str}, "the result of a run")
         if result["status"] not in (*STATUSES, *FORMER_STATUSES):
             raise UserError(
-                f"{where / 'result.json'} is damaged (status is {result['status']!r}, not {' or '.join(STATUSES)}); "
+                f"{file} is damaged (status is {result['status']!r}, not {' or '.join(STATUSES)}); "
                 "restore it from a copy"
             )
         nested = {key: {} for key in ("versions", "device") if result.get(key) is not None}
         if problem := json_files.mismatch(result, nested):
-            raise UserError(f"{where / 'result.json'} is damaged ({problem}); restore it from a copy")
-        if result["status"] in ("done", "diverged"):  # a stopped run may be resumed, or be cut by early stopping
+            raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
+        if result["status"] in ("done", "diverged"):  # a stopped run may still be resumed or cut
             loss = _number(result.get("validation_loss_nats"))
-            diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a loss that is not finite is null
+            diverged = result["status"] == "diverged" or not np.isfinite(loss)  # a non-finite loss is written as null
             return ("diverged", np.inf, result) if diverged else ("done", loss, result)
-    if paths.exists(where / "cut.json"):
-        cut = json_files.read_object(where / "cut.json", {"validation_loss_nats": float | None}, "about a cut cell")
+    if paths.exists(directory / "cut.json"):
+        cut = json_files.read_object(directory / "cut.json", {"validation_loss_nats": float | None}, "a cut cell")
         return "cut", _number(cut["validation_loss_nats"]), {}
-    if paths.exists(where / "skipped.json"):
+    if paths.exists(directory / "skipped.json"):
         return "skipped", np.inf, {}
-    return ("failed" if paths.exists(where / "failed.json") else "missing"), np.nan, {}
+    return ("failed" if paths.exists(directory / "failed.json") else "missing"), np.nan, {}
 
 
-def _along_the_run(where: Path, context_tokens: float, notes: Counter[str]) -> dict[str, Any]:
-    """Return the curves of a run, what it recorded of gradients, and its learning rate after transfer rules."""
-    known: dict[str, Any] = {}
+def _curves_and_plan(directory: Path, context_tokens: float, notes: Counter[str]) -> dict[str, Any]:
+    """Return the curves of a run, its gradient records, and its learning rate after transfer rules."""
+    found: dict[str, Any] = {}
     try:
-        records = read_metrics(where / "metrics.jsonl")
+        records = read_metrics(directory / "metrics.jsonl")
         train = [record for record in records if record["kind"] == "train"]
         if train:
-            known["training"] = curves.training_curve(train)
-            known["gradients"] = gradient_records.second_half(train, context_tokens)
+            found["training"] = curves.training_curve(train)
+            found["gradients"] = gradient_records.second_half(train, context_tokens)
             validations = [record for record in records if record["kind"] == "validation"]
             if validations:
-                known["validation"] = curves.validation_curve(validations, known["training"])
-        with (where / "metrics.jsonl").open("rb") as file:
+                found["validation"] = curves.validation_curve(validations, found["training"])
+        with (directory / "metrics.jsonl").open("rb") as file:
             if file.seek(0, 2) and (file.seek(-1, 2), file.read(1))[1] != b"\n":
-                notes["a metrics.jsonl ends in half a line, which was left out"] += 1
+                notes["a metrics.jsonl ends in an incomplete line, which is ignored"] += 1
     except UserError as error:
-        notes[f"{error}; its curve was left out"] += 1
+        notes[f"{error}; the curve of this run is ignored"] += 1
     try:
-        plan = json_files.read_object(where / "plan.json", {}, "the plan of a run")
-        known["peak_lr"] = _number(plan_hyperparams(plan, where / "plan.json").get("peak_lr"))
+        plan = json_files.read_object(directory / "plan.json", {}, "the plan of a run")
+        found["peak_lr"] = _number(plan_hyperparams(plan, directory / "plan.json").get("peak_lr"))
         optimizer = plan.get("optimizer")
-        if known.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
-            known["gradients"][gradient_records.SUCCESSIVE] = 1.0
+        if found.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
+            found["gradients"][gradient_records.SUCCESSIVE] = 1.0
     except UserError as error:
-        notes[f"{error}; the learning rate is that of the config, without transfer rules"] += 1
-    return known
+        notes[f"{error}; the learning rate is the value in the config, without transfer rules"] += 1
+    return found
 
 
-def _provenance(sweep: Sweep, runs: list[Run], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Say where the numbers come from: versions, code, data, devices, seeds, statuses, the base config."""
+def _provenance(sweep: SweepDir, runs: list[Run], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the provenance of the runs: versions, code, data, devices, seeds, statuses, the base config."""
     versions: dict[str, set[str]] = {}
     for result in results:
         for package, version in (result.get("versions") or {}).items():
             versions.setdefault(package, set()).add(str(version))
-    different = lambda key: sorted({str(result.get(key)) for result in results if result.get(key) is not None})
+
+    def distinct(key: str) -> list[str]:
+        return sorted({str(result[key]) for result in results if result.get(key) is not None})
+
     devices = {" ".join(map(str, (result.get("device") or {}).values())) for result in results}
     return {
         "name": sweep.name,
@@ -288,12 +286,12 @@ def _provenance(sweep: Sweep, runs: list[Run], results: list[dict[str, Any]]) ->
         "statuses": dict(Counter(run.status for run in runs)),
         "seeds": sorted({run.seed for run in runs}),
         "versions": {package: sorted(found) for package, found in sorted(versions.items())},
-        "code": different("git_sha"),
+        "code": distinct("git_sha"),
         "code_with_local_changes": sum(bool(result.get("git_dirty")) for result in results),
-        "datasets": different("dataset_sha256"),
+        "datasets": distinct("dataset_sha256"),
         "devices": sorted(devices),
-        "fingerprints": different("fingerprint"),
-        "finished": [min(times), max(times)] if (times := different("finished")) else [],
+        "fingerprints": distinct("fingerprint"),
+        "finished": [times[0], times[-1]] if (times := distinct("finished")) else [],
         "config": sweep.base,
     }
 

@@ -74,11 +74,11 @@ def batch_colour(batch_size: float) -> str:
 
 def method_style(index: int) -> dict:
     """Return colour, marker and dashes of the method with this index."""
-    n = len(METHODS_LIGHT)
+    colours = len(METHODS_LIGHT)
     return {
-        "color": f"#0a00{index % n:02x}",
+        "color": f"#0a00{index % colours:02x}",
         "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // n % 4],
+        "linestyle": DASHES[index // colours % 4],
     }
 
 
@@ -203,11 +203,12 @@ def count_axis(axis, log: bool = True, whole: bool = False) -> None:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Return three to seven round numbers between two ends, or fewer if there are not as many."""
+    """Return three to seven round numbers between two ends, or fewer if there are fewer."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     found: list[float] = []
     for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, *range(2, 10))):
-        found = [t for d in decades for m in mantissas if low <= (t := m * 10.0**d) <= high]
+        ticks = (mantissa * 10.0**decade for decade in decades for mantissa in mantissas)
+        found = [tick for tick in ticks if low <= tick <= high]
         if len(found) >= 3:
             break
     return found[:: -(-len(found) // 7)] if found else [low, high]

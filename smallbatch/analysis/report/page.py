@@ -51,7 +51,7 @@ def draw(analysis: Analysis) -> dict[Section, list[Drawing]]:
 
 def _unused_name(name: str, used: set[str]) -> str:
     """Return a name as a file name that is not in `used`, and add it there."""
-    safe = "".join(c if c.isalnum() else "-" for c in name).encode()[:NAME_BYTES].decode(errors="ignore")
+    safe = "".join(letter if letter.isalnum() else "-" for letter in name).encode()[:NAME_BYTES].decode(errors="ignore")
     unique, number = safe, 1
     while unique.casefold() in used:
         number += 1
@@ -133,7 +133,8 @@ def _provenance(source: Row) -> dict:
             continue
         if isinstance(value, dict):
             value = ", ".join(
-                f"{k} {' and '.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items()
+                f"{name} {' and '.join(map(str, part)) if isinstance(part, list) else part}"
+                for name, part in value.items()
             )
         elif isinstance(value, list):
             value = (" to " if key == "finished" else ", ").join(map(str, value))

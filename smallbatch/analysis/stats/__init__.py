@@ -1,1 +1,1 @@
-"""Statistics: intervals, fits and the choice of settings."""
+"""Statistics: confidence intervals, fits, and the selection of hyperparameters."""

@@ -1,6 +1,6 @@
 """Fit y = a + b / B to the steps to a loss, or to the mean squared gradient norm, against batch size B.
 
-Both fall as 1/B and level off at a. The two terms are equal at B = b/a. The law is fitted in log y, so every batch size
+Both decrease as 1/B towards a. The two terms are equal at B = b/a. The law is fitted in log y, so every batch size
 has the same weight.
 
 The data may bound b/a on one side only: under perfect scaling (a = 0) any large b/a fits, and where y is constant
@@ -38,15 +38,15 @@ class BatchLaw:
 
     @property
     def ratio(self) -> float:
-        """b / a: the batch size at which both parts are equal; infinite under perfect scaling."""
+        """b / a: the batch size at which both terms are equal; infinite under perfect scaling."""
         return self.b / self.a if self.a else math.inf
 
 
 def fit(batch_size: np.ndarray, y: np.ndarray) -> BatchLaw | None:
     """Fit log y = log(a + b/B) by least squares; None with fewer than two different batch sizes.
 
-    Values at the same batch size (seeds) are first averaged in log y. They share the deviation of that batch size
-    from the law, so they are not independent points.
+    Values at the same batch size (seeds) are first averaged in log y. They share the deviation of that batch
+    size from the law, so they are not independent points.
 
     The interval contains all b/a whose sum of squares is less than t^2 s^2 above the lowest (profile likelihood; Bates
     and Watts 1988, section 6.1), with t of n - 2 degrees of freedom. s is the largest of three: the scatter of the n
@@ -62,7 +62,7 @@ def fit(batch_size: np.ndarray, y: np.ndarray) -> BatchLaw | None:
     inverse = middle / sizes
 
     def squares(share):
-        """Return the sum of squares of log y about each law, where a has this share of y at the middle batch size."""
+        """Return the sum of squares of log y about each law; a is this share of y at the middle batch size."""
         share = np.asarray(share)[..., None]
         residual = means - np.log(share + (1 - share) * inverse)
         return ((residual - residual.mean(-1, keepdims=True)) ** 2).sum(-1)
@@ -101,8 +101,8 @@ def _shares_within(squares, best: float, allowed: float) -> tuple[float, float]:
             ends.append(end)
             continue
         logit = float(np.clip(special.logit(best), -LARGEST_LOGIT, LARGEST_LOGIT))
-        excess = lambda x: squares(special.expit(x)) - allowed
-        ends.append(float(special.expit(optimize.brentq(excess, logit, sign * 2 * LARGEST_LOGIT))))
+        crossing = optimize.brentq(lambda x: squares(special.expit(x)) - allowed, logit, sign * 2 * LARGEST_LOGIT)
+        ends.append(float(special.expit(crossing)))
     return ends[0], ends[1]
 
 

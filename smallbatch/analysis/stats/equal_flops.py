@@ -1,10 +1,12 @@
-"""Loss at equal FLOPs: how good each arm is at each batch size when all spend the same, and how sure that is.
+"""Loss of each method at each batch size at equal FLOPs, with its interval.
 
-One idea: the best of many noisy trials looks better than it is. So each grid gives three numbers: its luckiest run
-(what papers print), its lowest mean over seeds, and the mean of the chosen cell over seeds that did not choose it.
+The best of many noisy trials is an optimistically biased estimate. Each grid therefore has three losses: its best
+single run, which papers usually report, its lowest mean over seeds, and the mean of the selected cell over held-out
+seeds, which did not select it.
 """
 
 import functools
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,27 +19,27 @@ from smallbatch.analysis.stats.intervals import Interval, Noise
 
 @dataclass(frozen=True)
 class Choice:
-    """The cell of a grid that tuning would choose, and what it comes to."""
+    """The selected cell of a grid and its loss."""
 
     index: int  # of the point
     loss_nats: float  # mean over the reporting seeds
     interval: Interval | None
-    seeds: int  # that report
-    held_out: bool  # whether the reporting seeds are others than those that chose
-    lowest_mean_nats: float  # over all seeds of the chosen cell
+    seeds: int  # number of reporting seeds
+    held_out: bool  # whether no reporting seed was used for the selection
+    lowest_mean_nats: float  # lowest mean of all cells, over all seeds
     lowest_mean_interval: Interval | None
     noise: Noise
 
 
 @functools.lru_cache(maxsize=100_000)
 def choose(group: Group) -> Choice | None:
-    """Choose the point with the lowest mean, and report it on other seeds where there are any; None if none is finite.
+    """Select the point with the lowest mean and report its loss on held-out seeds; None if no mean is finite.
 
-    The seeds that choose are those that at least half as many points have as the most common seed: where a grid was
-    run with seed 0 and its best cell with seeds 1 and 2, seed 0 chooses and 1 and 2 report. Where all points have all
-    seeds, the first half of the seeds (rounded up) chooses and the rest reports. With one seed it does both, which
-    flatters. A point that diverged with any seed is not chosen while another did not.
-    Source of the caution: Cawley and Talbot 2010, "On over-fitting in model selection", JMLR 11, section 4.
+    A seed is used for the selection if it was run at half as many points as the most common seed, or more. If a grid
+    was run with seed 0 and its best cell also with seeds 1 and 2, seed 0 selects, and seeds 1 and 2 report. If all
+    points have all seeds, the first half of the seeds (rounded up) selects and the rest report. A single seed does
+    both, and its loss is optimistically biased. A point that diverged with any seed is selected only if all points did.
+    Source: Cawley and Talbot 2010, "On over-fitting in model selection", JMLR 11, section 4.
     """
     if not np.isfinite(group.mean_P).any():
         return None
@@ -71,7 +73,7 @@ def choose(group: Group) -> Choice | None:
 
 
 def _selection(loss_PxS: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return which seeds choose, [S], and the point that they choose."""
+    """Return which seeds select, [S], and the point that they select."""
     points_S = (~np.isnan(loss_PxS)).sum(0)
     choosing = points_S >= points_S.max() / 2
     if not np.isfinite(mean_over_seeds(loss_PxS[:, choosing])).any():
@@ -94,11 +96,12 @@ def _lowest_mean_interval(group: Group, noise: Noise) -> Interval | None:
 
 
 def equal_flops(table: RunTable) -> list[Row]:
-    """Return a row for each setting, arm and batch size: the luckiest run, the lowest mean, the chosen cell."""
+    """Return a row for each setting, arm and batch size: the best run, the lowest mean, the selected cell."""
     rows: list[Row] = []
     for group in table.groups:
         runs, choice = group.all_runs(), choose(group)
-        count = lambda status, runs=runs: sum(run.status == status for run in runs)
+        statuses = Counter(run.status for run in runs)
+        flops = [run.flops for run in runs if run.status == "done"]
         row: Row = {
             "setting": group.setting,
             "arm": group.arm,
@@ -114,10 +117,10 @@ def equal_flops(table: RunTable) -> list[Row]:
             "noise_over_seeds_nats": choice.noise.sd if choice and choice.noise.df else None,
             "points": len(group.points),
             "trials": sum(not np.isnan(run.final_loss_nats) for run in runs),
-            "diverged": count("diverged"),
-            "cut": count("cut"),
-            "missing": count("missing") + count("failed"),
-            "flops": float(np.median(flops)) if (flops := [r.flops for r in runs if r.status == "done"]) else None,
+            "diverged": statuses["diverged"],
+            "cut": statuses["cut"],
+            "missing": statuses["missing"] + statuses["failed"],
+            "flops": float(np.median(flops)) if flops else None,
         }
         rows.append(row)
     return rows

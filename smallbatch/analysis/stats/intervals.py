@@ -30,7 +30,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviation over seeds, and the degrees of freedom that it was estimated with (0: not at all)."""
+    """Standard deviation over seeds, and the degrees of freedom that it was estimated with (0: no estimate)."""
 
     sd: float
     df: int
@@ -71,7 +71,7 @@ def draw_means(means: np.ndarray, seeds: np.ndarray | int, noise: Noise) -> np.n
 
 
 def _generator(*arrays: np.ndarray) -> np.random.Generator:
-    numbers = np.concatenate(arrays).astype("<f8") + 0.0  # + 0.0: -0.0 and 0.0 are one number
+    numbers = np.concatenate(arrays).astype("<f8") + 0.0  # + 0.0 turns -0.0 into 0.0
     return np.random.default_rng(int.from_bytes(hashlib.sha256(numbers.tobytes()).digest(), "big"))
 
 
@@ -88,7 +88,7 @@ def maybe_best(means: np.ndarray, seeds: np.ndarray, noise: Noise) -> np.ndarray
 
 
 def central(draws: np.ndarray) -> Interval | None:
-    """Return the central interval of drawn estimates; None where they are not numbers. Infinities count as such."""
+    """Return the central interval of drawn estimates; None without draws or if one is NaN. Infinities are valid."""
     if np.isnan(draws).any() or not len(draws):
         return None
     low, high = np.quantile(draws, TAILS, method="nearest")
@@ -96,11 +96,11 @@ def central(draws: np.ndarray) -> Interval | None:
 
 
 def both_ways(estimate: float, draws: np.ndarray) -> Interval | None:
-    """Return the interval of an estimate that is biased, such as a minimum: percentiles and their mirror image.
+    """Return the interval of a biased estimate, such as a minimum: the union of percentile and basic bootstrap.
 
-    A minimum over noisy cells lies below the true minimum, and the minimum over drawn tables lower still. Percentiles
-    follow that bias, the basic bootstrap (2 x estimate - percentile) takes it off; neither holds its level alone over
-    grids with one and with many good cells, their union does.
+    The minimum over noisy cells is below the true minimum, and the minimum over drawn tables is lower still. The
+    percentile interval has this bias; the basic bootstrap (2 x estimate - percentile) reverses it. Neither alone has
+    coverage LEVEL both on grids with one good cell and on grids with many; their union does.
     """
     interval = central(draws)
     if interval is None:
@@ -122,6 +122,6 @@ def difference(value: float, parts: list[tuple[int, Noise]]) -> Interval | None:
     total = sum(variances)
     if total == 0:
         return value, value
-    df = total**2 / sum(v**2 / noise.df for v, (_, noise) in zip(variances, parts, strict=True))
+    df = total**2 / sum(variance**2 / noise.df for variance, (_, noise) in zip(variances, parts, strict=True))
     half = float(special.stdtrit(df, TAILS[1])) * np.sqrt(total)
     return value - half, value + half
