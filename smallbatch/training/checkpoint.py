@@ -156,14 +156,18 @@ class _NewestIntact:
         return [checkpoint.step in intact[-self.keep :] for checkpoint in checkpoints]
 
 
-@functools.cache
 def _orbax() -> Any:
     from orbax.checkpoint import v1 as ocp
 
-    sys.unraisablehook = functools.partial(_without_abandoned_io, sys.unraisablehook)
-    for logger in ("absl", "asyncio"):
+    _ignore_abandoned_io()
+    for logger in ("absl", "asyncio"):  # at every use, because other libraries set the level of absl's logger too
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # they log errors that orbax also raises
     return ocp
+
+
+@functools.cache
+def _ignore_abandoned_io() -> None:
+    sys.unraisablehook = functools.partial(_without_abandoned_io, sys.unraisablehook)
 
 
 def _without_abandoned_io(hook: Callable, unraisable: Any) -> None:

@@ -112,12 +112,10 @@ def train_step(
     used_grads = grads
     if optimizer.clip:
         used_grads, metrics["clipped"] = clip(grads, square_norm, hyperparams.clip_norm)
-    updates: Any
-    updates, opt_state = optim.build(optimizer, hyperparams).update(used_grads, state.opt_state, state.params)
+    tx: Any = optim.build(optimizer, hyperparams)
+    updates, opt_state = tx.update(used_grads, state.opt_state, state.params)
     step = state.step + 1
-    rounding_key = None
-    if optimizer.stochastic_rounding:
-        rounding_key = jax.random.fold_in(jax.random.key(hyperparams.seed), step)
+    rounding_key = jax.random.fold_in(jax.random.key(hyperparams.seed), step) if optimizer.stochastic_rounding else None
     params = optim.apply_updates(state.params, updates, rounding_key)
     weight_average = state.weight_average
     if weight_average is not None:
@@ -136,9 +134,9 @@ def train_step(
 
 
 def train_chunk(
-    step_fn: Callable, state: TrainState, hyperparams: optim.HyperParams, tokens_KxAxMxT1: jax.Array, updates: jax.Array
+    step_fn: Callable, state: TrainState, hyperparams: optim.HyperParams, tokens_KxAxMxT1: jax.Array, count: jax.Array
 ) -> tuple[TrainState, Metrics]:
-    """Return the state after the first `updates` of K updates, and their metrics: float32 [K], 0 where not run."""
+    """Return the state after the first `count` of K updates, and their metrics: float32 [K], 0 where not run."""
 
     def body(k, carry):
         state, metrics_K = carry
@@ -148,4 +146,4 @@ def train_chunk(
 
     _, metrics = jax.eval_shape(step_fn, state, hyperparams, tokens_KxAxMxT1[0])
     metrics_K = jax.tree.map(lambda _: jnp.zeros(tokens_KxAxMxT1.shape[:1], jnp.float32), metrics)
-    return jax.lax.fori_loop(0, updates, body, (state, metrics_K))
+    return jax.lax.fori_loop(0, count, body, (state, metrics_K))
