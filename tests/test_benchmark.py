@@ -13,7 +13,6 @@ from model_specs import tiny
 from smallbatch import benchmark, config
 from smallbatch.errors import UserError
 from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
-from smallbatch.training import program as programs
 from smallbatch.training import speed
 
 
@@ -78,14 +77,14 @@ def test_the_next_chunk_is_dispatched_before_waiting_and_all_chunks_are_counted(
 
 @pytest.mark.parametrize("precision", ["highest", "default"])
 def test_the_peak_is_measured_at_the_precision_of_the_program(precision, monkeypatch):
-    lowered, jit_of = [], programs.jit_of
+    lowered, jit_of = [], speed.jit_of
 
     def spy(spec, f, **options):
         product = jit_of(spec, f, **options)
         lowered.append(product.lower(*[np.ones((8, 8), np.float32)] * 2).as_text())
         return product
 
-    monkeypatch.setattr(programs, "jit_of", spy)
+    monkeypatch.setattr(speed, "jit_of", spy)
     spec = ProgramSpec(
         tiny(matmul_precision=precision), OptimizerSpec("sgd", "constant"), MeshSpec(1, 1, 1), "cpu", 1, 1, 1, 1
     )
