@@ -106,7 +106,7 @@ def test_notice_stops_a_run_and_the_restart_resumes(home, tmp_path, metadata):
     assert runs.wait_until(process, lambda: runs.record_count(tmp_path / "run") > 0)
     metadata.values["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
     _, err = process.communicate(timeout=600)
-    assert process.returncode == 75 and "about to be taken away (maintenance-event TERMINATE" in err
+    assert process.returncode == 75 and "about to be preempted (maintenance-event TERMINATE" in err
     stopped = records.read_result(tmp_path / "run" / "result.json")
     assert stopped.status == "stopped" and stopped.optimizer_steps > 0
     again = runs.start(home, changes, tmp_path / "run")
