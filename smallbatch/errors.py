@@ -1,19 +1,19 @@
-"""The one exception that a command turns into a single line instead of a traceback."""
+"""The exception for usage errors, which commands print as one line instead of a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake that the person at the keyboard can mend: says what, what is allowed, and the fix.
+    """A usage error. The message states what is wrong, what is allowed, and how to fix it.
 
-    Raised for a bad flag, a bad config, a missing or damaged file, a full disk. Commands print it as one line
-    on stderr and exit with code 2. Everything else that is raised is a bug of ours and keeps its traceback.
+    Raised for an invalid flag or config, a missing or damaged file, or a full disk. Commands print it as one line on
+    stderr and exit with code 2. Any other exception is a bug and keeps its traceback.
     """
 
 
 class ConfigKeyError(UserError, AttributeError, TypeError):
-    """A config that does not take a key, or a value of such a type."""
+    """The config has no such key, or the value has the wrong type."""
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

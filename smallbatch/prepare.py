@@ -7,12 +7,11 @@ import dataclasses
 
 from smallbatch.config import cli
 from smallbatch.data.prepare import prepare
-from smallbatch.specs import DataSpec
+from smallbatch.plan.plan import data_spec
 
 
 def main(config, flags) -> None:
-    spec = DataSpec(**{field.name: config.data[field.name] for field in dataclasses.fields(DataSpec)})
-    dataset = prepare(spec)
+    dataset = prepare(data_spec(config))
     meta = dataset.meta
     print(f"dataset     {dataset.dir}")
     print(f"source      {meta.source}")

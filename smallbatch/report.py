@@ -22,7 +22,7 @@ FLAGS = (
     Key("--csv", None, str, "CSV or Parquet file with one row per run"),
     Key("--columns", None, str, COLUMNS),
     Key("--delta_nats", DEFAULTS.delta_nats, float, "losses up to this much above the best count as good", NATS),
-    Key("--target_loss_nats", None, float, "target loss of costs and critical batch sizes; unset: chosen", NATS),
+    Key("--target_loss_nats", None, float, "target loss for costs and critical batch sizes; unset: automatic", NATS),
     Key("--overhead_frac", DEFAULTS.overhead_frac, float, "overhead that defines the critical batch size", OVERHEAD),
     Key("--reference_batch_size", None, float, "start of perfect scaling; unset: the smallest", Interval(0, 1e12)),
 )
@@ -49,7 +49,7 @@ def main(words: list[str], flags) -> None:
     if csv is not None:
         tables.append(columns.read(csv, flags.columns or ""))
     options = Options(flags.delta_nats, flags.target_loss_nats, flags.overhead_frac, flags.reference_batch_size)
-    ReportDirectory(out, [*directories, *([csv] if csv else [])])  # check it before the slow analysis
+    ReportDirectory(out, [*directories, *([csv] if csv else [])])  # checks it before the slow analysis
     analysis = analyze(joined(tables), options)
     page = output.write(analysis, out)
     print(f"{output.text(analysis)}\n\n{page}")

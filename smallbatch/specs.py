@@ -1,4 +1,4 @@
-"""What each room is told: frozen, hashable, validated descriptions. A ConfigDict goes no further than `plan`."""
+"""Frozen, hashable specifications of the data, the model, the optimizer, the devices and the compiled program."""
 
 from dataclasses import dataclass
 
@@ -93,13 +93,13 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class DeviceSpec:
-    """The devices that JAX has found, as far as a plan depends on them."""
+    """The properties of JAX's devices that a plan depends on."""
 
     platform: str  # cpu | gpu | tpu
     count: int
-    compute_capability: str | None = None  # of NVIDIA GPUs, such as 9.0; other GPUs say gfx942 and the like
+    compute_capability: str | None = None  # such as 9.0 on NVIDIA GPUs and gfx942 on AMD GPUs
     lanes: bool = False  # whether many runs share a program
-    kind: str | None = None  # as JAX names the model, such as TPU v3; None: not known
+    kind: str | None = None  # JAX's device_kind, such as TPU v3; None: unknown
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ class MeshSpec:
 
     @property
     def data_groups(self) -> int:
-        """Groups of devices that work out the gradient of their own share of a batch before shares are averaged."""
-        # XLA's partitioner aborts when it splits over two axes within a third that it does not own (jaxlib 0.10.2).
+        """Number of device groups, each of which computes the gradient of its share of a batch before averaging."""
+        # XLA's partitioner aborts if it splits over two axes inside a `shard_map` over a third (jaxlib 0.10.2).
         return self.data if sum(size > 1 for size in (self.fsdp, self.tensor, self.sequence)) < 2 else 1
 
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """All that compiled programs depend on: runs that agree in it share them, whatever their hyperparameters."""
+    """Everything that a compiled program depends on. Runs with equal specs share programs."""
 
     model: ModelSpec
     optimizer: OptimizerSpec
@@ -137,4 +137,4 @@ class ProgramSpec:
     accumulation_steps: int  # A
     microbatch_size: int  # M
     validation_microbatch_seqs: int
-    topology: str | None = None  # of TPUs that are not here, to compile for; None: the devices that are
+    topology: str | None = None  # TPU slice to compile for without TPUs; None: JAX's devices

@@ -1,7 +1,8 @@
 """Run or resume a grid of training runs. The config file defines get_grid() beside get_config().
 
-Each batch size is compiled once, and runs are spread over cores, an accelerator, or a Ray cluster. Writes grid.json, a
-run directory per cell, and results.csv. Several sweep commands can share a directory, and any can be stopped.
+Each batch size is compiled once. Runs are distributed over CPU cores, an accelerator, or a Ray cluster. Writes
+grid.json, a run directory per cell, and results.csv. Several sweep commands can share a directory, and each can be
+stopped and resumed.
 """
 
 from pathlib import Path
@@ -15,7 +16,7 @@ ENGINE = "local: one process per core; lanes: several cells in one program; ray:
 HALVING = "continue only the best 1/N of the learning rates after budget/N^2 and after budget/N"
 DEFAULT = Options()
 FLAGS = (
-    Key("--workdir", None, str, "sweep directory, which is resumed with its own grid; unset: sweeps/CONFIG"),
+    Key("--workdir", None, str, "sweep directory; an existing sweep resumes with its own grid; unset: sweeps/CONFIG"),
     Key("--dry_run", False, bool, "print the cells and their cost, then exit"),
     Key("--status", False, bool, "print the status of the sweep from its files, then exit"),
     Key("--only", (), str, "run only cells with KEY=VALUE[,KEY=VALUE]"),

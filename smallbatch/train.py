@@ -1,7 +1,7 @@
 """Train a GPT at any batch size, or resume a stopped run.
 
-Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. A finished run prints its
-result and trains no further.
+Writes config.json, plan.json, metrics.jsonl, checkpoints and result.json to a run directory. For a finished run, it
+only prints the result.
 """
 
 from smallbatch.config import cli
@@ -11,7 +11,7 @@ from smallbatch.errors import UserError
 FLAGS = (
     Key("--workdir", None, str, "run directory, which is resumed with its own config; unset: runs/CONFIG-FINGERPRINT"),
     Key("--dry_run", False, bool, "print the plan and the memory it needs, then exit"),
-    Key("--topology", None, str, "with --dry_run: a TPU slice to plan for, such as v5e:2x4, which need not exist here"),
+    Key("--topology", None, str, "with --dry_run: TPU slice to plan for, such as v5e:2x4; needs no TPU"),
     Key("--coordinator_address", None, str, "HOST:PORT of process 0; unset: from Slurm, a TPU slice or Kubernetes"),
     Key("--process_count", None, int, "number of processes", Interval(1, 2**20)),
     Key("--process_id", None, int, "index of this process, from 0", Interval(0, 2**20, "[)")),
@@ -35,7 +35,7 @@ def main(config, flags) -> int:
     from smallbatch.runs import summary
 
     if flags.topology and not flags.dry_run:
-        raise UserError(f"--topology={flags.topology} only plans; add --dry_run, or remove it to train")
+        raise UserError(f"--topology={flags.topology} needs --dry_run; add it, or remove --topology to train")
     path = paths.local(flags.workdir, "--workdir") if flags.workdir else workdirs.default_path(config, flags.config)
     workdir = workdirs.RunDir(path)
     workdirs.check_owner(workdir, config)

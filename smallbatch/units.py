@@ -1,11 +1,11 @@
-"""Tokens, sequences, steps, half-lives and decays: the conversions, in float64, once.
+"""Convert between tokens, steps, half-lives and decay rates, in float64.
 
-A running average `avg += (1 - b) * (x - avg)` forgets: after `half_life_steps` updates the weight of an old value has
-halved. Measured in tokens, that half-life is what stays fixed across batch sizes (Marek et al. 2025, arXiv 2507.07101,
-section 2): b = 2^(-tokens_per_step / half_life_tokens).
+In a running average `avg += (1 - b) * (x - avg)`, the weight of a value halves every `half_life_steps` updates.
+Marek et al. 2025 (arXiv 2507.07101, section 2) keep this half-life fixed in tokens across batch sizes:
+b = 2^(-tokens_per_step / half_life_tokens).
 
-Decays travel as one_minus_bs, 1 - b, because b itself is close to 1: with a half-life of 10M tokens and 16 tokens a
-step, the float32 number nearest to b gives a 1 - b that is wrong by 2%.
+Decay rates are stored as one_minus_b = 1 - b, because b is close to 1: with a half-life of 10M tokens and 16 tokens
+per step, rounding b to float32 changes 1 - b by 2%.
 """
 
 import math
@@ -18,23 +18,23 @@ LN2 = math.log(2.0)
 def one_minus_b_from_half_life(half_life_tokens: float, tokens_per_step: float) -> float:
     """Return 1 - b in (0, 1) for a half-life in tokens: -expm1(-ln2 * tokens_per_step / half_life_tokens)."""
     if not (half_life_tokens > 0 and math.isfinite(half_life_tokens)):
-        raise UserError(f"a half-life is a positive number of tokens, not {half_life_tokens!r}")
+        raise UserError(f"the half-life is {half_life_tokens!r} tokens, but must be positive and finite")
     if not (tokens_per_step > 0 and math.isfinite(tokens_per_step)):
-        raise UserError(f"tokens per step is a positive number, not {tokens_per_step!r}")
+        raise UserError(f"the tokens per step are {tokens_per_step!r}, but must be positive and finite")
     return -math.expm1(-LN2 * tokens_per_step / half_life_tokens)
 
 
 def half_life_from_one_minus_b(one_minus_b: float, tokens_per_step: float) -> float:
-    """Return the half-life in tokens of a per-step decay b = 1 - one_minus_b; 0 for b = 0, which keeps no memory."""
+    """Return the half-life in tokens of a per-step decay b = 1 - one_minus_b; 0 for b = 0."""
     if not 0 < one_minus_b <= 1:
-        raise UserError(f"1 - b lies in (0, 1], not {one_minus_b!r}: a decay b lies in [0, 1)")
+        raise UserError(f"1 - b is {one_minus_b!r}, but must be in (0, 1], since a decay rate b is in [0, 1)")
     if one_minus_b == 1:
         return 0.0
     return -LN2 * tokens_per_step / math.log1p(-one_minus_b)
 
 
 def steps_from_tokens(budget_tokens: int, tokens_per_step: int) -> int:
-    """Return the number of optimizer steps in a token budget; the budget is a multiple of the tokens per step."""
+    """Return the number of optimizer steps in a token budget. Raises UserError if it is not a whole number."""
     steps, rest = divmod(budget_tokens, tokens_per_step)
     if rest or steps < 1:
         lower = max(steps, 1) * tokens_per_step

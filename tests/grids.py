@@ -76,7 +76,7 @@ def write_run(directory: Path, cell: Cell) -> None:
         write_json(directory / "cut.json", {"tokens": BUDGET_TOKENS // 4, "validation_loss_nats": cell.loss_nats})
         cell = dataclasses.replace(cell, status="stopped")
     peak_lr = config["optimizer"]["peak_lr"]
-    write_json(directory / "plan.json", {"hyperparams": {"peak_lr": peak_lr}})
+    write_json(directory / "plan.json", {"stages": [{"hyperparams": {"peak_lr": peak_lr}}]})
     _write_metrics(directory / "metrics.jsonl", cell, config)
     write_result(directory / "result.json", _result(cell, config))
 

@@ -31,8 +31,8 @@ ONLY = {
     "data": {"errors", "units", "specs", "files", "runs"},
     "analysis": {"__init__", "errors", "units", "specs", "files", "optim", "runs"},
 }
-# Below `plan`, only training.run uses a ConfigDict, to make the plan.
-SEE_CONFIG = {"training/run.py"}
+# Below `plan`, only these use a ConfigDict, to make plans.
+SEE_CONFIG = {"training/run.py", "training/trained_run.py", "training/memory_table.py"}
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "grain", "tokenizers", "pyarrow", "wandb"}
 HEAVY |= {"tensorboardX", "tensorflow", "duckdb", "jinja2", "matplotlib", "scipy", "ray"}
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}

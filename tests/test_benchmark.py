@@ -14,6 +14,7 @@ from smallbatch import benchmark, config
 from smallbatch.errors import UserError
 from smallbatch.specs import MeshSpec, OptimizerSpec, ProgramSpec
 from smallbatch.training import program as programs
+from smallbatch.training import speed
 
 
 def test_the_speed_of_each_batch_size_is_printed():
@@ -67,8 +68,8 @@ class Dispatches:
 
 def test_the_next_chunk_is_dispatched_before_waiting_and_all_chunks_are_counted(monkeypatch):
     dispatches = Dispatches()
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: dispatches.clock)
-    tokens_per_sec = benchmark.measure(dispatches, PLAN, 3.0)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: dispatches.clock)
+    tokens_per_sec = speed.measure(dispatches, PLAN, 3.0)
     warm_up = [("dispatch", 0), ("wait", 0), ("dispatch", 1), ("wait", 1)]
     measured = [("dispatch", 2), ("dispatch", 3), ("wait", 2), ("dispatch", 4), ("wait", 3), ("wait", 4)]
     assert dispatches.events == warm_up + measured
@@ -88,7 +89,7 @@ def test_the_peak_is_measured_at_the_precision_of_the_program(precision, monkeyp
     spec = ProgramSpec(
         tiny(matmul_precision=precision), OptimizerSpec("sgd", "constant"), MeshSpec(1, 1, 1), "cpu", 1, 1, 1, 1
     )
-    assert benchmark.matmul_peak_flops(spec, size=8, secs=0.01) > 0
+    assert speed.matmul_peak_flops(spec, size=8, secs=0.01) > 0
     assert ("HIGHEST" in lowered[0]) == (precision == "highest")
 
 

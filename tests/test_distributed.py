@@ -153,7 +153,7 @@ def test_processes_with_different_configs_are_an_error(home, tmp_path, settings)
 def test_mesh_that_leaves_a_process_idle_is_an_error(home, tmp_path):
     changes = CHANGES | {"train.batch_size": 1, "mesh.tensor": 1}
     for code, _, err in ended(start_all(home, tmp_path / "run", 2, changes=changes)):
-        assert code == 2 and "leaves process 1 without work" in err
+        assert code == 2 and "has none of process 1" in err
 
 
 def test_each_device_reads_only_its_sequences(home):
@@ -202,7 +202,7 @@ def test_processes_with_different_corpora_are_an_error(home, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "problem"),
-    [((None, 2, 0), "go together"), (("a", 2, 0), "HOST:PORT"), (("a:1", 2, 2), "number the processes from 0")],
+    [((None, 2, 0), "set all three"), (("a", 2, 0), "HOST:PORT"), (("a:1", 2, 2), "number the processes from 0")],
 )
 def test_invalid_flags_are_an_error(flags, problem):
     with pytest.raises(UserError, match=problem):

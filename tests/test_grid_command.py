@@ -74,7 +74,7 @@ def sweep_command(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
 def test_a_mesh_with_more_devices_than_the_machine_is_an_error(home, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "core_groups", lambda cores_per_worker, workers: [[0]])
     grid = product(axis("train.seed", [1, 2]), point({"mesh.data": 2}))
-    words = r"cell \w+ \(seed=1 data=2\): the mesh wants 2 devices .* and there are 1 on this CPU"
+    words = r"cell \w+ \(seed=1 data=2\): the mesh needs 2 devices .* but there are 1 on this CPU"
     cells = cells_of(home, grid)
     with pytest.raises(UserError, match=words):
         dry_run(tmp_path, cells)

@@ -112,6 +112,6 @@ def test_a_damaged_grid_json_is_an_error_and_deleting_it_keeps_the_cells(started
 
 
 def test_a_grid_json_of_another_version_is_not_overwritten(started):
-    started.grid_json.write_text(json.dumps(records.read_json(started.grid_json) | {"format": 2}))
+    started.grid_json.write_text(json.dumps(json_files.read(started.grid_json) | {"format": 2}))
     with pytest.raises(UserError, match="was written by another version"):
         started.write_grid("grid", BASE, CELLS)

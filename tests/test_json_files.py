@@ -12,7 +12,6 @@ from grids import Cell, write_sweep
 from test_records import RESULT, train, validation
 
 from smallbatch import config as configs
-from smallbatch import sample
 from smallbatch.analysis.read import sweeps
 from smallbatch.data import dataset as datasets
 from smallbatch.data import prepare, sources, tokenizers
@@ -26,6 +25,7 @@ from smallbatch.plan import plan
 from smallbatch.runs import records
 from smallbatch.runs import run_dir as workdir
 from smallbatch.specs import DeviceSpec
+from smallbatch.training import trained_run
 
 # Contents that are invalid in every file.
 MALFORMED = [
@@ -109,7 +109,7 @@ def test_config_json(tmp_path):
 
 def test_plan_json(tmp_path):
     directory = workdir.RunDir(tmp_path)
-    attack(directory.plan, PLAN, lambda: sample.ModelSpec(**sample.read_plan(directory, 256)["model"]))
+    attack(directory.plan, PLAN, lambda: trained_run.ModelSpec(**trained_run.read_plan(directory, 256)["model"]))
 
 
 def test_grid_json_and_the_marks_of_cells(tmp_path):

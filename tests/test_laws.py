@@ -138,7 +138,7 @@ def test_a_run_at_batch_size_1_moves_from_one_device_to_eight_and_back(home, tmp
 def test_a_run_whose_noise_scale_would_change_its_definition_does_not_move(home, tmp_path):
     shape = {"train.batch_size": 8, "train.microbatch_size": 8, "train.diagnostics": True, "train.budget_tokens": 2560}
     run.train(runs.tiny_config(home, shape), tmp_path / "run", until_tokens=1280)
-    words = "from successive gradients, and on these devices it would be from parts of 1 sequences"
+    words = "from successive gradients, but on these devices it would be from parts of 1 sequences"
     with pytest.raises(UserError, match=words) as raised:
         run.train(runs.tiny_config(home, shape | {"mesh.data": 8}), tmp_path / "run")
     assert "\n" not in str(raised.value)

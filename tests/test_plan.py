@@ -156,14 +156,14 @@ def test_idle_accelerators_do_not_share_heads_by_default():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"mesh__data": 16}, "wants 16 devices .* there are 8"),
+        ({"mesh__data": 16}, "needs 16 devices .* there are 8"),
         ({"mesh__data": 2, "train__batch_size": 3, "train__budget_tokens": 768 * 100}, "3 sequences does not divide"),
         ({"mesh__fsdp": 8, "train__batch_size": 4}, "4 sequences does not divide .* 1 x 8"),
         ({"mesh__tensor": 8, "mesh__data": 1}, "does not divide the model's 4 heads"),
         ({"mesh__tensor": 2, "model__ffn_width": 333}, "does not divide the model's 333 ffn_width"),
-        ({"mesh__sequence": 16}, "wants 16 devices .* there are 8"),
-        ({"model__attention": "cudnn"}, "cudnn cannot run: it needs a GPU, and this machine has a CPU; set it to auto"),
-        ({"model__attention": "splash"}, "splash cannot run: it needs a TPU, and this machine has a CPU"),
+        ({"mesh__sequence": 16}, "needs 16 devices .* there are 8"),
+        ({"model__attention": "cudnn"}, "cudnn cannot run: it needs a GPU, but this machine has a CPU; set it to auto"),
+        ({"model__attention": "splash"}, "splash cannot run: it needs a TPU, but this machine has a CPU"),
     ],
 )
 def test_a_plan_that_the_devices_do_not_support_is_a_one_line_error(changes, words):
@@ -183,17 +183,17 @@ BF16 = LONG | {"model__compute_dtype": "bfloat16"}
         ("gpu", "9.0", BF16, "cudnn", "the fused kernel of a GPU"),
         ("gpu", "8.0", BF16, "cudnn", "the fused kernel of a GPU"),
         ("gpu", None, BF16, "cudnn", "the fused kernel of a GPU"),  # unknown, as on a Ray driver without a device
-        ("gpu", "9.0", LONG, "xla", "not cudnn: it needs model.compute_dtype=bfloat16, and that is float32"),
-        ("gpu", "7.5", BF16, "xla", "compute capability 8.0 or later, and this one has 7.5"),  # T4
+        ("gpu", "9.0", LONG, "xla", "not cudnn: it needs model.compute_dtype=bfloat16, but it is float32"),
+        ("gpu", "7.5", BF16, "xla", "compute capability 8.0 or later, but this one has 7.5"),  # T4
         ("gpu", "gfx942", BF16, "xla", "an NVIDIA GPU .* this one has gfx942"),
-        ("gpu", "8.9", BF16 | {"model__head_width": 256}, "xla", "multiple of 8, up to 128, and that is 256"),
+        ("gpu", "8.9", BF16 | {"model__head_width": 256}, "xla", "multiple of 8, up to 128, but it is 256"),
         ("gpu", "9.0", BF16 | {"model__head_width": 256}, "cudnn", "the fused kernel of a GPU"),
-        ("gpu", "9.0", BF16 | {"mesh__sequence": 2}, "xla", "whole sequences, and mesh.sequence=2 splits them"),
-        ("gpu", "9.0", BF16 | {"model__attention": "xla"}, "xla", "as asked"),
+        ("gpu", "9.0", BF16 | {"mesh__sequence": 2}, "xla", "whole sequences, but mesh.sequence=2 splits them"),
+        ("gpu", "9.0", BF16 | {"model__attention": "xla"}, "xla", "set by model.attention"),
         ("tpu", None, LONG, "splash", "the fused kernel of a TPU"),
-        ("tpu", None, {}, "xla", "not splash: .* from 1024 on, and that is 256"),
-        ("tpu", None, LONG | {"model__head_width": 32}, "xla", "multiple of 64, and that is 32"),
-        ("tpu", None, LONG | {"model__attention": "splash"}, "splash", "as asked"),
+        ("tpu", None, {}, "xla", "not splash: .* at least 1024, but it is 256"),
+        ("tpu", None, LONG | {"model__head_width": 32}, "xla", "multiple of 64, but it is 32"),
+        ("tpu", None, LONG | {"model__attention": "splash"}, "splash", "set by model.attention"),
     ],
 )
 def test_auto_attention_is_the_fused_kernel_where_supported_and_the_plan_has_the_reason(

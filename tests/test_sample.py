@@ -15,6 +15,7 @@ from smallbatch.data.tokenizers import BytesTokenizer
 from smallbatch.errors import UserError
 from smallbatch.runs import records
 from smallbatch.runs.run_dir import RunDir
+from smallbatch.training import trained_run
 from smallbatch.training.checkpoint import Checkpoints
 from smallbatch.training.jax_setup import start_jax
 
@@ -70,10 +71,10 @@ def test_missing_or_damaged_plan_is_recomputed(run_dir):
         workdir.plan.unlink(missing_ok=True)
         if content is not None:
             workdir.plan.write_text(content)
-        assert sample.read_plan(workdir, 256)["model"] == {**dataclasses.asdict(SPEC), "max_logits": 2**26}
+        assert trained_run.read_plan(workdir, 256)["model"] == {**dataclasses.asdict(SPEC), "max_logits": 2**26}
     workdir.config.unlink()
     with pytest.raises(UserError, match=r"plan.json is damaged, or is not the plan of a run"):
-        sample.read_plan(workdir, 256)
+        trained_run.read_plan(workdir, 256)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,11 @@ def test_schedule_free_run_is_sampled_at_its_interpolated_weights(run_dir, monke
     words = (f"--run={run_dir}", "--prompt=a", "--tokens=12", "--temperature=1.5")
     sampled = []
     for step, (name, state) in enumerate([("schedule_free_sgd", y), ("adam", average), ("adam", y)], 1):
-        plan = {"model": dataclasses.asdict(SPEC), "optimizer": {"name": name}, "hyperparams": {"interpolation": 0.75}}
+        plan = {
+            "model": dataclasses.asdict(SPEC),
+            "optimizer": {"name": name},
+            "stages": [{"hyperparams": {"interpolation": 0.75}}],
+        }
         (run_dir / "plan.json").write_text(json.dumps(plan))
         checkpoints = Checkpoints(run_dir / "checkpoints")
         checkpoints.save(step, {"params": state, "opt_state": {"z": z}}, {})

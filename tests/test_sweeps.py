@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 from grids import BUDGET_TOKENS, CONTEXT_TOKENS, Basin, Cell, basin_cells, replaced, write_run, write_sweep
 
 from smallbatch.analysis import hardware
@@ -13,6 +14,9 @@ from smallbatch.analysis.read import sweeps
 from smallbatch.analysis.read.gradient_records import SUCCESSIVE
 from smallbatch.errors import UserError
 from smallbatch.runs.records import write_json
+
+home, reference = runs.home, runs.reference
+OLD_PLAN = '{"hyperparams": {"peak_lr": 0.25}}'  # before plans had stages
 
 
 def lrs(*statuses, **values):
@@ -102,10 +106,16 @@ def test_a_duplicate_run_is_dropped_and_reported(tmp_path):
     assert len(table.runs) == 1 and any("repeated a point and seed" in note for note in table.notes)
 
 
-def test_a_transferred_learning_rate_is_read_from_the_plan(tmp_path):
+@pytest.mark.parametrize("plan", ['{"stages": [{"hyperparams": {"peak_lr": 0.25}}]}', OLD_PLAN])
+def test_a_transferred_learning_rate_is_read_from_the_plan(tmp_path, plan):
     path = write_sweep(tmp_path, lrs("done"))
-    (path / "cells" / "000000" / "plan.json").write_text('{"hyperparams": {"peak_lr": 0.25}}')
+    (path / "cells" / "000000" / "plan.json").write_text(plan)
     assert sweeps.read([path]).runs[0].learning_rate == 0.25
+
+
+def test_a_real_run_is_read_without_notes(reference):
+    table = sweeps.read([reference])
+    assert not table.notes and table.runs[0].learning_rate == 0.003
 
 
 def test_unequal_grids_and_seeds_give_a_matrix_with_gaps(tmp_path):

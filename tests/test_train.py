@@ -198,9 +198,9 @@ def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
         "outside the vocabulary": (tokens, "vocab"),
         "batch over devices": (
             {"mesh.data": 2, "train.batch_size": 3, "train.budget_tokens": 96 * 4},
-            "3 sequences does not divide over",
+            "3 sequences is not divisible by",
         ),
-        "more devices than there are": ({"mesh.data": 16, "train.batch_size": 16, "train.budget_tokens": 512}, "wants"),
+        "more devices than there are": ({"mesh.data": 16, "train.batch_size": 16, "train.budget_tokens": 512}, "needs"),
         "long prompt": ({"train.sample_prompt": "x" * 33, "train.sample_tokens": 1}, "sample_prompt has 33 tokens"),
         "another machine's attention": ({"model.attention": "splash"}, "needs a TPU"),
         "no such key value": ({"model.remat": "some"}, "none | dots | full"),

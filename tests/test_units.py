@@ -57,16 +57,16 @@ def test_a_decay_of_zero_has_no_half_life():
 
 
 @pytest.mark.parametrize("wrong", [0, -1, math.inf, math.nan])
-def test_half_lives_and_steps_are_positive(wrong):
-    with pytest.raises(UserError, match="half-life is a positive number"):
+def test_half_lives_and_tokens_per_step_must_be_positive(wrong):
+    with pytest.raises(UserError, match="the half-life is"):
         units.one_minus_b_from_half_life(wrong, 64)
-    with pytest.raises(UserError, match="tokens per step is a positive number"):
+    with pytest.raises(UserError, match="the tokens per step are"):
         units.one_minus_b_from_half_life(64, wrong)
 
 
 @pytest.mark.parametrize("wrong", [0, -0.1, 1.1, math.nan])
-def test_a_one_minus_b_outside_its_range_is_an_error(wrong):
-    with pytest.raises(UserError, match="a decay b lies in"):
+def test_one_minus_b_outside_its_range_is_rejected(wrong):
+    with pytest.raises(UserError, match="a decay rate b is in"):
         units.half_life_from_one_minus_b(wrong, 64)
 
 

@@ -1,6 +1,6 @@
 """Check a config: each value by its row in the table of keys, then the rules over several keys.
 
-A key that is set and has no effect is an error, since its author expects an effect.
+A key that is set but has no effect is an error, because the user expects an effect.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Command lines: parse flags and config overrides, print help, and turn a usage error into one line and exit code 2.
 
-Every command ends in `cli.run(main, FLAGS)`, where FLAGS are rows as in the table of config keys.
+Every command ends in `cli.run(main, FLAGS)`, where FLAGS are `Key` rows like the table of config keys.
 """
 
 import re
@@ -39,7 +39,7 @@ def run(
 
     Args:
         words: the positional arguments, such as "WORKDIR ...", for the help; `main` gets their list before the flags.
-        saved_config: returns the config to use without --config from the flags, or None for that of the quickstart.
+        saved_config: called with the flags without --config; returns a config, or None for the quickstart.
     """
     logging.set_verbosity(logging.ERROR)  # absl's logger, which libraries use
     known = {flag.name: flag for flag in [*flags, *([CONFIG] if config else [])]}
@@ -145,8 +145,12 @@ def _help(main: Callable, flags: dict[str, Key], words: str, topic: str) -> str:
     for flag in flags.values():
         lines += _entry(flag.name, flag)
     if CONFIG.name in flags:
-        lines += ["", "Config keys: --config.SECTION.KEY=VALUE sets a key, and None unsets an optional one.",
-                  f"`{command} --help SECTION` explains the keys of a section:", ""]  # fmt: skip
+        lines += [
+            "",
+            "Config keys: --config.SECTION.KEY=VALUE sets a key, and None unsets an optional one.",
+            f"`{command} --help SECTION` explains the keys of a section:",
+            "",
+        ]
         for section, found in keys.sections().items():
             names = ", ".join(key.name.partition(".")[2] for key in found)
             lines += textwrap.wrap(names, 106, initial_indent=f"  {section:<12}", subsequent_indent=" " * 14)

@@ -43,9 +43,9 @@ def _names() -> dict[str, set[str]]:
 
 
 def base() -> Config:
-    """Return the defaults of all keys as a locked ConfigDict: the paper's decoder, small, on Python's standard library.
+    """Return the defaults of all keys as a locked ConfigDict: a small decoder, on Python's standard library.
 
-    A config file must also set the warm-up and the decays of its optimizer, such as b1 and t2_tokens.
+    A config file must also set the warm-up and the decay rates of its optimizer, such as b1 and t2_tokens.
     """
     config = _Config()
     for section, found in keys.sections().items():

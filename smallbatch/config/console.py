@@ -33,7 +33,7 @@ class _TolerantStream:
             # Python flushes once more at exit; a failure there would give exit code 120.
             with contextlib.suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as discarded:
                 os.dup2(discarded.fileno(), self._stream.fileno())
-            if self._report and not isinstance(error, BrokenPipeError):  # a closed pipe is that of `... | head`
+            if self._report and not isinstance(error, BrokenPipeError):  # a closed pipe is normal, as in `... | head`
                 reason = error.strerror or error
                 print(f"standard output failed ({reason}); further output is discarded", file=sys.stderr)
 

@@ -69,7 +69,7 @@ def load_grid(path_and_argument: str) -> tuple[dict[str, Any], ...]:
 
 def split(path_and_argument: str) -> tuple[str, list[str]]:
     """Return the path of --config, with `~` expanded, and [ARGUMENT] or []. Raises UserError."""
-    paths.local(path_and_argument, "--config")  # first, since the colon of a URL would be parsed as that of an argument
+    paths.local(path_and_argument, "--config")  # first: the colon of a URL would start an argument
     path, *arguments = path_and_argument.split(":", 1)
     return str(paths.local(path, "--config")), arguments
 
@@ -102,7 +102,7 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def _importable_folder(folder: Path) -> Iterator[None]:
-    """Make the modules in a folder importable, and forget them afterwards: another folder may have the same names."""
+    """Make the modules in a folder importable, then unload them, since another folder may have the same names."""
     before = set(sys.modules)
     importlib.invalidate_caches()
     sys.path.insert(0, str(folder))

@@ -1,4 +1,4 @@
-"""Identify the configs that give the same numbers."""
+"""Fingerprint configs: those that give the same numbers have the same fingerprint."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ WITHOUT_EFFECT_ON_NUMBERS = (
 
 
 def fingerprint(config: Config) -> str:
-    """Return the SHA-256, in hexadecimal, of all values of a config that change a number."""
+    """Return the SHA-256, in hexadecimal, of all values of a config that affect the numbers of a run."""
     return fingerprint_flat(flatten(config.to_dict()))
 
 
@@ -29,7 +29,7 @@ def fingerprint_flat(flat: dict[str, Any]) -> str:
 
 
 def differences(a: dict, b: dict) -> list[str]:
-    """Return 'key: value in a | value in b' for keys that change a number and differ. a, b: nested dicts."""
+    """Return 'key: value in a | value in b' for differing keys that affect the numbers of a run. a, b: nested dicts."""
     a, b = _numbers(flatten(a)), _numbers(flatten(b))
     shown = lambda flat, key: repr(flat[key]) if key in flat else "(no such key)"
     differing = [key for key in {**a, **b} if (key in a, a.get(key)) != (key in b, b.get(key))]

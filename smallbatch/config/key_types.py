@@ -23,7 +23,7 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         above = value >= self.low if self.ends[0] == "[" else value > self.low
         below = value <= self.high if self.ends[1] == "]" else value < self.high
-        return above and below and value <= sys.float_info.max  # an integer above it is less than infinity
+        return above and below and value <= sys.float_info.max  # a larger integer is below infinity, but not a float
 
     def __str__(self) -> str:
         return f"{self.ends[0]}{_bound(self.low)}, {_bound(self.high)}{self.ends[1]}"
@@ -43,7 +43,7 @@ class Key:
     default: Any  # a tuple: the flag takes a list of values, separated by commas
     type: type
     meaning: str
-    allowed: tuple[str, ...] | Interval | None = None  # a choice such as text:GLOB is text: followed by anything
+    allowed: tuple[str, ...] | Interval | None = None  # the choice text:GLOB allows text: followed by anything
 
     @property
     def expected(self) -> str:
@@ -103,7 +103,7 @@ class Key:
             return (
                 f"{self.name} is {value!r}, which is not valid UTF-8; remove the lone surrogates (\\ud800 to \\udfff)"
             )
-        # Floats of these sections are inputs of the compiled program; of token counts, only derived values are.
+        # Floats of these sections are inputs of the compiled program, except token counts, which are converted first.
         is_input = self.name.startswith(("optimizer.", "model.")) and not self.name.endswith("_tokens")
         if self.type is float and is_input and (words := float32_problem(value)):
             return f"{self.name} is {value!r}, which is {words}; choose a number in the range of float32"

@@ -28,12 +28,12 @@ DTYPES = ("float32", "bfloat16")
 VALIDATION = ("text:GLOB", "tokens:GLOB", "split:TFDS_SPLIT")
 TRANSFER_RULES = ("half_life", "fixed", "sqrt", "linear")
 
-# Meanings that are longer than a row.
+# Meanings that are too long for a row.
 PRECISION = "precision of float32 matrix products; default is TF32 on GPUs and bfloat16 on TPUs"
 REMAT = "what the backward pass recomputes: nothing, all but matrix products (dots), or whole blocks (full)"
 SECOND_AVERAGE = "the average of squared gradients (lion: of gradients)"
 MUON_MATRICES = "attention matrices orthogonalized by muon: one for all heads (whole) or one per head (heads)"
-INTERPOLATION = "schedule-free optimizers: weight of the average in the point where gradients are taken"
+INTERPOLATION = "schedule-free optimizers: weight of the average at the point where gradients are taken"
 
 
 KEYS = (
@@ -87,9 +87,9 @@ KEYS = (
     Key("optimizer.clip_norm", None, float, "maximum global norm of the gradient; unset: no clipping", POSITIVE),
     Key("optimizer.rounding", "nearest", str, "rounding of bfloat16 parameters", ("nearest", "stochastic")),
     Key("optimizer.weight_average_b", None, float, "decay per step of an average of the weights", DECAY),
-    Key("optimizer.weight_average_tokens", None, float, "half-life in tokens of that average; or set b", POSITIVE),
+    Key("optimizer.weight_average_tokens", None, float, "half-life in tokens of the same average", POSITIVE),
     Key("optimizer.transfer_rule", None, str, "rule that converts tuned values to train.batch_size", TRANSFER_RULES),
-    Key("optimizer.tuned_at_batch_size", None, int, "batch size for which the values are tuned", BATCH),
+    Key("optimizer.tuned_at_batch_size", None, int, "batch size at which the values were tuned", BATCH),
     Key("optimizer.lr_exponent", None, float, "rules half_life, fixed: learning rate x ratio^lr_exponent", FRACTION),
     Key("optimizer.transfer_keeps_tau", False, bool, "scale weight_decay to keep 1 / (lr wd) constant in tokens"),
     Key("train.batch_size", 16, int, "sequences per optimizer update, over all devices", BATCH),

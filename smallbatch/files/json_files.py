@@ -14,7 +14,7 @@ from typing import Any
 
 from smallbatch.errors import UserError
 
-MAX_INTEGER = 2**64  # larger ones overflow where they become floats or fixed-width integers
+MAX_INTEGER = 2**64  # larger values overflow floats or fixed-width integers
 NAMES = {
     **{int: "an integer", float: "a number", str: "text", bool: "true or false"},
     **{dict: "an object", list: "a list", type(None): "null"},

@@ -1,4 +1,4 @@
-"""Check user paths: expand `~`, reject addresses of object stores, and raise UserError instead of OSError.
+"""Check user paths: expand `~`, reject remote addresses, and raise UserError instead of OSError.
 
 Every path from a flag, a config value or a Python call goes through `local`.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from smallbatch.errors import UserError
 
-# gs://b/r, and gs:/b/r, which pathlib makes of it. HOST:/DIR of NFS and ssh has the same form.
+# gs://b/r, or gs:/b/r after pathlib. HOST:/DIR of NFS and ssh has the same form.
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
@@ -20,13 +20,13 @@ def local(path: str | os.PathLike[str], name: str = "") -> Path:
     name: its flag or config key, such as "--workdir", for the error.
 
     Raises:
-        UserError: the path is a URL, has an unknown user, or is invalid.
+        UserError: the path is remote, has an unknown user, or is invalid.
     """
     text = os.fspath(path)
     shown = f"{name}={text!r}" if name else f"the path {text!r}"
     if REMOTE.match(text):
         raise UserError(
-            f"{shown} is an address, and only local paths are supported. Mount the bucket "
+            f"{shown} is a remote address, but only local paths are supported. Mount the bucket "
             "(gcsfuse, s3fs, rclone mount) and give the path of the mount, or copy the files"
         )
     if "\0" in text:

@@ -1,1 +1,1 @@
-"""The Flax GPT, its attention and its loss. Knows no optimizer, mesh, file or config."""
+"""The Flax GPT, its attention and its loss, independent of optimizers, files and configs."""

@@ -38,8 +38,8 @@ def attention(q_BxQxNxH: jax.Array, k_BxTxNxH: jax.Array, v_BxTxNxH: jax.Array, 
 def product(equation: str, a: jax.Array, b: jax.Array, out_dtype=None) -> jax.Array:
     """Return jnp.einsum in `out_dtype`, by default the dtype of a.
 
-    `jax.default_matmul_precision` applies to float32 operands. bfloat16 operands have DEFAULT precision: their product
-    is the same at every precision, and those of their float32 gradients are much faster.
+    `jax.default_matmul_precision` applies to float32 operands. bfloat16 operands use DEFAULT precision: their product
+    is the same at every precision, but products with their float32 gradients are much faster.
     """
     precision = jax.lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else None
     return jnp.einsum(equation, a, b, precision=precision, preferred_element_type=out_dtype or a.dtype)
@@ -76,7 +76,7 @@ _splash.defvjp(_splash_forward, _splash_backward)
 
 
 def _splash_precision(x: jax.Array):
-    """Set a precision that the kernel supports: bfloat16 has only the default, float32 also the highest."""
+    """Set a precision that the kernel supports: the default, or for float32 also the highest."""
     exact = x.dtype == jnp.float32 and jax.default_matmul_precision.value != "default"
     return jax.default_matmul_precision("highest" if exact else "default")
 

@@ -1,7 +1,7 @@
-"""Faster forms of operations on XLA's CPU backend, with hand-written gradients.
+"""Faster versions of operations for XLA's CPU backend, with hand-written gradients.
 
-`use_cpu_ops(True)` selects them for everything traced inside; `training.program` does so once for each program, by its
-platform. Accelerators trace the plain functions that `on_cpu` decorates.
+`use_cpu_ops(True)` selects them for everything traced in its context; `training.program` does so for CPU programs.
+Accelerators trace the plain functions that `on_cpu` decorates.
 
 Measured on 2 shared cores, quickstart model, batch size 1: a training step takes 21.0 ms with all of them and 38.6 ms
 with none. Without one of them a step takes longer by: causal_attention 46%, multiply 21%, rms_norm 13%,
@@ -23,7 +23,7 @@ _in_use: ContextVar[bool] = ContextVar("cpu_ops", default=False)
 
 @contextlib.contextmanager
 def use_cpu_ops(on: bool) -> Iterator[None]:
-    """Trace the CPU forms inside if `on`, else the plain functions."""
+    """Trace the CPU versions in this context if `on`, else the plain functions."""
     token = _in_use.set(on)
     try:
         yield
@@ -31,13 +31,13 @@ def use_cpu_ops(on: bool) -> Iterator[None]:
         _in_use.reset(token)
 
 
-def on_cpu(cpu_form: Callable) -> Callable[[Callable], Callable]:
-    """Decorate a plain function: trace `cpu_form` in its stead where CPU operations are in use."""
+def on_cpu(cpu_version: Callable) -> Callable[[Callable], Callable]:
+    """Decorate a plain function: inside `use_cpu_ops(True)`, trace `cpu_version` instead."""
 
     def decorate(plain: Callable) -> Callable:
         @functools.wraps(plain)
         def chosen(*args):
-            return (cpu_form if _in_use.get() else plain)(*args)
+            return (cpu_version if _in_use.get() else plain)(*args)
 
         return chosen
 
@@ -47,7 +47,7 @@ def on_cpu(cpu_form: Callable) -> Callable[[Callable], Callable]:
 def row_sum(x: jax.Array) -> jax.Array:
     """Sum over the last axis, keeping it with length 1, in float32, as a product with a vector of ones.
 
-    XLA's CPU backend adds up a row one number after another; a product goes through vectorized matrix kernels.
+    XLA's CPU backend sums a row sequentially, but computes a product with vectorized kernels.
     """
     ones = jnp.ones((x.shape[-1], 1), jnp.float32)
     return jnp.matmul(x.astype(jnp.float32), ones, precision=jax.lax.Precision.HIGHEST)
@@ -66,9 +66,9 @@ def _rms_norm_forward(x: jax.Array):
     return y, (y, scale)
 
 
-def _rms_norm_backward(kept, dy: jax.Array):
-    # y = s x with s = (mean(x^2) + eps)^(-1/2):  dx = s (dy - y mean(dy y)); x itself need not be kept.
-    y, scale = kept
+def _rms_norm_backward(residuals, dy: jax.Array):
+    # y = s x with s = (mean(x^2) + eps)^(-1/2):  dx = s (dy - y mean(dy y)); x itself is not saved.
+    y, scale = residuals
     y32, dy32 = y.astype(jnp.float32), dy.astype(jnp.float32)
     return ((scale * (dy32 - y32 * (row_sum(dy32 * y32) / y.shape[-1]))).astype(dy.dtype),)
 
@@ -78,7 +78,7 @@ rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 def multiply(x: jax.Array, w: jax.Array, out_dtype=None) -> jax.Array:
     """Return the product of `decoder.multiply`. Its gradients are in the dtypes of x and w."""
-    # XLA copies an operand to contract several axes, so they are flattened. Heads shared by devices stay an axis.
+    # XLA copies an operand to contract several axes, so they are flattened. Heads split over devices remain an axis.
     x, w = x.reshape(*x.shape[:2], -1), w.reshape(-1, *w.shape[x.ndim - 2 :])
     out_shape = (*x.shape[:2], *w.shape[1:])
     w = w if axis_size("heads") > 1 else w.reshape(w.shape[0], -1)
@@ -90,15 +90,15 @@ def _multiply(x_BxTxI: jax.Array, w: jax.Array, out_dtype) -> jax.Array:
     return jnp.tensordot(x_BxTxI, w, 1, preferred_element_type=out_dtype)
 
 
-def _multiply_backward(out_dtype, kept, dy: jax.Array):
+def _multiply_backward(out_dtype, residuals, dy: jax.Array):
     del out_dtype
-    x_BxTxI, w = kept
+    x_BxTxI, w = residuals
     dy = dy.astype(x_BxTxI.dtype)
     dx_BxTxI = jnp.tensordot(dy, w, (tuple(range(2, dy.ndim)), tuple(range(1, w.ndim))))
     if w.shape[0] ** 2 <= w.size:
         return dx_BxTxI, jnp.tensordot(x_BxTxI, dy, ((0, 1), (0, 1)))
-    # The first operand of a product over the tokens is transposed in memory: make it the narrower one. The barrier
-    # keeps XLA from exchanging the operands again.
+    # XLA transposes the first operand of a product over the tokens in memory, so the narrower one comes first. The
+    # barrier prevents XLA from swapping them back.
     return dx_BxTxI, jnp.moveaxis(jax.lax.optimization_barrier(jnp.tensordot(dy, x_BxTxI, ((0, 1), (0, 1)))), -1, 0)
 
 
@@ -118,7 +118,7 @@ def _gelu_backward(x, dy):
     x2 = x * x
     tanh = jnp.tanh(SQRT_2_OVER_PI * (x + 0.044715 * x * x2))
     slope = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * SQRT_2_OVER_PI * (1 + 3 * 0.044715 * x2)
-    # The barrier has the product computed once, in x's layout, instead of inside each of the two products that use it.
+    # The barrier makes XLA compute this once, in x's layout, instead of once in each of the two products that use it.
     return (jax.lax.optimization_barrier(dy * slope),)
 
 
@@ -139,9 +139,9 @@ def _embed(table_VxD: jax.Array, tokens_BxT: jax.Array) -> jax.Array:
     return table_VxD[tokens_BxT]
 
 
-def _embed_backward(kept, dy_BxTxD):
+def _embed_backward(residuals, dy_BxTxD):
     # The plain gradient is a scatter, which is a loop over the tokens.
-    table_VxD, tokens_BxT = kept
+    table_VxD, tokens_BxT = residuals
     one_hot_BxTxV = jax.nn.one_hot(tokens_BxT, table_VxD.shape[0], dtype=dy_BxTxD.dtype)
     dtable = jnp.einsum("btv,btd->vd", one_hot_BxTxV, dy_BxTxD, preferred_element_type=jnp.float32)
     return dtable.astype(table_VxD.dtype), None
@@ -150,16 +150,16 @@ def _embed_backward(kept, dy_BxTxD):
 _embed.defvjp(lambda table, tokens: (_embed(table, tokens), (table, tokens)), _embed_backward)
 
 
-QUERY_BLOCK = 64  # queries handled together
-MAX_BLOCKS = 4  # blocks are unrolled: more would cost compile time for little
+QUERY_BLOCK = 64  # queries per block
+MAX_BLOCKS = 4  # blocks are unrolled: more would slow down compilation for little gain
 
 
 @jax.custom_vjp
 def causal_attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """Return causal attention, BxTxNxH, computed over blocks of queries.
 
-    - A block computes scores only for keys up to its last query: almost half of the score matrix is left out.
-    - No running maximum: q and k are RMS-normed, so a score is at most sqrt(H) and exp cannot overflow.
+    - A block computes scores only for keys up to its last query, which skips almost half of the score matrix.
+    - No running maximum is needed: q and k are RMS-normed, so scores are at most sqrt(H) and exp cannot overflow.
     - Numerator and denominator of the softmax are columns of one product with [v, 1].
     - The backward pass reads each block of exponentials twice; differentiating softmax reads it about ten times.
     """
@@ -189,7 +189,7 @@ def _exp_block(q_BxNxQxH: jax.Array, k_BxNxTxH: jax.Array) -> jax.Array:
     """Return exp(q k^T) of the last Q of T positions, 0 where the key comes after the query, in the dtype of q."""
     queries, keys = q_BxNxQxH.shape[2], k_BxNxTxH.shape[2]
     exp_BxNxQxT = jnp.exp(_scores(q_BxNxQxH, k_BxNxTxH))
-    # Only the last Q keys can come after a query: the mask touches no more than them.
+    # Only the last Q keys can come after a query, so only they are masked.
     seen_QxQ = jnp.tril(jnp.ones((queries, queries), jnp.float32))[None, None]
     before, diagonal = exp_BxNxQxT[..., : keys - queries], exp_BxNxQxT[..., keys - queries :] * seen_QxQ
     return jnp.concatenate([before, diagonal], axis=-1).astype(q_BxNxQxH.dtype)
@@ -202,10 +202,10 @@ def _weighted_mean(weights_BxNxQxT: jax.Array, v_BxNxTxH: jax.Array) -> tuple[ja
     return (sums[..., :-1] / sums[..., -1:]).astype(v_BxNxTxH.dtype), sums[..., -1:]
 
 
-def _attention_backward(kept, dout_BxTxNxH: jax.Array):
+def _attention_backward(residuals, dout_BxTxNxH: jax.Array):
     # With w = exp(s), p = w / sum(w):  dv = p^T do;  ds = p * (do v^T - rowsum(do * out)). The 1/sum(w) of p is folded
-    # into do, so that the blocks of w are used as they were kept; q is kept with its factor 1/sqrt(H).
-    q, k, v, weights, out, norm = kept
+    # into do, so that the saved blocks of w are used unchanged; q is saved with its factor 1/sqrt(H).
+    q, k, v, weights, out, norm = residuals
     context = q.shape[2]
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     do32 = jnp.swapaxes(dout_BxTxNxH, 1, 2).astype(jnp.float32) / norm
@@ -244,9 +244,9 @@ def _cross_entropy_forward(logits_BxSxV, targets_BxS):
     return (jnp.log(sum_BxSx1) - target_BxSx1)[..., 0], (exp_BxSxV, sum_BxSx1, targets_BxS)
 
 
-def _cross_entropy_backward(kept, dloss_BxS):
+def _cross_entropy_backward(residuals, dloss_BxS):
     # d loss / d logits = softmax - one_hot(target)
-    exp_BxSxV, sum_BxSx1, targets_BxS = kept
+    exp_BxSxV, sum_BxSx1, targets_BxS = residuals
     dloss_BxSx1 = dloss_BxS[..., None]
     probs_BxSxV = exp_BxSxV * (dloss_BxSx1 / sum_BxSx1)
     return jnp.where(_is_target(exp_BxSxV, targets_BxS), probs_BxSxV - dloss_BxSx1, probs_BxSxV), None

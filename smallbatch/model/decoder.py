@@ -1,7 +1,7 @@
 """The decoder of Marek et al. 2025 (arXiv 2507.07101, A.1): Flax NNX modules, and their parameters as a flat dict.
 
 Pre-norm RMSNorm and QK-norm without scale, RoPE, GELU MLP, no biases, untied embeddings, no dropout: every parameter
-is a matrix. The code is plain `jnp`. On a CPU, functions marked `on_cpu` run their faster form from `cpu_ops`.
+is a matrix. The code is plain `jnp`. On a CPU, functions marked `on_cpu` run their faster version from `cpu_ops`.
 
 Letters in array names, everywhere in this project:
     B sequences   T positions   D width   N heads   H head width   F MLP width   V vocabulary   L layers
@@ -59,7 +59,7 @@ class GPT(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each with a norm before it and a residual connection round it."""
+    """Attention and MLP, each with a norm before it and a residual connection around it."""
 
     def __init__(self, spec: ModelSpec, rngs: nnx.Rngs):
         d, n, h, f = spec.width, spec.heads, spec.head_width, spec.ffn_width
@@ -97,7 +97,7 @@ class Block(nnx.Module):
 def linear(x: jax.Array, w: jax.Array, axes: Axes, out_dtype=None) -> jax.Array:
     """Return the product of activations and a weight in the dtype of x or in `out_dtype` (see `multiply`).
 
-    axes: logical axes of w. Where `fsdp` shards w, it is gathered for the forward pass and again for the backward pass.
+    axes: logical axes of w. If `fsdp` shards w, it is gathered for the forward pass and again for the backward pass.
     """
     whole = [None if axis == "embed" else axis for axis in axes]
     gather_and_multiply = lambda x, w: multiply(x, constrain(w, *whole), out_dtype)
@@ -108,8 +108,8 @@ def linear(x: jax.Array, w: jax.Array, axes: Axes, out_dtype=None) -> jax.Array:
 
 @on_cpu(cpu_ops.multiply)
 def multiply(x: jax.Array, w: jax.Array, out_dtype=None) -> jax.Array:
-    """Return the product over all axes of x but the first two, BxT. They are the first axes of w."""
-    # bfloat16 products are exact at every precision; the default makes those of their float32 gradients fast.
+    """Contract all axes of x except B and T with the first axes of w."""
+    # bfloat16 products are exact at every precision; the default makes products with float32 gradients fast.
     precision = jax.lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else None
     return jnp.tensordot(x, w, x.ndim - 2, precision=precision, preferred_element_type=out_dtype or x.dtype)
 
@@ -166,8 +166,8 @@ def rope_cos_sin(position_T: jax.Array, half: int, base: float, context: int) ->
 
 
 def _matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fans: tuple[int, int], axes: Axes, spec: ModelSpec) -> nnx.Param:
-    # The fans are those of the matrix product, whatever shape it is stored in. jax's own initializer takes the extra
-    # axes of a fused qkv for a receptive field, which makes v and the output 1.4 to 3.2 times too small.
+    # `fans` are those of the matrix product. JAX's initializer would treat the extra axes of a fused qkv as a receptive
+    # field, which would make v and the output 1.4 to 3.2 times too small.
     limit = math.sqrt(6.0 / sum(fans))
     return nnx.Param(
         jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit).astype(spec.param_dtype), axes=axes

@@ -58,7 +58,7 @@ def _slice_count(context: int, logits: int, max_logits: int) -> int:
 def _nats(hidden_BxSxD, unembed_DxV, targets_BxS, weights_BxS, vocab_size: int, axis: int | None) -> jax.Array:
     unembed_DxV = unembed_DxV.astype(hidden_BxSxD.dtype)
     logits_BxSxV = linear(hidden_BxSxD, unembed_DxV, ("embed", "vocab"), jnp.float32)
-    if logits_BxSxV.shape[-1] > vocab_size:  # columns of padding are no tokens
+    if logits_BxSxV.shape[-1] > vocab_size:  # padding columns are not tokens
         is_token_1x1xV = jnp.arange(logits_BxSxV.shape[-1])[None, None] < vocab_size
         logits_BxSxV = jnp.where(is_token_1x1xV, logits_BxSxV, -jnp.inf)
     return jnp.sum(cross_entropy(logits_BxSxV, targets_BxS) * weights_BxS, axis)

@@ -99,17 +99,17 @@ def _generate(spec: ModelSpec, params, prompt_1xP, length, limit, temperature, t
 def prefill(module: decoder.GPT, prompt_1xP: jax.Array, length: jax.Array) -> tuple[jax.Array, Cache]:
     """Return the logits after the first `length` tokens of a padded prompt, and the cache.
 
-    The cache also holds the padding's keys. `step` overwrites each before a query may see it.
+    The cache also holds the padding's keys. `step` overwrites each before a query attends to it.
     """
     padded, context = prompt_1xP.shape[1], module.spec.context_tokens
-    room = ((0, 0), (0, context - padded), (0, 0), (0, 0))
+    padding = ((0, 0), (0, context - padded), (0, 0), (0, 0))
     x_1xPxD = module.embed(prompt_1xP)
     cache = []
     for block in module.blocks:
         q, k, v = block.qkv(rms_norm(x_1xPxD), jnp.arange(padded))
         x_1xPxD = x_1xPxD + block.out(causal_attention(q, k, v, "xla"))
         x_1xPxD = x_1xPxD + block.mlp(rms_norm(x_1xPxD))
-        cache.append((jnp.pad(k, room), jnp.pad(v, room)))
+        cache.append((jnp.pad(k, padding), jnp.pad(v, padding)))
     return _logits(module, jax.lax.dynamic_slice_in_dim(x_1xPxD, length - 1, 1, axis=1)), cache
 
 
@@ -146,5 +146,5 @@ def nucleus(probs_V: jax.Array, top_p: jax.Array) -> jax.Array:
     order_V = jnp.argsort(probs_V, descending=True, stable=True)
     sorted_V = probs_V[order_V]
     mass_before_V = jnp.concatenate([jnp.zeros(1, probs_V.dtype), jnp.cumsum(sorted_V)[:-1]])
-    # top_p = 1 keeps all tokens, also those whose mass float32 rounds away.
+    # top_p = 1 keeps all tokens, even if the float32 sum reaches 1 before the last.
     return jnp.zeros(probs_V.shape, bool).at[order_V].set((mass_before_V < top_p) | (top_p >= 1))

@@ -31,7 +31,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
 
 
 class ShardingRules:
-    """The rules for one mesh. Inside a `shard_map`, axes that it splits manually are left out."""
+    """The rules for one mesh. Inside a `shard_map`, its manual axes are excluded."""
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
@@ -48,7 +48,7 @@ class ShardingRules:
         return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
 
     def axis_size(self, axis: str | None) -> int:
-        """Return over how many devices a logical axis is split."""
+        """Return the number of devices over which a logical axis is split."""
         return math.prod(self.mesh.shape[name] for name in RULES[axis] if name in self.automatic_axes())
 
     def partition_spec(self, axes: Axes) -> PartitionSpec:
@@ -57,9 +57,9 @@ class ShardingRules:
         return PartitionSpec(*[tuple(name for name in RULES[axis] if name in automatic) or None for axis in axes])
 
     def param_sharding(self, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
-        """Return the sharding of a stored parameter. An axis whose size the mesh axis does not divide stays whole.
+        """Return the sharding of a stored parameter. An axis that its mesh axes do not divide evenly is not split.
 
-        `tensor` rarely divides a vocabulary. It then splits the width of the two embeddings, beside `fsdp`.
+        If `tensor` does not divide the vocabulary, it splits the width of both embeddings, together with `fsdp`.
         """
         rules, sizes = dict(RULES), dict(zip(axes, shape, strict=True))
         devices = lambda mesh_axes: math.prod(self.mesh.shape[name] for name in mesh_axes)
@@ -74,7 +74,7 @@ _active: ContextVar[ShardingRules | None] = ContextVar("sharding_rules", default
 
 @contextlib.contextmanager
 def use_rules(rules: ShardingRules | None) -> Iterator[None]:
-    """Apply these rules to what is traced inside."""
+    """Apply these rules to everything traced in this context."""
     token = _active.set(rules)
     try:
         yield
@@ -83,13 +83,13 @@ def use_rules(rules: ShardingRules | None) -> Iterator[None]:
 
 
 def axis_size(axis: str) -> int:
-    """Return over how many devices a logical axis is split; 1 without rules."""
+    """Return the number of devices over which a logical axis is split; 1 without rules."""
     rules = _active.get()
     return 1 if rules is None else rules.axis_size(axis)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Return x with a sharding constraint. Unconstrained, the partitioner gathers activations instead of weights."""
+    """Return x with a sharding constraint. Without it, the partitioner gathers activations instead of weights."""
     rules = _active.get()
     if rules is None or not rules.splits_model:
         return x
@@ -97,7 +97,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def pad_and_constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Return x, padded with zeros at the end of each axis that its devices do not divide, with a constraint."""
+    """Return x, zero-padded to sizes that divide evenly over the devices, with a sharding constraint."""
     padding = [(0, -size % axis_size(axis) if axis else 0) for size, axis in zip(x.shape, axes, strict=True)]
     return constrain(jnp.pad(x, padding) if any(after for _, after in padding) else x, *axes)
 
@@ -105,7 +105,7 @@ def pad_and_constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def per_device(f: Callable[..., jax.Array], *axes: str | None) -> Callable[..., jax.Array]:
     """Return f applied by each device to its own part of arrays with these axes.
 
-    The partitioner cannot look into a fused kernel.
+    The partitioner cannot split a fused kernel.
     """
     rules = _active.get()
     if rules is None or not rules.automatic_axes() or rules.mesh.size == 1:

@@ -1,1 +1,1 @@
-"""Every derived number of a run, computed once, in float64, without JAX."""
+"""Compute every derived number of a run once, in float64, without JAX."""

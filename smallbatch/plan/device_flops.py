@@ -1,12 +1,12 @@
 """Dense bfloat16 peak FLOP/s of accelerators, for the model FLOPs utilization (MFU) of programs in any dtype.
 
-Unlisted devices have none: CPUs, GPUs without bfloat16 tensor cores (V100, T4), slices of a GPU (MIG).
+No peak is listed for CPUs, GPUs without bfloat16 tensor cores (V100, T4) and slices of a GPU (MIG).
 """
 
 import re
 
 # FLOP/s of one JAX device (half a chip on TPU v2, v3 and TPU7x) with float32 sums, from the vendors' data sheets.
-# NVIDIA also prints doubled figures, which are for sparse matrices.
+# The doubled figures in NVIDIA's data sheets are for sparse matrices.
 PEAK_FLOPS = {
     "NVIDIA A10": 125e12,
     "NVIDIA A10G": 70e12,

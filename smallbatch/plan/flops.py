@@ -1,22 +1,22 @@
-"""Parameters and training FLOPs of a model: the definition that every number in this project uses.
+"""Parameters and training FLOPs of a model, as defined throughout this project.
 
 FLOPs per token = 6 x (parameters in matrix products) + 12 x L x N x H x T, as in PaLM (Chowdhery et al. 2022, arXiv
 2204.02311, appendix B): 2 for the forward and 4 for the backward pass, attention counted over the full T x T scores.
-The output matrix counts; the embedding lookup does not. Recomputation, the optimizer and the savings of causality are
-left out, so the count depends on the model and the tokens, never on batch size or implementation.
+The output matrix counts; the embedding lookup does not. Recomputation, the optimizer and the savings of a causal mask
+are excluded, so the count depends only on the model and the tokens, not on batch size or implementation.
 """
 
 from smallbatch.specs import ModelSpec
 
 
 def non_embedding_params(model: ModelSpec) -> int:
-    """Return the parameters of the blocks: 4 D^2 + 2 D F a layer."""
+    """Return the parameters of the blocks: 4 D^2 + 2 D F per layer."""
     attention = 4 * model.width * model.heads * model.head_width
     return model.layers * (attention + 2 * model.width * model.ffn_width)
 
 
 def active_params(model: ModelSpec) -> int:
-    """Return the parameters in matrix products, blocks and output; Marek et al. 2025 name their models by it."""
+    """Return the parameters in matrix products (blocks and output), the model size in Marek et al. 2025."""
     return non_embedding_params(model) + model.vocab_size * model.width
 
 

@@ -194,7 +194,7 @@ def _in_stage(config: Config, stage: ScheduleStage) -> tuple[Tuned, float | None
 
 
 def _at_start(config: Config) -> tuple[Tuned, float | None]:
-    """Return the same at `train.batch_size`: as set, or transferred from the batch size it was tuned at."""
+    """Return the values of `_in_stage` at `train.batch_size`: as set, or converted by the transfer rule."""
     optimizer = config.optimizer
     tokens_per_step = config.train.batch_size * config.model.context_tokens
     tuned_tokens_per_step = (optimizer.tuned_at_batch_size or config.train.batch_size) * config.model.context_tokens

@@ -1,4 +1,4 @@
-"""The mesh, the micro-batch size and the attention kernel, with the reason for its selection."""
+"""Choose the mesh, the micro-batch size and the attention kernel."""
 
 from smallbatch.config import Config
 from smallbatch.errors import UserError
@@ -8,7 +8,7 @@ from smallbatch.specs import DeviceSpec, MeshSpec
 # model runs fastest with all cores in each operation and oneDNN's matrix products, which are slow for small products.
 CPU_CACHE_BYTES = 2**20
 MAX_CPU_DEVICES = 8
-SPLASH_CONTEXT = 1024  # below it XLA's own attention is about as fast
+SPLASH_CONTEXT = 1024  # for shorter contexts XLA's own attention is about as fast
 SPLASH_FLOAT32_ONLY = ("TPU v2", "TPU v3")  # "Unsupported matmul RHS type" in bfloat16 (libtpu 0.0.42)
 
 
@@ -39,13 +39,13 @@ def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
         sequences: lower bound on sequences per forward pass.
 
     Raises:
-        UserError: there are too few devices, or an axis does not divide what it splits.
+        UserError: there are too few devices, or a size is not divisible by its mesh axis.
     """
     data, fsdp, tensor, sequence = (config.mesh[axis] for axis in ("data", "fsdp", "tensor", "sequence"))
     least = least_mesh(config.mesh)
     if least.devices > devices.count:
         raise UserError(
-            f"the mesh wants {least.devices} devices ({least}), and there are {devices.count} on this "
+            f"the mesh needs {least.devices} devices ({least}), but there are {devices.count} on this "
             f"{devices.platform.upper()}; lower mesh.data, mesh.fsdp, mesh.tensor or mesh.sequence"
         )
     if data is None:
@@ -53,12 +53,12 @@ def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
         data = next((n for n in range(most, 0, -1) if sequences % (n * fsdp) == 0), 1)
     if sequences % (data * fsdp):
         raise UserError(
-            f"a micro-batch of {sequences} sequences does not divide over mesh.data x mesh.fsdp = {data} x {fsdp} "
+            f"a micro-batch of {sequences} sequences is not divisible by mesh.data x mesh.fsdp = {data} x {fsdp} "
             f"devices; choose a batch size that is a multiple of {data * fsdp}, or a smaller mesh"
         )
     heads = config.model.width // config.model.head_width
     ffn_width = config.model.ffn_width or 4 * config.model.width
-    if tensor is None:  # only CPU cores that the batch leaves idle split heads and MLP by default
+    if tensor is None:  # by default, CPU cores that the batch leaves idle split heads and MLP
         idle = max(1, devices.count // (data * fsdp * sequence)) if devices.platform == "cpu" else 1
         tensor = next(n for n in range(idle, 0, -1) if heads % n == 0 and ffn_width % n == 0)
     for axis, size, name, value in (
@@ -72,7 +72,7 @@ def mesh(config: Config, sequences: int, devices: DeviceSpec) -> MeshSpec:
 
 
 def microbatch_size(on: MeshSpec, batch_size: int, platform: str) -> int:
-    """Return the default: the whole batch, or one sequence per device on a CPU, which is 1.1 to 1.2 times as fast."""
+    """Return the default size: the whole batch, or on a CPU one sequence per device, which is 1.1 to 1.2x as fast."""
     return on.data * on.fsdp if platform == "cpu" else batch_size
 
 
@@ -83,50 +83,50 @@ def attention(config: Config, on: MeshSpec, devices: DeviceSpec) -> tuple[str, s
         UserError: the config names a kernel that cannot run.
     """
     asked = config.model.attention
-    hindrances = {"cudnn": _against_cudnn(config, on, devices), "splash": _against_splash(config, on, devices)}
+    problems = {"cudnn": _cudnn_problem(config, on, devices), "splash": _splash_problem(config, on, devices)}
     if asked != "auto":
-        if hindrance := hindrances.get(asked):
-            raise UserError(f"model.attention={asked} cannot run: {hindrance}; set it to auto or xla")
-        return asked, "as asked"
+        if problem := problems.get(asked):
+            raise UserError(f"model.attention={asked} cannot run: {problem}; set it to auto or xla")
+        return asked, "set by model.attention"
     fused = {"gpu": "cudnn", "tpu": "splash"}.get(devices.platform)
     if fused is None:
         return "xla", "there is no fused kernel for a CPU"
-    if hindrances[fused]:
-        return "xla", f"not {fused}: {hindrances[fused]}"
+    if problems[fused]:
+        return "xla", f"not {fused}: {problems[fused]}"
     return fused, f"the fused kernel of a {devices.platform.upper()}"
 
 
-def _against_cudnn(config: Config, on: MeshSpec, devices: DeviceSpec) -> str:
-    """Return why cuDNN's attention cannot run, or "" if it can. The rules are those of jax 0.10 to 0.12."""
+def _cudnn_problem(config: Config, on: MeshSpec, devices: DeviceSpec) -> str:
+    """Return why cuDNN's attention cannot run, or "" if it can, as in jax 0.10 to 0.12."""
     if devices.lanes:
-        return "the gradient of many lanes' attention by it fails up to jax 0.11"
+        return "its gradient fails for several lanes, up to jax 0.11"
     head_width, capability = config.model.head_width, devices.compute_capability
     if devices.platform != "gpu":
-        return f"it needs a GPU, and this machine has a {devices.platform.upper()}"
+        return f"it needs a GPU, but this machine has a {devices.platform.upper()}"
     if capability is not None and not (capability.replace(".", "").isdecimal() and float(capability) >= 8):
-        return f"it needs an NVIDIA GPU of compute capability 8.0 or later, and this one has {capability}"
+        return f"it needs an NVIDIA GPU of compute capability 8.0 or later, but this one has {capability}"
     if config.model.compute_dtype != "bfloat16":
-        return f"it needs model.compute_dtype=bfloat16, and that is {config.model.compute_dtype}"
+        return f"it needs model.compute_dtype=bfloat16, but it is {config.model.compute_dtype}"
     most = 256 if float(capability or 8) >= 9 else 128
     if head_width > most or head_width % 8:
-        return f"it needs a model.head_width that is a multiple of 8, up to {most}, and that is {head_width}"
-    return _against_fused(on)
+        return f"it needs a model.head_width that is a multiple of 8, up to {most}, but it is {head_width}"
+    return _fused_problem(on)
 
 
-def _against_splash(config: Config, on: MeshSpec, devices: DeviceSpec) -> str:
-    """Return why the splash kernel cannot run or would not help, or "" if it does."""
+def _splash_problem(config: Config, on: MeshSpec, devices: DeviceSpec) -> str:
+    """Return why the splash kernel cannot run or would not help, or "" if it is used."""
     context, head_width = config.model.context_tokens, config.model.head_width
     if devices.platform != "tpu":
-        return f"it needs a TPU, and this machine has a {devices.platform.upper()}"
+        return f"it needs a TPU, but this machine has a {devices.platform.upper()}"
     if devices.kind in SPLASH_FLOAT32_ONLY and config.model.compute_dtype == "bfloat16":
         return f"it does not compile in bfloat16 for a {devices.kind}"
     if context < SPLASH_CONTEXT or context % 128:
-        least = f"a multiple of 128, from {SPLASH_CONTEXT} on"
-        return f"it needs a model.context_tokens that is {least}, and that is {context}"
+        least = f"a multiple of 128, at least {SPLASH_CONTEXT}"
+        return f"it needs a model.context_tokens that is {least}, but it is {context}"
     if head_width % 64:
-        return f"it needs a model.head_width that is a multiple of 64, and that is {head_width}"
-    return _against_fused(on)
+        return f"it needs a model.head_width that is a multiple of 64, but it is {head_width}"
+    return _fused_problem(on)
 
 
-def _against_fused(on: MeshSpec) -> str:
-    return f"it needs whole sequences, and mesh.sequence={on.sequence} splits them" if on.sequence > 1 else ""
+def _fused_problem(on: MeshSpec) -> str:
+    return f"it needs whole sequences, but mesh.sequence={on.sequence} splits them" if on.sequence > 1 else ""

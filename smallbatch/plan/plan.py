@@ -1,4 +1,4 @@
-"""The plan of a run: every number that follows from its config, derived once, in float64, before anything runs."""
+"""The plan of a run: every number derived from its config, in float64, before training."""
 
 import dataclasses
 import math
@@ -43,7 +43,7 @@ class Stage(ScheduleStage):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run does. A run is determined by its plan and its dataset."""
+    """A complete description of a run. A run is determined by its plan and its dataset."""
 
     fingerprint: str
     model: ModelSpec
@@ -225,7 +225,7 @@ def _every(tokens: int, tokens_per_step: int) -> int:
 
 
 def _validation_batch_seqs(context_tokens: int, mesh: MeshSpec) -> int:
-    """Return the sequences of a validation batch: a function of the context, padded to a multiple of the mesh."""
+    """Return the sequences of a validation batch: set by the context, rounded up to a multiple of the devices."""
     seqs = max(1, VALIDATION_BATCH_TOKENS // context_tokens)
     shards = mesh.data * mesh.fsdp
     return -(-seqs // shards) * shards

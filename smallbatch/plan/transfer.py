@@ -65,7 +65,7 @@ def _times(one_minus_b: float | None, ratio: float, name: str) -> float | None:
         return None
     if one_minus_b * ratio > 1:
         raise UserError(
-            f"the sqrt rule gives 1 - {name} = {one_minus_b:g} x {ratio:g}, above 1, but holds only far below 1; use "
-            "the half_life rule or a smaller batch size"
+            f"the sqrt rule gives 1 - {name} = {one_minus_b:g} x {ratio:g}, above 1, but is valid only far below 1; "
+            "use the half_life rule or a smaller batch size"
         )
     return one_minus_b * ratio

@@ -1,7 +1,7 @@
-"""Files of a run directory: metrics.jsonl and result.json. Written and checked against one schema, without JAX.
+"""Write and read metrics.jsonl and result.json, checked against one schema, without JAX.
 
 metrics.jsonl: one JSON object per line; its fields are FIELDS and OPTIONAL_FIELDS of its kind.
-result.json: the fields of `Result`; null is unknown, or a loss that is not finite.
+result.json: the fields of `Result`; null: unknown, or a loss that is not finite.
 
 A JSON file is replaced by renaming, so it is complete or absent. metrics.jsonl is appended to; a crash can cut off its
 last line, which readers ignore.
@@ -81,6 +81,17 @@ def write_json(path: str | Path, value: Any) -> None:
 def json_bytes(value: Any) -> bytes:
     """Return a value as the content of a JSON file. Raises ValueError for NaN and infinities."""
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+
+
+def plan_hyperparams(plan: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Return the hyperparameters at the start of a run from its plan.json; older plans have them at the top level.
+
+    Raises: UserError if there are none.
+    """
+    stages = plan.get("stages") or [plan]
+    if problem := json_files.mismatch(stages, [{"hyperparams": {}}]):
+        raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
+    return stages[0]["hyperparams"]
 
 
 class MetricsWriter:
@@ -194,7 +205,7 @@ class Result:
     git_sha: str | None
     git_dirty: bool | None
     validation_loss_se_nats: float | None = None  # standard error over the sequences of the validation set
-    program_memory_bytes: int | None = None  # on one device, from XLA's buffer assignment; a lane's share for a lane
+    program_memory_bytes: int | None = None  # on one device, from XLA's buffer assignment; for a lane, its share
     directory: Path | None = field(default=None, compare=False)  # where it was read from; not in the file
 
     def curve(self, kind: str = "train") -> dict[str, list[Any]]:
@@ -216,10 +227,10 @@ def read_result(path: str | Path) -> Result:
     path = paths.local(path)
     types = typing.get_type_hints(Result)
     del types["directory"]
-    values: dict[str, Any] = {"validation_loss_se_nats": None, "program_memory_bytes": None}  # later additions
+    values: dict[str, Any] = {"validation_loss_se_nats": None, "program_memory_bytes": None}  # absent in old files
     values |= json_files.read_object(path, {}, "the result of a run")
-    if strange := sorted(values.keys() ^ types.keys()):
-        problem = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in strange)
+    if differing := sorted(values.keys() ^ types.keys()):
+        problem = ", ".join(f"{key} is {'unknown' if key in values else 'missing'}" for key in differing)
         raise UserError(
             f"{path} is not a result of this version of smallbatch ({problem}); use the version that wrote it, or "
             "delete it and rerun"
@@ -242,7 +253,7 @@ def environment() -> dict[str, Any]:
             versions[package.removesuffix("-checkpoint")] = metadata.version(package)
     root = Path(__file__).resolve().parents[2]
     sha = dirty = None
-    if _git(root, "rev-parse", "--show-toplevel") == str(root):  # not a repository around the installed package
+    if _git(root, "rev-parse", "--show-toplevel") == str(root):  # else a repository that contains the installed package
         sha = _git(root, "rev-parse", "HEAD")
         status = _git(root, "status", "--porcelain", "--untracked-files=no")
         dirty = None if status is None else bool(status)

@@ -1,4 +1,4 @@
-"""The run directory: check that it belongs to the config and whether the run has finished, and lock it.
+"""The run directory: its files, its lock, and the check that it belongs to the config.
 
 All checks run before `write_config` writes config.json, so a usage error writes no config.
 
@@ -90,7 +90,7 @@ def check_owner(workdir: RunDir, config: configs.Config) -> None:
 
 
 def finished(workdir: RunDir) -> records.Result | None:
-    """Return the result of a run that is done or has diverged; None for any other."""
+    """Return the result of a run that is done or has diverged, else None."""
     if not paths.exists(workdir.result):
         return None
     result = records.read_result(workdir.result)

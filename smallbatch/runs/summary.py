@@ -20,7 +20,7 @@ def plan_text(plan: Plan, dataset_tokens: int | None) -> str:
         ("epochs", _epochs(plan, dataset_tokens)),
         ("optimizer", _optimizer(plan)),
         *[
-            (f"from {s.first_tokens:,}", f"peak learning rate {s.hyperparams['peak_lr']:g}; {_kept(s)}")
+            (f"from {s.first_tokens:,}", f"peak learning rate {s.hyperparams['peak_lr']:g}; {_constant_rates(s)}")
             for s in plan.stages[1:]
         ],
         *_optional_rows(plan),
@@ -140,7 +140,7 @@ def _optimizer(plan: Plan) -> str:
     return f"{plan.optimizer.name}{nesterov}, peak learning rate {h['peak_lr']:g}{embed}{eps}, {decay}"
 
 
-def _kept(stage: Stage) -> str:
+def _constant_rates(stage: Stage) -> str:
     """Describe which decay rates stay constant when the batch size changes."""
     names = [average.name for average in stage.averages]
     if not names:

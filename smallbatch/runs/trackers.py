@@ -1,4 +1,4 @@
-"""Copies of metrics.jsonl in TensorBoard or Weights & Biases, with tokens on the x-axis."""
+"""Log the records of metrics.jsonl to TensorBoard or Weights & Biases, with tokens on the x-axis."""
 
 import math
 import time

@@ -1,1 +1,1 @@
-"""From a plan to a finished run: devices, the compiled step, validation, checkpoints, and the loop."""
+"""Train the runs of a plan: device setup, compiled steps, the training loop, validation and checkpoints."""

@@ -1,8 +1,8 @@
 """Checkpoints of a run, written by orbax while training continues, and verified when they are restored.
 
-Orbax writes each checkpoint to a temporary directory, renames it when it is complete, and then deletes the ones that
-are superseded. Its format does not detect changed bytes in an array, so each checkpoint also holds a checksum of every
-array, computed on its devices, and a digest of the metadata.
+Orbax writes each checkpoint to a temporary directory, renames it when it is complete, and then deletes superseded
+ones. Its format does not detect changed bytes in an array, so each checkpoint also holds a checksum of every array,
+computed on its devices, and a digest of the metadata.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class Checkpoints:
             abstract_state: pytree of jax.ShapeDtypeStruct with shardings on any mesh. It may be a part of the saved
                 state; only that part is read.
 
-        Raises UserError if all checkpoints are damaged, or if the newest intact one is of another model or optimizer.
+        Raises UserError if all checkpoints are damaged, or if the newest intact one has another model or optimizer.
         """
         problem = ""
         while steps := [step for step in distributed.broadcast_from_first(self._steps) if step not in self._damaged]:
@@ -133,7 +133,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self._checkpointer = None  # it raises this error again; the next save opens another
+            self._checkpointer = None  # it would raise this error again; the next save opens a new one
             is_os_error = isinstance(error, OSError) or "os_error" in str(error)  # tensorstore raises ValueError
             if not is_os_error:
                 raise
@@ -173,7 +173,7 @@ def _without_abandoned_io(hook: Callable, unraisable: Any) -> None:
 
 
 def _read(path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
-    """Return (progress, state) of a checkpoint. Raises UserError if it is of another model, else any exception."""
+    """Return (progress, state). Raises UserError for another model, and any other exception for a damaged file."""
     wanted = _by_path(abstract_state)
 
     def read_own_part() -> tuple[dict[str, Any], dict[str, jax.Array]]:
@@ -182,7 +182,7 @@ def _read(path: Path, abstract_state: Any) -> tuple[dict[str, Any], Any]:
             saved, ours = metadata["arrays"].get(name, ["nothing", []])[:2], _dtype_and_shape(abstract)
             if saved != ours:  # orbax would convert the array
                 raise UserError(
-                    f"the checkpoint {path} is of another model or optimizer: {name} is {_shown(*saved)}, not "
+                    f"the checkpoint {path} belongs to another model or optimizer: {name} is {_shown(*saved)}, not "
                     f"{_shown(*ours)}; use the config it was trained with, or another directory"
                 )
         return metadata, _load(path, wanted)
@@ -201,7 +201,7 @@ def _load(path: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
     ocp = _orbax()
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    # Each process reads alone. Otherwise those whose part is intact would wait for one whose part is damaged.
+    # Each process reads independently. Otherwise a process with a damaged part would block the others.
     process = jax.process_index()
     context.multiprocessing.primary_host, context.multiprocessing.active_processes = process, {process}
     context.multiprocessing.barrier_sync_key_prefix = f"process_{process}"

@@ -1,6 +1,6 @@
-"""Google Cloud's metadata server: the hosts of a TPU slice, and preemption notices.
+"""Query Google Cloud's metadata server for the hosts of a TPU slice and for preemption notices.
 
-Every Compute Engine machine, and so every TPU host, can query the server. Elsewhere it does not exist.
+Only Compute Engine machines, which include TPU hosts, can query the server.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ NOTICES = {"preempted": "TRUE", "maintenance-event": "TERMINATE_ON_HOST_MAINTENA
 
 def read_metadata(key: str) -> str:
     """Return a metadata value of this machine. Raises OSError outside Google Cloud and for an unknown key."""
-    host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")  # the variable of Google's own libraries
+    host = os.environ.get("GCE_METADATA_HOST", "metadata.google.internal")  # as in Google's libraries
     url = f"http://{host}/computeMetadata/v1/instance/{key}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
     without_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is local to the machine
@@ -32,7 +32,7 @@ def read_metadata(key: str) -> str:
 class PreemptionWatcher:
     """Call `on_notice(notice)` once, from a background thread, when Google Cloud announces the end of this machine.
 
-    A notice that already stands when the context is entered is ignored: it was handled before this restart.
+    A notice that is already set on entry is ignored, because it was handled before this restart.
     """
 
     def __init__(self, on_notice: Callable[[str], None]):

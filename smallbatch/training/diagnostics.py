@@ -12,7 +12,7 @@ Metrics = dict[str, Any]  # float32 scalars of an update; NaN where undefined
 
 
 class DiagnosticsState(NamedTuple):
-    """The previous update and, if the noise is estimated from successive gradients, the previous gradient, float32."""
+    """The previous update and, for noise from successive gradients, the previous gradient; both float32."""
 
     update: Params
     grads: Params | None

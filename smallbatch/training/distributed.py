@@ -1,8 +1,8 @@
-"""Runs of several processes: start JAX's distributed runtime, and agree on decisions.
+"""Multi-process runs: start JAX's distributed runtime, and make the same decisions in all processes.
 
 Every process runs the same program on its own devices and reads its own part of each batch. A decision that depends on
-a clock, a signal or a file must be the same in all processes, or they would wait in different collectives. The first
-process alone writes and prints.
+a clock, a signal or a file must be the same in all processes, or they would wait in different collectives. Only
+the first process writes and prints.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from smallbatch.training import cloud, sharding
 from smallbatch.training.signals import Stop
 
 T = TypeVar("T")
-HEARTBEAT_SECS = 30  # JAX ends the run if a process has not responded for this long
+HEARTBEAT_SECS = 30  # JAX ends the run if a process does not respond for this long
 
 
 def initialize(
@@ -43,7 +43,7 @@ def initialize(
         return
     if coordinator_address is None or process_count is None or process_id is None:
         if given != (None, None, None):
-            raise UserError("--coordinator_address, --process_count and --process_id go together; give all three")
+            raise UserError("only some of --coordinator_address, --process_count, --process_id are set; set all three")
     elif not re.fullmatch(r"([^:]+|\[[^]]+\]):\d+", coordinator_address):
         raise UserError(f"--coordinator_address={coordinator_address} is invalid; write HOST:PORT of process 0")
     elif process_id >= process_count:
@@ -64,7 +64,7 @@ def initialize(
             f"JAX cannot find the processes of this run ({error}); give --coordinator_address, --process_count and "
             "--process_id"
         ) from error
-    Stop().__enter__()  # until the process ends: JAX has installed its own handler of SIGTERM
+    Stop().__enter__()  # until the process ends, since JAX has installed its own SIGTERM handler
 
 
 def is_one_of_several() -> bool:
@@ -83,9 +83,9 @@ def is_one_of_several() -> bool:
 
 
 def _wait_for_all(address: str, process_count: int, process_id: int, timeout_secs: float) -> None:
-    """Return when all processes have connected to process 0. Raises UserError if some have not; process 0 names them.
+    """Return when all processes have connected to process 0. Otherwise raise UserError; in process 0 it lists them.
 
-    JAX aborts when a process is missing, without naming it.
+    JAX itself aborts without reporting which processes are missing.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout_secs
@@ -97,8 +97,8 @@ def _wait_for_all(address: str, process_count: int, process_id: int, timeout_sec
             connection.sendall(f"{process_id}\n".encode())
             if connection.recv(1):
                 return
-            raise UserError("not all processes have started; the output of process 0 names the missing ones")
-        time.sleep(0.2)  # process 0 does not listen yet
+            raise UserError("not all processes have started; see the missing ones in the output of process 0")
+        time.sleep(0.2)  # process 0 is not listening yet
     raise UserError(f"process 0 cannot be reached at {address}; start it, or correct --coordinator_address")
 
 
@@ -125,7 +125,7 @@ def _accept_all(port: int, process_count: int, deadline: float) -> None:
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.sendall(b"1")
-                connection.recv(1)  # the other end closes first, so that JAX can use the port at once
+                connection.recv(1)  # the other end closes first, so that JAX can bind the port immediately
 
 
 def is_first() -> bool:
@@ -135,7 +135,7 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def only_first_prints() -> Iterator[None]:
-    """Discard what all processes but the first print."""
+    """Discard the output of all processes except the first."""
     with contextlib.ExitStack() as redirected:
         if not is_first():
             null = redirected.enter_context(open(os.devnull, "w"))
@@ -171,7 +171,7 @@ def all_processes(condition: bool) -> bool:
 
 
 def raise_in_all(f: Callable[[], T]) -> T:
-    """Return f(). If it fails in any process, raise in all."""
+    """Return f(). If it fails in any process, raise in all of them."""
     value, error = None, None
     try:
         value = f()

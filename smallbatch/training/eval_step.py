@@ -1,4 +1,4 @@
-"""What is compiled for evaluation: the scores of a batch, and the averaged weights. Pure functions of arrays."""
+"""Functions that are compiled for evaluation: the scores of a batch, and the averaged weights. All are pure."""
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +26,8 @@ def interpolated_params(hyperparams: optim.HyperParams, state: TrainState) -> Pa
 def averaged_params(hyperparams: optim.HyperParams, state: TrainState) -> Params:
     """Return the bias-corrected average of the weights, in float32 whatever the dtype of the weights.
 
-    Rounding to bfloat16 would lose the differences below the last bit that averaging makes. Matrix products of the
-    evaluation still use the compute dtype.
+    Averaging produces differences below the last bit of bfloat16, which rounding would discard. The matrix products
+    of the evaluation still use the compute dtype.
     """
     effective_step = state.step.astype(jnp.float32) + hyperparams.step_offset
     return optim.averaged_weights(state.weight_average, effective_step, hyperparams.one_minus_weight_average_b)

@@ -66,10 +66,9 @@ def _version(package: str) -> str | None:
 
 
 def skip_absent_tpu() -> None:
-    """Keep JAX from starting libtpu on a machine without a TPU, where it logs several lines before JAX falls back.
+    """Prevent JAX from starting libtpu on a machine without a TPU, where libtpu logs several lines before it fails.
 
-    Other platforms are left to JAX. TPU chips are found by their device files, which a container sees, unlike the PCI
-    bus.
+    TPUs are detected by their device files, which are visible in a container, unlike the PCI bus.
     """
     if not jax.config.values["jax_platforms"] and not glob("/dev/accel*") + glob("/dev/vfio/[0-9]*"):
         register_backend_factory("tpu", lambda: None, priority=300, fail_quietly=True)
@@ -80,7 +79,7 @@ def compiler_options(platform: str, model: ModelSpec) -> dict[str, bool | str]:
     if platform != "cpu":
         return {}
     # Without region analysis, XLA copies every parameter that a loop updates, because it cannot see that the backward
-    # pass has read it for the last time: a third of the parameters in extra memory, and the time of the copies.
+    # pass has read it for the last time. The copies take time, and memory of a third of the parameters.
     options: dict[str, bool | str] = {"xla_cpu_copy_insertion_use_region_analysis": True}
     if not fits_cpu_cache(model.context_tokens, model.ffn_width) and machine() in ("x86_64", "AMD64"):
         # The persistent cache cannot hold such programs (jaxlib 0.12), and JAX warns about each. Every process

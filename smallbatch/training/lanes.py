@@ -1,8 +1,8 @@
-"""Several runs in one program: which runs can share it, how many fit, and how a group of them is trained.
+"""Train a group of runs in one vectorized program. Each run is a lane of the program.
 
-One small run leaves an accelerator mostly idle. Runs that differ in hyperparameters and seed are vectorized over and
-share the tokens. A group has common checkpoints; each of its runs leaves the records and the result it would leave
-alone. A run that diverges ends, and its part of the program computes without effect.
+One small run leaves an accelerator mostly idle. Runs that differ only in hyperparameters and seed share the program
+and the tokens. A group has common checkpoints, but each run writes the same records and result as if it were trained
+alone. A run ends when it diverges; the later output of its lane is discarded.
 """
 
 import json
@@ -40,7 +40,7 @@ def shape_of(plan: Plan) -> str:
 
 
 def choose_lanes(plan: Plan, most: int, devices: int, secs: float = 1.0) -> int:
-    """Return how many runs to train at once: doubled until that gains less than 10% in speed, or memory runs out.
+    """Return how many runs to train at once: double it until throughput gains less than 10% or memory runs out.
 
     Raises OutOfMemory if one run per device does not fit.
     """
@@ -76,7 +76,7 @@ def _updates_per_sec(program: TrainProgram, plan: Plan, secs: float) -> float:
 
 
 class _GroupStop(Stop):
-    """A stop that is requested by a function of the runs in training. The sweep handles signals."""
+    """A stop requested by `poll`, called with the positions of the runs in training. The sweep handles signals."""
 
     def __init__(self, poll: Callable[[list[int]], bool]):
         self._poll, self.notice = poll, None
@@ -110,7 +110,7 @@ def train_group(
         runs: None for a run that has a result.
         group: directory of the group's checkpoints.
         poll: called before every dispatch with the positions of the runs in training; returns whether to stop.
-        keep: whether each finished run keeps a checkpoint of its own.
+        keep: whether to save a separate checkpoint of each finished run.
     """
     started, stop = now(), _GroupStop(poll)
     trainer = stop.trainer = Trainer(
@@ -124,7 +124,7 @@ def train_group(
         if saved and not (saved_run and saved_run.is_continued_in(run.workdir)):
             log(f"{run.workdir.path} has changed since its group was saved; it restarts in another group")
             trainer.drop(position)
-        else:  # a checkpoint of the run alone would not match the records of the group
+        else:  # the run's own checkpoint would not match the records of the group
             shutil.rmtree(run.workdir.checkpoints, ignore_errors=True)
 
     def write_result(position: int, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""The metrics of a run: means of the updates between records, metrics.jsonl, trackers, and two clocks."""
+"""The metrics of a run: average them between records, write metrics.jsonl and trackers, and measure the time."""
 
 import contextlib
 import math
@@ -16,7 +16,7 @@ from smallbatch.training.validation import Score
 
 @dataclass(frozen=True)
 class MetricsProgress:
-    """What a checkpoint stores of a metrics logger."""
+    """The state of a metrics logger, as stored in a checkpoint."""
 
     records: int = 0  # in metrics.jsonl
     sums: dict[str, tuple[float, int]] = field(default_factory=dict)  # since the last record: (sum, number of values)
@@ -28,7 +28,7 @@ class MetricsProgress:
 class MetricsLogger:
     """Writes the records of a run, and measures its time.
 
-    Without a writer, as in all processes of a run but the first, it only checks for divergence.
+    Without a writer, as in all processes except the first, it only checks for divergence.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class MetricsLogger:
     def add(self, step: int, metrics_K: dict[str, np.ndarray]) -> int | None:
         """Add the metrics of the K updates that end at `step`, and write a record if one is due.
 
-        Returns the update at which the run counts as diverged, or None. A run diverges with a loss that is not finite,
-        or with a mean loss between two records far above that of an untrained model.
+        Returns the update at which the run diverged, or None. A run has diverged if a loss is not finite, or if the
+        mean loss between two records is far above that of an untrained model.
         """
         losses = metrics_K["loss"]
         if not np.isfinite(losses).all():
@@ -105,7 +105,7 @@ class MetricsLogger:
         self._write("validation", step, loss_nats=score.loss_nats, bits_per_byte=score.bits_per_byte, **fields)
 
     def progress(self) -> MetricsProgress:
-        """Return what a resumed run needs, after all records are on the disk."""
+        """Return the state that a resumed run needs, once all records are on disk."""
         if self._writer:
             self._writer.sync()
         written = self._writer.count if self._writer else 0

@@ -1,4 +1,4 @@
-"""The compiled program of R >= 1 runs: initial states, chunks of updates, validation scores, and its memory."""
+"""The compiled program of R >= 1 runs: initial states, chunks of updates, validation scores, and memory."""
 
 import contextlib
 import functools
@@ -42,7 +42,7 @@ class OutOfMemory(UserError):
 
 @contextlib.contextmanager
 def memory_errors(runs: int) -> Iterator[None]:
-    """Raise OutOfMemory in place of XLA's error, of compilation or execution, about exhausted memory."""
+    """Raise OutOfMemory in place of XLA's out-of-memory error, at compilation or execution."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -52,7 +52,7 @@ def memory_errors(runs: int) -> Iterator[None]:
 
 
 def memory_error(error: Exception) -> str:
-    """Return XLA's reason if an error is about exhausted memory, else ""."""
+    """Return XLA's reason if it ran out of memory, else ""."""
     match = re.search(r"RESOURCE_EXHAUSTED:? *(.*)", str(error))
     return match[1] or "XLA gives no reason" if match else ""
 
@@ -119,11 +119,11 @@ class TrainProgram:
 
     @functools.cached_property
     def single(self) -> "TrainProgram":
-        """The program of one of the runs alone, which scores it."""
+        """The program of a single run, which is used for validation."""
         return self if self.runs == 1 else train_program(self.spec)
 
     def run_slice(self, tree: Any, run: int) -> Any:
-        """Return the part of one run in a state or hyperparameters, as `single` has it."""
+        """Return the slice of one run in a state or hyperparameters, as an argument of `single`."""
         if self.runs == 1:
             return tree
         return jax.tree.map(lambda x: jax.device_put(x[run], self.single.mesh.devices.flat[0]), tree)
@@ -179,7 +179,7 @@ class TrainProgram:
             return self.traced_chunk.lower().compile()
 
     def memory(self) -> Memory:
-        """Return the bytes that one device needs, from the compiled chunk's own analysis."""
+        """Return the bytes that one device needs, from XLA's analysis of the compiled chunk."""
         analysis = self.chunk.memory_analysis()
         assert analysis is not None  # CPU, GPU and TPU backends have one
         params = bytes_per_device(self.abstract_state.params)
@@ -191,18 +191,18 @@ class TrainProgram:
         """Raise OutOfMemory if the state, or an update, needs more than a share of a device's memory.
 
         Args:
-            with_updates: compile the update and check its memory too. XLA's CPU backend hangs if it gets no memory.
+            with_updates: also compile the update and check its memory. XLA's CPU backend hangs if an allocation fails.
         """
         needed = self.memory().total_bytes if with_updates else bytes_per_device(self.abstract_state)
-        here = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
-        needed *= len(here) if here[0].platform == "cpu" else 1  # CPU devices share the machine's memory
-        limit = device_memory_bytes(here[0])
+        local = [device for device in self.mesh.devices.flat if device.process_index == jax.process_index()]
+        needed *= len(local) if local[0].platform == "cpu" else 1  # CPU devices share the machine's memory
+        limit = device_memory_bytes(local[0])
         if limit is not None and needed > max_frac * limit:
-            what = "an update takes" if with_updates else "the weights and the optimizer's state take"
-            raise OutOfMemory(self.runs, f"{what} {format_bytes(needed)}, and there are {format_bytes(limit)}")
+            what = "an update needs" if with_updates else "the weights and the optimizer's state need"
+            raise OutOfMemory(self.runs, f"{what} {format_bytes(needed)}, but only {format_bytes(limit)} are available")
 
     def traffic(self) -> tuple[collectives.Traffic, ...]:
-        """Return what the devices send each other in an update."""
+        """Return the collectives of an update."""
         return collectives.traffic(self.chunk.as_text())
 
     def put_hyperparams(self, values: Sequence[dict[str, Any]]) -> optim.HyperParams:
@@ -229,7 +229,7 @@ class TrainProgram:
         return self._score(params, *(sharding.put(x, split) for x in parts))
 
     def evaluation_params(self, hyperparams: optim.HyperParams, state: TrainState) -> decoder.Params:
-        """Return the parameters that a run is evaluated with: its own, or a schedule-free optimizer's average."""
+        """Return the parameters for evaluation: those of the run, or the average of a schedule-free optimizer."""
         if optim.OPTIMIZERS[self.spec.optimizer.name].schedule_free:
             return self._interpolated_params(hyperparams, state)
         return state.params
@@ -239,11 +239,11 @@ class TrainProgram:
         return None if state.weight_average is None else self._averaged_params(hyperparams, state)
 
     def gathered(self, params: decoder.Params) -> decoder.Params:
-        """Return the parameters of a run with a whole copy on every device."""
+        """Return the parameters of a run, replicated on every device."""
         return self._jit(lambda params: params, out_shardings=self.replicated)(params)
 
 
-# A process that trains many runs compiles what they share once.
+# A process that trains many runs compiles each shared program once.
 train_program = functools.lru_cache(maxsize=16)(TrainProgram)
 
 

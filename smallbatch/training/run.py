@@ -31,22 +31,22 @@ from smallbatch.training.signals import Stop
 from smallbatch.training.traffic import Traffic
 from smallbatch.training.trainer import Outcome, Run, Trainer
 
-MAX_EXP = 709.0  # the exponential of more is not a float64
+MAX_EXP = 709.0  # exp of a larger number overflows float64
 _runs_of_process = itertools.count()
 
 
 class Interrupted(KeyboardInterrupt):
-    """A stop by a signal, a notebook's stop button or a preemption notice, once the run is saved with this result."""
+    """Raised once a run is saved after a signal, a notebook's stop button or a preemption notice."""
 
     def __init__(self, result: records.Result, noticed: bool = False):
         resume = "; call it again to resume" if result.status == "stopped" else ""
         super().__init__(f"{result.status} and saved after update {result.optimizer_steps:,}{resume}")
         self.result = result
-        self.noticed = noticed  # by a preemption notice: nobody outside has asked for the stop
+        self.noticed = noticed  # by a preemption notice, so the run should be restarted
 
 
 def train(config: configs.Config, path: str | Path | None = None, until_tokens: int | None = None) -> records.Result:
-    """Train in a run directory, or resume there; return the result, which has the loss curves too.
+    """Train or resume a run, and return its result, which also gives the loss curves.
 
     Args:
         path: run directory; unset: runs/quickstart-FINGERPRINT, as for the command without a config file.
@@ -65,7 +65,7 @@ def train(config: configs.Config, path: str | Path | None = None, until_tokens: 
     started, stop = now(), Stop()
     plan = make_plan(config)  # before the data is prepared, so that device-dependent errors come first
     with contextlib.ExitStack() as held:
-        held.enter_context(cloud.PreemptionWatcher(partial(_stop_on_notice, stop)))  # also while data are prepared
+        held.enter_context(cloud.PreemptionWatcher(partial(_stop_on_notice, stop)))  # also during data preparation
         held.enter_context(distributed.only_first_prints())
         _check_same_in_all_processes(plan, config, path)
         distributed.broadcast_from_first(lambda: held.enter_context(workdirs.locked(workdir, config)))
@@ -109,7 +109,7 @@ def _open_trackers(
 
 
 def _check_same_in_all_processes(plan: plans.Plan, config: configs.Config, path: Path) -> None:
-    # The fingerprint leaves out the mesh and the sample, which must be the same too.
+    # The fingerprint excludes the mesh and the sample, which must be the same too.
     given = (plan.fingerprint, config.mesh.to_dict(), config.train.sample_tokens, str(path))
     distributed.check_same(json.dumps(given), "the config or --workdir")
 
@@ -134,7 +134,7 @@ def _stop_on_notice(stop: Stop, notice: str) -> None:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The plan, memory and communication of a run, found without training."""
+    """The plan, memory and communication of a run, computed without training."""
 
     plan: plans.Plan
     memory: Memory  # of the stage that needs the most
@@ -176,22 +176,22 @@ def make_plan(config: configs.Config, topology: str | None = None) -> plans.Plan
     if idle:
         mesh = plan.mesh
         raise UserError(
-            f"the mesh of {mesh.devices} devices ({mesh}) leaves process {', '.join(map(str, sorted(idle)))} without "
-            f"work; there are {devices.count} devices in {jax.process_count()} processes. Use a larger batch size, "
-            "mesh.fsdp, mesh.tensor or mesh.sequence, or fewer processes"
+            f"the mesh of {mesh.devices} devices ({mesh}) has none of process "
+            f"{', '.join(map(str, sorted(idle)))}; there are {devices.count} devices in {jax.process_count()} "
+            "processes. Use a larger batch size, mesh.fsdp, mesh.tensor or mesh.sequence, or fewer processes"
         )
     return plan
 
 
 def prompt_ids(plan: plans.Plan, tokenizer, prompt: str, new_tokens: int) -> list[int]:
-    """Return the tokens of the prompt for the text sampled at the end; [] for no sample. Raises UserError early."""
+    """Return the token ids of the sample's prompt; [] for no sample. Raises UserError if it exceeds the context."""
     if tokenizer is None or not new_tokens:
         return []
     ids = tokenizer.encode_batch([prompt])[0].tolist()
     if len(ids) > plan.model.context_tokens:
         raise UserError(
-            f"train.sample_prompt has {len(ids)} tokens and the context {plan.model.context_tokens}; shorten it, or "
-            "set train.sample_tokens=0"
+            f"train.sample_prompt has {len(ids)} tokens, but the context has {plan.model.context_tokens}; shorten it, "
+            "or set train.sample_tokens=0"
         )
     return ids
 
@@ -230,8 +230,8 @@ def result_of(
 ) -> records.Result:
     """Return the content of result.json.
 
-    devices: number of devices that the outcome's seconds are measured on. alone: whether this process trained no
-    other run, so that its peak memory is that of the run.
+    devices: number of devices on which the outcome's seconds were measured. alone: whether this process trained no
+    other run, so that the peak memory of the process is that of the run.
     """
     device, score = jax.local_devices()[0], outcome.score
     tokens = plan.tokens_at(outcome.step)
@@ -267,7 +267,7 @@ def result_of(
 
 
 def _peak_memory_bytes(device) -> int | None:
-    """Return the peak of the first accelerator, or of this process on a CPU."""
+    """Return the peak memory of the first accelerator, or of this process on a CPU."""
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats.get("peak_bytes_in_use")

@@ -1,4 +1,4 @@
-"""What a checkpoint stores besides arrays, with its JSON form: `dataclasses.asdict` and `Saved.from_json`."""
+"""The contents of a checkpoint besides arrays, and their JSON form: `dataclasses.asdict` and `Saved.from_json`."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -52,12 +52,12 @@ class Saved:
         for what, key, saved, here in pairs:
             if saved != here:
                 raise UserError(
-                    f"the checkpoint in {directory} belongs to another {what} ({key} {saved[:12]}, here {here[:12]}); "
-                    "choose another --workdir, or delete it"
+                    f"the checkpoint in {directory} belongs to another {what} (its {key} is {saved[:12]}, not "
+                    f"{here[:12]}); choose another --workdir, or delete it"
                 )
         if self.noise_scale_from != ours.noise_scale_from:
             raise UserError(
-                f"this run records the gradient noise scale from {self.noise_scale_from}, and on these devices it "
+                f"this run estimates the gradient noise scale from {self.noise_scale_from}, but on these devices it "
                 f"would be from {ours.noise_scale_from}; use as many devices as before, or start another run with "
                 "train.diagnostics=False"
             )

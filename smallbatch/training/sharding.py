@@ -20,7 +20,7 @@ from smallbatch.specs import DeviceSpec, MeshSpec, ModelSpec, OptimizerSpec
 LossAndGrads = Callable[[Any, jax.Array], Any]
 Sequences = Callable[[int, int], np.ndarray]  # (position, n) -> int32 [n, T + 1]
 
-# Environment of TPU's compiler without a TPU. Several processes may load it at the same time.
+# Environment variables of TPU's compiler on a machine without a TPU, also in several processes at once.
 ABSENT_TPU = {
     **{"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
     **{"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v5litepod-8"},
@@ -116,7 +116,7 @@ def staged(
 
 
 def average_over_data(mesh: Mesh, groups: int, loss_and_grads: LossAndGrads) -> LossAndGrads:
-    """Return a function that computes each data group's share of the batch, and averages once at the end.
+    """Return a function that computes each data group's share of the batch, and averages them once at the end.
 
     The partitioner alone would sum gradients over all devices after each micro-batch. It still splits the other mesh
     axes. groups: see `MeshSpec.data_groups`.
@@ -170,9 +170,9 @@ def param_shardings(mesh: Mesh, spec: ModelSpec) -> dict[str, NamedSharding]:
 
 
 def opt_state_shardings(mesh: Mesh, spec: ModelSpec, optimizer: OptimizerSpec) -> Any:
-    """Return the shardings of an optimizer's state: averages like their parameter, everything else replicated.
+    """Return the shardings of an optimizer's state: averages like their parameter, all else replicated.
 
-    What is replicated is small: counters, and Adafactor's rows and columns.
+    Replicated arrays are small: counters, and Adafactor's rows and columns.
     """
     params, shardings = decoder.abstract_params(spec), param_shardings(mesh, spec)
 

@@ -14,7 +14,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
-        self.notice: str | None = None  # the reason, for a request from within the program
+        self.notice: str | None = None  # the reason, if `request` was called
 
     def __enter__(self) -> "Stop":
         self._previous = {}

@@ -40,8 +40,8 @@ class Traffic:
 def traffic(program: str) -> tuple[Traffic, ...]:
     """Return the collectives of an update, from the text of the compiled chunk (`compiled.as_text()`), largest first.
 
-    A loop counts as often as it runs. The loop over updates has no fixed length and counts once. TPU's compiler repeats
-    a collective in every fusion that overlaps it, so each channel counts once.
+    A loop body counts once per iteration. The loop over updates has no fixed length, so it counts once. TPU's compiler
+    repeats a collective in every fusion that overlaps it, so each channel counts once.
     """
     computations, entry = _computations(program)
     partitions = re.search(r"num_partitions=(\d+)", program)

@@ -1,7 +1,7 @@
 """One optimizer update, and the loop over K of them that is compiled as one program. Pure functions of arrays.
 
-At batch size 1 an update is short, so a dispatch runs a chunk of up to K updates. The number of updates is data: the
-last, shorter chunk runs the same program.
+At batch size 1 an update is short, so a dispatch runs a chunk of up to K updates. The number of updates is a traced
+argument, so the last, shorter chunk runs the same program.
 """
 
 from collections.abc import Callable
@@ -100,9 +100,9 @@ def train_step(
     """Return the state after one update on A micro-batches of M sequences, and the metrics of the update.
 
     Args:
-        average: turns the loss and gradients of a device group's share of the batch into those of the batch (see
-            `sharding.average_over_data`).
-        data_groups: number of such groups.
+        average: averages the loss and gradients over the device groups, each of which computes its share of the batch
+            (see `sharding.average_over_data`).
+        data_groups: number of device groups.
     """
     diagnosed = optimizer.diagnostics != "off"
     loss_and_grads = average(partial(mean_loss_and_grads, model, diagnosed))

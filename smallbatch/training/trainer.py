@@ -55,8 +55,8 @@ class Outcome:
     secs: float
     train_secs: float
     stopped: bool = False  # by a signal or a preemption notice
-    noticed: bool = False  # by a preemption notice, so nobody outside has asked for the stop
-    program_memory_bytes: int | None = None  # for this run, on one device, of the largest program
+    noticed: bool = False  # by a preemption notice, so the run should be restarted
+    program_memory_bytes: int | None = None  # of the largest program, on one device; for a lane, its share
 
 
 class Trainer:
@@ -75,9 +75,9 @@ class Trainer:
         """Select the compiled program.
 
         Args:
-            runs: equal but for hyperparameters and seeds; None for a run that has ended.
+            runs: equal except for hyperparameters and seeds; None for a run that has ended.
             checkpoints: directory of the checkpoints of all runs together.
-            program_runs: R of the program if it is more than len(runs); the remaining ones compute without effect.
+            program_runs: R of the program, if larger than len(runs); the output of the other lanes is discarded.
             devices: number of devices that several runs are split over. One run uses the mesh of its plan.
         """
         self._runs, self._active = runs, {i: run for i, run in enumerate(runs) if run}
@@ -120,7 +120,7 @@ class Trainer:
         return self._saved
 
     def drop(self, position: int) -> None:
-        """Leave a run out of the training; call it before `run`."""
+        """Exclude a run from the training. Call this before `run`."""
         del self._active[position]
 
     def run(
@@ -157,7 +157,7 @@ class Trainer:
         while self._active:
             reached = self._step >= self._until_step
             validation_due = reached or self._validation_due()
-            # Polled once: after a signal between two polls, the loop would stop without a checkpoint.
+            # Poll once: a signal between two polls would stop the loop without a checkpoint.
             stopping, self._noticed, save_due = agreement.any(
                 self._stop.requested,
                 self._stop.notice is not None,
@@ -186,7 +186,7 @@ class Trainer:
             self._checkpoints.wait()
         for position in self.active:
             score = None
-            if self._step >= self._until_step:  # no score: restored from the last checkpoint, only the result was lost
+            if self._step >= self._until_step:  # no score: restored after the last update
                 score = self._scores.get(position) or self._validate(position)
             status = "done" if self._step == self._plan.optimizer_steps else "stopped"
             self._end(position, status, self._step, score)
@@ -262,7 +262,7 @@ class Trainer:
             return validate(self._program.single, hyperparams, state, self._plan, self._dataset)
 
     def gathered_params(self) -> decoder.Params:
-        """Return the parameters that a single run was last evaluated with; each device gets a whole copy."""
+        """Return the parameters that a single run was last evaluated with, replicated on every device."""
         return self._program.gathered(self._program.evaluation_params(self._hyperparams, self._state))
 
     def _saved_values(self, positions: Sequence[int]) -> dict[str, Any]:
@@ -279,7 +279,7 @@ class Trainer:
             self._checkpoints.save(self._step, self._state, self._saved_values(range(len(self._runs))))
 
     def save_alone(self, position: int) -> None:
-        """Save the checkpoint that a run would have without the others, in its own run directory."""
+        """Save a checkpoint of one run, without the others, in its own run directory."""
         checkpoints = Checkpoints(self._active[position].workdir.checkpoints)
         state = self._program.run_slice(self._state, position)
         checkpoints.save(self._step, state, self._saved_values([position]))

@@ -1,4 +1,4 @@
-"""The loss on the validation set: every token once, weighted by token, the same for every batch size."""
+"""The loss on the validation set: the mean over all tokens, each counted once, at every batch size."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ from smallbatch.analysis.read.run_table import Run, RunTable, without_duplicates
 from smallbatch.analysis.stats import curves
 from smallbatch.errors import UserError
 from smallbatch.files import json_files, paths
-from smallbatch.runs.records import FORMER_STATUSES, STATUSES, read_metrics
+from smallbatch.runs.records import FORMER_STATUSES, STATUSES, plan_hyperparams, read_metrics
 
 GRID_FORMAT = 1
 NAMED = 3  # run directories listed in the name of a setting
@@ -263,8 +263,8 @@ def _along_the_run(where: Path, context_tokens: float, notes: Counter[str]) -> d
     except UserError as error:
         notes[f"{error}; its curve was left out"] += 1
     try:
-        plan = json_files.read_object(where / "plan.json", {"hyperparams": {"peak_lr": float}}, "the plan of a run")
-        known["peak_lr"] = _number(plan["hyperparams"]["peak_lr"])
+        plan = json_files.read_object(where / "plan.json", {}, "the plan of a run")
+        known["peak_lr"] = _number(plan_hyperparams(plan, where / "plan.json").get("peak_lr"))
         optimizer = plan.get("optimizer")
         if known.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
             known["gradients"][gradient_records.SUCCESSIVE] = 1.0
