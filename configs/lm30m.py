@@ -29,7 +29,7 @@ Cost:     a run: 598M tokens (20 per active parameter), 285 steps at batch size 
             fixed_b1               455    272B  5.27e19
             fixed_b2               490    293B  5.67e19
             fixed_t2               455    272B  5.27e19
-Grids:    adam, adafactor, muon, sgd: Figure 1a, 3,110 runs with either Adafactor variant. The learning rates of Adam and
+Grids:    adam, adafactor, muon, sgd: Figure 1a, 3,110 runs with either Adafactor. The learning rates of Adam and
           Adafactor scale as batch size^0.3. adafactor keeps a fixed half-life. adafactor_power is the Adafactor of
           the paper's code, which uses b2 as the exponent c of 1 - b2 = t^-c.
           sensitivity: Figure 3, one of learning rate, t1 and t2 off by a factor of up to 8, 7 seeds; learning_rate,

@@ -43,7 +43,8 @@ if [[ ${1:-} == --dry_run ]]; then
   shift
 fi
 if (($# == 0)) || [[ $1 == -* ]]; then
-  echo "error: the command is missing; use sbatch [OPTIONS] launch/slurm.sh train --config=... --workdir=..., or sweep" >&2
+  echo "error: the command is missing; use sbatch [OPTIONS] launch/slurm.sh train --config=... --workdir=...," \
+    "or sweep" >&2
   exit 2
 fi
 command=$1
@@ -98,6 +99,7 @@ wait "$pid" || code=$? # bash keeps the exit code of the step if it ended while 
 if [[ -n $time_is_up && $code == 0 || $code == 75 ]] || [[ $(scontrol show job "$job") == *PreemptTime=[0-9]* ]]; then
   "${requeue[@]}"
 elif ((code != 0 && code != 2)); then
-  echo "error: the command failed with exit code $code, see above; run sbatch again to resume from the last checkpoint" >&2
+  echo "error: the command failed with exit code $code, see above; run sbatch again to resume from the last" \
+    "checkpoint" >&2
 fi
 exit "$code"

@@ -157,8 +157,8 @@ def test_idle_accelerators_do_not_share_heads_by_default():
     "changes, words",
     [
         ({"mesh__data": 16}, "needs 16 devices .* there are 8"),
-        ({"mesh__data": 2, "train__batch_size": 3, "train__budget_tokens": 768 * 100}, "3 sequences does not divide"),
-        ({"mesh__fsdp": 8, "train__batch_size": 4}, "4 sequences does not divide .* 1 x 8"),
+        ({"mesh__data": 2, "train__batch_size": 3, "train__budget_tokens": 768 * 100}, "3 sequences is not divisible"),
+        ({"mesh__fsdp": 8, "train__batch_size": 4}, "4 sequences is not divisible .* 1 x 8"),
         ({"mesh__tensor": 8, "mesh__data": 1}, "does not divide the model's 4 heads"),
         ({"mesh__tensor": 2, "model__ffn_width": 333}, "does not divide the model's 333 ffn_width"),
         ({"mesh__sequence": 16}, "needs 16 devices .* there are 8"),
