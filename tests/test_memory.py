@@ -49,7 +49,7 @@ def test_memory_of_weights_state_gradients_and_lora_equals_arithmetic():
         (["--optimizers=adm"], "--optimizers is 'adm', but must be one of "),
         (["--batch_sizes=0"], "--batch_sizes is 0, but must be an integer in [1, 2^16]"),
         (["--batch_sizes="], "--batch_sizes is '', but must be an integer in [1, 2^16]"),
-        (["--config.mesh.fsdp=2", "--batch_sizes=1,2", "--optimizers=sgd"], "1 sequences does not divide"),
+        (["--config.mesh.fsdp=2", "--batch_sizes=1,2", "--optimizers=sgd"], "1 sequences is not divisible"),
     ],
 )
 def test_a_usage_error_is_one_line(words, says):
