@@ -18,7 +18,7 @@ Cost:       size  runs  tokens    FLOPs  longest run  files (read once)
             302M     9    110B   2.5e20        30.2B  300: c4-train.00[0-2]*
             604M     9    164B  7.21e20        39.8B  400: c4-train.00[0-3]*
             1.2B     9    331B  2.71e21        68.2B  600: c4-train.00[0-5]*
-          A file is assumed to hold at least 0.12B tokens; with the smaller vocabulary of lm19m.py it holds 0.15B.
+          A file is assumed to have at least 0.12B tokens; with the smaller vocabulary of lm19m.py it has 0.15B.
 Expect:   steps to the target of 85M: 46,000 (64), 13,282 (256), 3,840 (1024), 1,800 (4096), 1,600 (16384). The fit
           log steps = log(a + b/B) gives critical batch sizes of 745, 955, 1394, 1889 and 2533 sequences, about
           93 N^0.47 with N in millions of parameters. At the critical batch size, 20% more steps are needed than with

@@ -34,16 +34,12 @@ from smallbatch.grid import Grid, axis, by_batch_size, chain, multiplied, point,
 VARIANTS = {
     "adam1": {"batch_size": 1, "name": "adam", "peak_lr": 0.0024, "b1": 0.9, "b2": 0.9999},
     "adam1_b2_fixed": {"batch_size": 1, "name": "adam", "peak_lr": 0.00015, "b1": 0.9, "b2": 0.95},
-    "adamw512": {
-        "batch_size": 512, "name": "adam", "peak_lr": 0.0048, "b1": 0.9, "b2": 0.95, "weight_decay": 0.1
-    },
+    "adamw512": {"batch_size": 512, "name": "adam", "peak_lr": 0.0048, "b1": 0.9, "b2": 0.95, "weight_decay": 0.1},
     "sgd1": {"batch_size": 1, "name": "sgd", "peak_lr": 0.2},
     "adafactor1": {"batch_size": 1, "name": "adafactor", "peak_lr": 0.005, "b2": 0.9999},
-    "adafactor_power1": {
-        "batch_size": 1, "name": "adafactor_power", "peak_lr": 0.005, "decay_exponent": 0.9999
-    },
-}  # fmt: skip
-# The learning rates from which the tuned ones above were chosen.
+    "adafactor_power1": {"batch_size": 1, "name": "adafactor_power", "peak_lr": 0.005, "decay_exponent": 0.9999},
+}
+# Searched learning rates, which include the tuned ones above.
 ADAM_LR = (0.000075, 0.00015, 0.0003, 0.0006, 0.0012, 0.0024, 0.0048, 0.01)
 ADAFACTOR_LR = (0.0003, 0.0006, 0.0012, 0.0025, 0.005, 0.01, 0.02, 0.04)
 PEAK_LRS = {

@@ -34,15 +34,11 @@ from smallbatch.grid import Grid, chain, multiplied, point
 VARIANTS = {
     "adam1": {"batch_size": 1, "name": "adam", "peak_lr": 6.7e-5, "b1": 0.9, "b2": 0.9999},
     "adam1_b2_fixed": {"batch_size": 1, "name": "adam", "peak_lr": 6.7e-5, "b1": 0.9, "b2": 0.95},
-    "adamw512": {
-        "batch_size": 512, "name": "adam", "peak_lr": 2e-4, "b1": 0.9, "b2": 0.95, "weight_decay": 0.1
-    },
+    "adamw512": {"batch_size": 512, "name": "adam", "peak_lr": 2e-4, "b1": 0.9, "b2": 0.95, "weight_decay": 0.1},
     "sgd1": {"batch_size": 1, "name": "sgd", "peak_lr": 0.15},
     "adafactor1": {"batch_size": 1, "name": "adafactor", "peak_lr": 0.0032, "b2": 0.9999},
-    "adafactor_power1": {
-        "batch_size": 1, "name": "adafactor_power", "peak_lr": 0.0032, "decay_exponent": 0.9999
-    },
-}  # fmt: skip
+    "adafactor_power1": {"batch_size": 1, "name": "adafactor_power", "peak_lr": 0.0032, "decay_exponent": 0.9999},
+}
 LARGEST_STEP_TOKENS = 512 * 2048
 
 

@@ -1,6 +1,6 @@
 """The 19M model of Marek et al. 2025 (arXiv 2507.07101), Figure 5: b2 fixed per token against b2 fixed per step.
 
-Question: is a small batch size worse in itself, or because b2 = 0.95 per step averages over too few tokens?
+Question: is a small batch size inherently worse, or only because b2 = 0.95 per step averages over too few tokens?
 Run:      python -m smallbatch.train --config=configs/lm19m.py:16
           16 is the batch size: 16, 32, 64, 128, 256, 512 or 1024; for b2 fixed per step, add
           --config.optimizer.t2_tokens=None --config.optimizer.b2=0.95

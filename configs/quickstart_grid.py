@@ -1,6 +1,6 @@
 """A small decoder at batch sizes 1 to 256: Adam with two rules for b2, and plain SGD.
 
-Question: which batch size and optimizer reach the lowest loss with equal tokens, and how sensitive is each to the
+Question: which batch size and optimizer reach the lowest loss on equal tokens, and how sensitive is each to the
           learning rate?
 Run:      python -m smallbatch.sweep --config=configs/quickstart_grid.py
 Data:     the Python standard library of your interpreter.
@@ -16,7 +16,7 @@ from smallbatch.grid import Grid, axis, by_batch_size, chain, multiplied, point,
 
 BATCH_SIZES = (1, 4, 16, 64, 256)
 ADAM = {"optimizer.name": "adam", "optimizer.b1": 0.9}
-# The values of each method, and the middle of its learning rates for each batch size.
+# The keys of each method, and its middle learning rate for each batch size.
 METHODS = (
     (ADAM | {"optimizer.t2_tokens": 221_000.0, "optimizer.b2": None}, (2**-9, 2**-7, 2**-7, 2**-6, 2**-6)),
     (ADAM | {"optimizer.t2_tokens": None, "optimizer.b2": 0.95}, (2**-8, 2**-8, 2**-7, 2**-6, 2**-6)),

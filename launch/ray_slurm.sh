@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Run a sweep on the nodes of a Slurm job: start a Ray cluster for the duration of the job, and the sweep on it.
 #
-#   sbatch --nodes=4 --time=8:00:00 launch/ray_slurm.sh --config=configs/quickstart_grid.py --workdir=/shared/sweeps/first
+#   sbatch --nodes=4 --time=8:00:00 launch/ray_slurm.sh --config=configs/quickstart_grid.py \
+#       --workdir=/shared/sweeps/first
 #   launch/ray_slurm.sh --dry_run --config=...      print the commands; outside a job, for two nodes node1 and node2
 #
-# Submit it from the directory to run in, with Python's environment active. The directory, the environment, the home
+# Submit it from the working directory, with the Python environment active. The directory, the environment, the home
 # directory and --workdir must be on file systems that all nodes share. Three minutes before the time limit, Slurm sends
 # a signal and the sweep saves; submit the same command again to resume. For GPUs, add --gpus-per-node=N and install JAX
 # for GPUs.

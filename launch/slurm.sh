@@ -9,7 +9,7 @@
 #       --workdir=/shared/runs/first
 #   launch/slurm.sh --dry_run train --config=...        print the commands and run none
 #
-# Submit it from the directory to run in, with Python's environment active. The directory, the environment, --workdir
+# Submit it from the working directory, with the Python environment active. The directory, the environment, --workdir
 # and the corpus must be on file systems that all nodes share. Prepare a large corpus first, with python -m
 # smallbatch.prepare and the same --config flags; otherwise all GPUs wait for it.
 #
@@ -24,7 +24,7 @@
 #
 # Tested: Slurm 22.05 with one machine as two nodes, CPUs, no cgroups: an array of two tasks on a sweep of four cells,
 # preempted three times, then cancelled; runs of one and of two processes, to the end, to a real time limit, with a
-# killed process, and cancelled, with the losses of an undisturbed run; three tasks of a stand-in for the command that
+# killed process, and cancelled, with the losses of an uninterrupted run; three tasks of a stand-in for the command that
 # exited with 75, requeued and run to the end. Never run on GPUs or on a cluster.
 #
 #SBATCH --job-name=smallbatch
@@ -43,7 +43,8 @@ if [[ ${1:-} == --dry_run ]]; then
   shift
 fi
 if (($# == 0)) || [[ $1 == -* ]]; then
-  echo "error: the command is missing; use sbatch [OPTIONS] launch/slurm.sh train --config=... --workdir=..., or sweep" >&2
+  echo "error: the command is missing; use sbatch [OPTIONS] launch/slurm.sh train --config=... --workdir=...," \
+    "or sweep" >&2
   exit 2
 fi
 command=$1
@@ -98,6 +99,7 @@ wait "$pid" || code=$? # bash keeps the exit code of the step if it ended while 
 if [[ -n $time_is_up && $code == 0 || $code == 75 ]] || [[ $(scontrol show job "$job") == *PreemptTime=[0-9]* ]]; then
   "${requeue[@]}"
 elif ((code != 0 && code != 2)); then
-  echo "error: the command failed with exit code $code, see above; run sbatch again to resume from the last checkpoint" >&2
+  echo "error: the command failed with exit code $code, see above; run sbatch again to resume from the last" \
+    "checkpoint" >&2
 fi
 exit "$code"

@@ -49,7 +49,8 @@ while [[ ${1:-} == --* ]]; do
   shift
 done
 if (($# < 3)) || [[ $2 == -* || $3 == -* ]]; then
-  echo "error: NAME, ZONE or TYPE is missing; use launch/tpu_vm.sh NAME ZONE TYPE [--spot] -- train --config=... --workdir=..." >&2
+  echo "error: NAME, ZONE or TYPE is missing; use launch/tpu_vm.sh NAME ZONE TYPE [--spot] -- train --config=..." \
+    "--workdir=..." >&2
   exit 2
 fi
 name=$1 zone=$2 type=$3
@@ -156,5 +157,6 @@ elif [[ -n $delete_when_done ]]; then
   delete
   exit 0
 fi
-log "$name still exists and costs money; delete it with: gcloud compute tpus queued-resources delete $name --zone=$zone --force"
+log "$name still exists and costs money; delete it with:" \
+  "gcloud compute tpus queued-resources delete $name --zone=$zone --force"
 exit "$code"

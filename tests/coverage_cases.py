@@ -29,7 +29,7 @@ STEPS_LOG2 = {"factor 2": 1.0, "factor sqrt 2": 0.5}
 
 
 def basin_group(shape, step_log2, seeds, sd, paired, rng, optimum_log2, batch_size=4, reach=5.0) -> Group:
-    """Return a grid over one basin. paired: a seed shifts all learning rates equally, with 20% independent noise."""
+    """Return a grid over one basin. `paired`: a seed shifts all losses equally, plus 20% of independent noise."""
     log2_x = np.arange(-reach, reach + step_log2 / 2, step_log2)
     shared = rng.standard_normal(seeds)
     cells = []
@@ -45,7 +45,7 @@ def basin_group(shape, step_log2, seeds, sd, paired, rng, optimum_log2, batch_si
 
 
 def best_rates(repeats: int, shape: str, step_log2: float, seeds: int, sd: float, paired: bool) -> Iterator[bool]:
-    """Return whether the interval of the best learning rate contains the optimum, which is at a random grid offset."""
+    """Yield whether the interval of the best learning rate contains the optimum, which is at a random grid offset."""
     rng = np.random.default_rng(11)
     for _ in range(repeats):
         optimum_log2 = rng.uniform(-0.5, 0.5) * step_log2
@@ -57,7 +57,7 @@ def best_rates(repeats: int, shape: str, step_log2: float, seeds: int, sd: float
 def exponents(
     repeats: int, shape: str, step_log2: float, seeds: int, sd: float, paired: bool, scatter=0.0
 ) -> Iterator[bool]:
-    """Return whether the interval of the exponent over five batch sizes contains it. `scatter`: noise of the optima."""
+    """Yield whether the interval of the exponent over five batch sizes contains it. `scatter`: noise of the optima."""
     rng = np.random.default_rng(12)
     for _ in range(repeats):
         exponent, first = rng.uniform(0, 0.5), rng.uniform(-1.5, -0.5)
@@ -85,7 +85,7 @@ def widths(repeats: int, shape: str, step_log2: float, seeds: int, sd: float, pa
 
 
 def batch_laws(repeats: int, sizes: int, seeds: int, part: str, sd=0.05, shared=0.0) -> Iterator[bool]:
-    """Return whether the interval of b/a contains it. `shared`: noise that is equal for all seeds of a batch size."""
+    """Yield whether the interval of b/a contains it. `shared`: noise that is equal for all seeds of a batch size."""
     rng = np.random.default_rng(14)
     size = np.repeat(4.0 ** np.arange(sizes) if sizes < 7 else 2.0 ** np.arange(sizes), seeds)
     for _ in range(repeats):
@@ -96,7 +96,7 @@ def batch_laws(repeats: int, sizes: int, seeds: int, part: str, sd=0.05, shared=
 
 
 def power_laws(repeats: int, points: int, scatter: float, error: float) -> Iterator[bool]:
-    """Return whether the interval of an exponent contains it, for points with scatter and errors of known size."""
+    """Yield whether the interval of an exponent contains it, for points with scatter and errors of known size."""
     rng = np.random.default_rng(15)
     x = 4.0 ** np.arange(points)
     for _ in range(repeats):

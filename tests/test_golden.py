@@ -1,7 +1,7 @@
 """Losses of tiny runs and numbers of the report equal recorded ones.
 
-After a change that is meant to change them, record them again with `python tests/test_golden.py`, and give the reason
-in the commit message.
+To change them on purpose, record them again with `python tests/test_golden.py`, and give the reason in the commit
+message.
 """
 
 import json
