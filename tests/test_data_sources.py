@@ -1,7 +1,4 @@
 import json
-import shutil
-import subprocess
-import sys
 import sysconfig
 import tokenize
 from pathlib import Path
@@ -207,33 +204,3 @@ def test_every_format_yields_the_same_tokens(tmp_path):
         )
     ]
     assert len(set(prepared)) == 1
-
-
-TOY_SOURCE = """
-def identity(spec):
-    return {"source": spec.source}
-
-
-def documents(spec, skipped):
-    for number in range(int(spec.source.removeprefix("toy:"))):
-        yield f"document {number}"
-"""
-
-
-def test_new_source_is_one_file_and_one_entry(tmp_path):
-    package = tmp_path / "smallbatch"
-    shutil.copytree(Path(sources.__file__).parents[1], package, ignore=shutil.ignore_patterns("__pycache__"))
-    (package / "data" / "source_toy.py").write_text(TOY_SOURCE)
-    specs = (package / "specs.py").read_text()
-    entry = '    "toy": SourceKind("toy:COUNT", ("tokenizer",)),\n'
-    (package / "specs.py").write_text(specs.replace("SOURCES = {\n", "SOURCES = {\n" + entry))
-
-    def command(*flags: str) -> str:
-        words = [sys.executable, "-m", "smallbatch.prepare", f"--config.data.cache_dir={tmp_path}/cache", *flags]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
-        return done.stdout + done.stderr
-
-    assert "toy:300" in (printed := command("--config.data.source=toy:300")) and "documents" in printed
-    assert "data.text_key is 'x', which has no effect" in command(
-        "--config.data.source=toy:300", "--config.data.text_key=x"
-    )

@@ -1,7 +1,5 @@
 """The optimizers in an ordinary optax loop, composed with optax's own transformations."""
 
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,56 +155,3 @@ def test_table_of_optimizers_imports_no_jax():
         "assert optim.markdown_table().count('\\n') == 2 + len(OPTIMIZERS); assert not hasattr(optim, 'adamax')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-NORMALIZED_SGD = '''
-"""Normalized SGD."""
-
-import jax
-import jax.numpy as jnp
-import optax
-
-from smallbatch.optim._sgd import SgdState
-from smallbatch.optim.transform import LearningRate, Scalar, with_learning_rate
-
-
-def normalized_sgd(learning_rate: LearningRate, *, weight_decay: Scalar = 0.0) -> optax.GradientTransformation:
-    """Return normalized SGD: p -= lr (g / |g| + wd p)."""
-
-    def init(params):
-        return SgdState(jnp.zeros((), jnp.int32))
-
-    def update(updates, state, params=None):
-        norm = optax.global_norm(updates)
-        return jax.tree.map(lambda g: g / norm, updates), SgdState(state.count + 1)
-
-    return with_learning_rate(optax.GradientTransformation(init, update), learning_rate, weight_decay)
-'''
-
-
-def test_new_optimizer_is_one_file_and_one_entry(tmp_path):
-    shutil.copytree(ROOT / "smallbatch", tmp_path / "smallbatch", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "smallbatch/optim/_normalized_sgd.py").write_text(NORMALIZED_SGD)
-    table = tmp_path / "smallbatch/optim/table.py"
-    entry = '    "sgd": Optimizer(),\n'
-    assert entry in table.read_text()
-    table.write_text(table.read_text().replace(entry, entry + '    "normalized_sgd": Optimizer(),\n'))
-
-    code = """
-import jax.numpy as jnp
-from model_specs import hyperparams
-from smallbatch import optim
-from smallbatch.specs import OptimizerSpec
-optimizer = optim.build(OptimizerSpec("normalized_sgd", "constant"), hyperparams(peak_lr=0.1))
-params = jnp.zeros(2)
-deltas, state = optimizer.update(jnp.array([3.0, 4.0]), optimizer.init(params), params)
-assert jnp.allclose(deltas, jnp.array([-0.06, -0.08])) and state.count == 1
-assert "p -= lr (g / |g| + wd p)" in optim.markdown_table()
-"""
-    flags = ["name=normalized_sgd", "peak_lr=0.1", "b1=None", "t2_tokens=None"]
-    config = f"--config={ROOT}/configs/quickstart.py"
-    command = [sys.executable, "-m", "smallbatch.train", config, *(f"--config.optimizer.{flag}" for flag in flags)]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT / 'tests'}"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
-    plan = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert "normalized_sgd, peak learning rate 0.1" in plan.stdout, plan.stderr

@@ -16,8 +16,10 @@ import runs
 
 from smallbatch.config import cli
 from smallbatch.config import files as config_files
+from smallbatch.config.keys import markdown
 from smallbatch.data import prepare
 from smallbatch.grid import cells as grid_cells
+from smallbatch.optim import markdown_table
 from smallbatch.plan import plan as plans
 from smallbatch.specs import DeviceSpec
 
@@ -163,3 +165,9 @@ def test_the_readme_is_short_and_links_exist():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+?)(?:#[\w-]+)?\)", page.read_text()):
             assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_generated_pages_are_up_to_date():
+    docs = runs.ROOT / "docs"
+    assert (docs / "configs.md").read_text() == markdown(), "run python -m smallbatch.config.keys"
+    assert markdown_table() in (docs / "optimizers.md").read_text()

@@ -4,7 +4,6 @@ import csv
 import html
 import re
 import resource
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 from grids import Basin, Cell, basin_cells, replaced, write_sweep
 
-import smallbatch
 from smallbatch.analysis.analyze import analyze
 from smallbatch.analysis.read import sweeps
 from smallbatch.analysis.report import output
@@ -228,41 +226,3 @@ def test_a_report_never_changes_its_input_or_other_files(tmp_path):
     done = report("--csv=mine/runs.csv", f"--out={mine}/figures", cwd=tmp_path)
     assert done.returncode == 2 and "is not empty and has no report_files.json" in done.stderr
     assert contents(mine) == before
-
-
-TOY = """
-from smallbatch.analysis.report import drawing
-from smallbatch.analysis.report.section import Figure, Finding, Section, Table
-
-
-def figures(analysis):
-    axes = drawing.new_axes("run", "batch size")
-    axes.plot([row["batch_size"] for row in analysis.rows("toy")], "o")
-    yield Figure("toy", axes, "Batch size of each run.", "toy")
-
-
-SECTION = Section(
-    "toy", "Toy section", "Batch sizes of all runs.",
-    tables=lambda runs, options: [Table("toy", "Toy", [{"batch_size": run.batch_size} for run in runs.runs])],
-    figures=figures,
-    findings=lambda analysis: [Finding("Toy", f"{len(analysis.runs.runs)} runs.")],
-)
-"""
-
-
-def test_a_section_is_added_with_one_file_and_one_entry(tmp_path):
-    package = Path(smallbatch.__file__).parent
-    shutil.copytree(package, tmp_path / "smallbatch", ignore=shutil.ignore_patterns("__pycache__"))
-    analysis = tmp_path / "smallbatch" / "analysis"
-    (analysis / "toy.py").write_text(TOY)
-    source = (analysis / "analyze.py").read_text()
-    source = source.replace("    trials,\n", "    toy,\n    trials,\n").replace(
-        "SECTIONS = (\n", "SECTIONS = (\n    toy.SECTION,\n"
-    )
-    (analysis / "analyze.py").write_text(source)
-    (tmp_path / "runs.csv").write_text(RUNS)
-    done = report("--csv=runs.csv", cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.startswith("Toy\n  2 runs.\n"), done.stderr
-    files = contents(tmp_path / "report")
-    assert {"toy.csv", "figures/toy.svg"} <= files.keys()
-    assert b"Toy section" in files["index.html"] and b"Batch size of each run." in files["index.html"]
