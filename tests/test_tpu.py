@@ -124,4 +124,4 @@ def test_a_dry_run_describes_the_topology_and_a_usage_error_is_one_line(home, tm
     wrong = dry_run("--dry_run", "--topology=v5e-8")
     assert wrong.returncode == 2 and "write it as v5e:2x4" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
     needless = dry_run(f"--topology={SLICE}")
-    assert needless.returncode == 2 and "--topology is for --dry_run" in needless.stderr
+    assert needless.returncode == 2 and "needs --dry_run" in needless.stderr

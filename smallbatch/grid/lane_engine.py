@@ -266,13 +266,19 @@ class LaneEngine:
         if self._lanes is not None:
             return -(-self._lanes // devices) * devices
         path, shape = self._directory.path / "lanes.json", self._shapes[cell_id]
-        try:
-            measured = json_files.read_object(path, {}, "lanes.json")
-        except UserError:  # missing or damaged
-            measured = {}
+        measured = measured_lanes(path)
         most = min(MAX_LANES, list(self._shapes.values()).count(shape))
         key = hashlib.sha256(f"{shape} {most} {devices}".encode()).hexdigest()[:12]
-        if not isinstance(measured.get(key), int) or measured[key] < 1:
+        if key not in measured:
             measured[key] = choose_lanes(self._plans[cell_id], most, devices)
             records.write_json(path, measured)
         return measured[key]
+
+
+def measured_lanes(path: Path) -> dict[str, int]:
+    """Return the valid entries of lanes.json, {shape: R}; none if the file is missing or damaged."""
+    try:
+        found = json_files.read_object(path, {}, "lanes.json")
+    except UserError:
+        return {}
+    return {shape: lanes for shape, lanes in found.items() if type(lanes) is int and lanes > 0}
