@@ -92,9 +92,10 @@ def read_plan(workdir: RunDir, vocab_size: int) -> dict:
         if unknown or plan["optimizer"]["name"] not in OPTIMIZERS:
             what = f"model.{min(unknown)} is unknown" if unknown else f"optimizer.name is {plan['optimizer']['name']!r}"
             raise UserError(f"{workdir.plan} is damaged ({what}); {fix}")
-        shape = {"interpolation": float} if _averages(plan) else {}
-        if problem := json_files.mismatch(plan_hyperparams(plan, workdir.plan), shape):
-            raise UserError(f"{workdir.plan} is damaged ({problem}); {fix}")
+        if _averages(plan):
+            shape = {"interpolation": float}
+            if problem := json_files.mismatch(plan_hyperparams(plan, workdir.plan), shape):
+                raise UserError(f"{workdir.plan} is damaged ({problem}); {fix}")
         return plan
     except UserError as error:
         if not workdir.config.exists():
