@@ -208,7 +208,7 @@ def test_a_cell_that_cannot_run_is_reported_with_its_log_and_the_others_run(home
     assert [row["status"] for row in table(workdir)] == ["done", "failed", "done"]
     failed = next(line for line in done.stdout.splitlines() if line.startswith("failed: width=131072"))
     log = Path(failed.rpartition("its log: ")[2])
-    assert "the weights and the optimizer's state need" in failed and "error: the weights" in log.read_text()
+    assert "the weights and the optimizer's state need" in failed and "error: an update does not fit" in log.read_text()
 
 
 def test_an_invalid_cell_is_an_error_before_any_cell_starts(home, tmp_path):

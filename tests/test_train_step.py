@@ -13,6 +13,7 @@ from model_specs import hyperparams, normal, params_of, tiny, tokens
 
 from smallbatch import optim
 from smallbatch.model import decoder
+from smallbatch.model.cpu_ops import use_cpu_ops
 from smallbatch.specs import MeshSpec, ModelSpec, OptimizerSpec, ProgramSpec
 from smallbatch.training import eval_step
 from smallbatch.training import train_step as steps
@@ -246,7 +247,8 @@ def memory(optimizer: OptimizerSpec, spec: ModelSpec):
         compiler_options=compiler_options("cpu", spec),
     )
     batch = jax.ShapeDtypeStruct((2, 1, 1, spec.context_tokens + 1), jnp.int32)
-    compiled = chunk.lower(state, HYPERS, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    with use_cpu_ops(True):  # as in the program of a run
+        compiled = chunk.lower(state, HYPERS, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     return compiled.memory_analysis(), sum(x.size * x.dtype.itemsize for x in state.params.values())
 
 
