@@ -189,7 +189,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
     tokens = {"data.source": f"tokens:{place}/ids.bin", "data.tokens_vocab_size": 100}
     return {
         "missing corpus": ({"data.source": f"text:{place}/none/*.txt"}, "no file matches"),
-        "empty corpus": ({"data.source": f"text:{place}/empty/*.txt"}, "holds no text"),
+        "empty corpus": ({"data.source": f"text:{place}/empty/*.txt"}, "contains no text"),
         "not UTF-8": ({"data.source": f"text:{place}/latin/*.txt"}, "is not UTF-8 at byte 3"),
         "smaller than a sequence": (
             {"data.source": f"text:{place}/short.jsonl", "model.context_tokens": 640},
@@ -203,7 +203,7 @@ def bad_inputs(place: Path) -> dict[str, tuple[dict, str]]:
         "more devices than there are": ({"mesh.data": 16, "train.batch_size": 16, "train.budget_tokens": 512}, "needs"),
         "long prompt": ({"train.sample_prompt": "x" * 33, "train.sample_tokens": 1}, "sample_prompt has 33 tokens"),
         "another machine's attention": ({"model.attention": "splash"}, "needs a TPU"),
-        "no such key value": ({"model.remat": "some"}, "none | dots | full"),
+        "no such key value": ({"model.remat": "some"}, "must be one of none, dots, full"),
     }
 
 
