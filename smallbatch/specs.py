@@ -17,7 +17,7 @@ class SourceKind:
     """A kind of `data.source`. The module smallbatch/data/source_KIND.py reads it."""
 
     form: str  # spelling in a config: KIND or KIND:REST
-    reads: tuple[str, ...]  # keys of the data section that not every kind reads
+    reads: tuple[str, ...]  # keys of the data section that only some kinds read
     validation_forms: tuple[str, ...] = ("text:GLOB",)  # allowed values of data.validation_source
     holds_tokens: bool = False  # token ids instead of text
 
@@ -43,7 +43,7 @@ class DataSpec:
     split: str  # TFDS split that is read
     text_key: str  # field with the text in TFDS examples, .jsonl and .parquet
     document_separator: str | None  # splits .txt files into documents; None: one file is one document
-    eod_token: str | None  # end-of-document token of a tokenizer file; None: the first of the usual names in it
+    eod_token: str | None  # end-of-document token of a tokenizer file; None: the first common name that it has
     tokens_dtype: str  # uint16 | uint32, for tokens:GLOB
     tokens_vocab_size: int | None  # required for tokens:GLOB
     tokens_eod_id: int | None  # splits tokens:GLOB into documents; None: the end of the tokens is the validation split
@@ -67,10 +67,10 @@ class ModelSpec:
     rope_base: float
     param_dtype: str  # float32 | bfloat16
     compute_dtype: str  # float32 | bfloat16
-    matmul_precision: str  # of float32 products: highest | high | default
+    matmul_precision: str  # precision of float32 products: highest | high | default
     remat: str  # none | dots | full
     attention: str  # xla | cudnn | splash
-    max_logits: int  # tokens x vocabulary on a device above which the loss is computed in slices of the context
+    max_logits: int  # logits per device above which the loss is computed in slices of the context
 
     @property
     def heads(self) -> int:
@@ -86,7 +86,7 @@ class OptimizerSpec:
     nesterov: bool = False
     muon_heads: bool = False  # Muon: one q, k, v and output matrix per head; False: one for all heads
     clip: bool = False  # clip gradients by global norm
-    stochastic_rounding: bool = False  # of bfloat16 parameters
+    stochastic_rounding: bool = False  # round bfloat16 parameters stochastically
     weight_average: bool = False
     diagnostics: str = "off"  # off | parts | successive: gradients from which the noise scale is estimated
 
@@ -137,4 +137,4 @@ class ProgramSpec:
     accumulation_steps: int  # A
     microbatch_size: int  # M
     validation_microbatch_seqs: int
-    topology: str | None = None  # TPU slice to compile for without TPUs; None: JAX's devices
+    topology: str | None = None  # TPU slice to compile for if no TPU is attached; None: JAX's devices

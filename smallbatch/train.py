@@ -12,7 +12,7 @@ FLAGS = (
     Key("--workdir", None, str, "run directory, which is resumed with its own config; unset: runs/CONFIG-FINGERPRINT"),
     Key("--dry_run", False, bool, "print the plan and the memory it needs, then exit"),
     Key("--topology", None, str, "with --dry_run: TPU slice to plan for, such as v5e:2x4; needs no TPU"),
-    Key("--coordinator_address", None, str, "HOST:PORT of process 0; unset: from Slurm, a TPU slice or Kubernetes"),
+    Key("--coordinator_address", None, str, "HOST:PORT of process 0; unset: from Slurm, Open MPI or a TPU slice"),
     Key("--process_count", None, int, "number of processes", Interval(1, 2**20)),
     Key("--process_id", None, int, "index of this process, from 0", Interval(0, 2**20, "[)")),
     Key("--join_secs", 60.0, float, "seconds to wait for all processes at the start", Interval(1, 86_400)),

@@ -40,7 +40,7 @@ def steps_from_tokens(budget_tokens: int, tokens_per_step: int) -> int:
         lower = max(steps, 1) * tokens_per_step
         raise UserError(
             f"a budget of {budget_tokens:,} tokens is not a whole number of steps of {tokens_per_step:,} tokens "
-            f"(batch size x context); nearest: {lower:,} or {lower + tokens_per_step:,}"
+            f"(batch size x context); use {lower:,} or {lower + tokens_per_step:,}"
         )
     return steps
 

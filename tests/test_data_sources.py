@@ -75,7 +75,7 @@ def test_errors_name_the_file_and_the_line_or_byte(tmp_path):
     assert "b.txt is not UTF-8 at byte 10" in separated
     assert "contains no text" in message("c.txt", b" \n")
     good = b'{"text": "a"}\n'
-    assert "a.jsonl:2 is not a line of JSON" in message("a.jsonl", good + b'{"text": "b"\n')
+    assert "a.jsonl:2 is not valid JSON" in message("a.jsonl", good + b'{"text": "b"\n')
     missing = message("b.jsonl", good + b'{"body": "b", "title": "c"}\n')
     assert "b.jsonl:2 has no key 'text'; set data.text_key to one of: body, title" in missing
     assert "c.jsonl:1: 'text' is int, not text" in message("c.jsonl", b'{"text": 3}')

@@ -133,7 +133,7 @@ def test_the_number_of_lanes_is_bounded_by_memory(plans, monkeypatch):
     monkeypatch.setattr(programs, "device_memory_bytes", lambda device: needed + 1)
     assert choose_lanes(plans[0], most=4, devices=1) == 1
     monkeypatch.setattr(programs, "device_memory_bytes", lambda device: needed - 1)
-    with pytest.raises(OutOfMemory, match="an update does not fit the memory of a device"):
+    with pytest.raises(OutOfMemory, match="an update does not fit in the memory of a device"):
         choose_lanes(plans[0], most=4, devices=1)
 
 
@@ -152,7 +152,7 @@ def test_the_number_of_lanes_doubles_until_memory_is_exhausted(plans, monkeypatc
     if chosen is not None:
         assert choose_lanes(plans[0], most=64, devices=1) == chosen
         return
-    with pytest.raises(UserError, match="does not fit the memory of a device"):
+    with pytest.raises(UserError, match="does not fit in the memory of a device"):
         choose_lanes(plans[0], most=64, devices=1)
 
 

@@ -169,5 +169,5 @@ def test_the_readme_is_short_and_links_exist():
 
 def test_generated_pages_are_up_to_date():
     docs = runs.ROOT / "docs"
-    assert (docs / "configs.md").read_text() == markdown(), "run python -m smallbatch.config.keys"
+    assert (docs / "configs.md").read_text() == markdown(), "run python -m smallbatch.config"
     assert markdown_table() in (docs / "optimizers.md").read_text()

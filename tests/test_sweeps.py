@@ -16,7 +16,7 @@ from smallbatch.errors import UserError
 from smallbatch.runs.records import write_json
 
 home, reference = runs.home, runs.reference
-OLD_PLAN = '{"hyperparams": {"peak_lr": 0.25}}'  # before plans had stages
+OLD_PLAN = '{"hypers": {"peak_lr": 0.25}}'  # before plans had stages
 
 
 def lrs(*statuses, **values):

@@ -57,7 +57,7 @@ def test_fsdp_gathers_weights_twice_and_never_gathers_adam_state():
 
 
 def test_a_program_that_does_not_fit_is_a_one_line_error():
-    with pytest.raises(UserError, match=r"does not fit the memory of a device \(.*15.75G.*\); choose") as raised:
+    with pytest.raises(UserError, match=r"does not fit in the memory of a device \(.*15.75G.*\); choose") as raised:
         compiled(tiny(**vars(SPEC) | {"width": 4096, "vocab_size": 2**19, "attention": "xla"}), seqs=1).chunk  # noqa: B018
     assert "\n" not in str(raised.value)
 

@@ -235,7 +235,7 @@ def test_after_a_usage_error_the_directory_accepts_another_config(home, tmp_path
 
 def test_a_run_that_does_not_fit_the_memory_writes_no_config(home, tmp_path, monkeypatch):
     def refuse(self, with_updates=False):
-        raise UserError("an update does not fit the memory of a device")
+        raise UserError("an update does not fit in the memory of a device")
 
     monkeypatch.setattr(TrainProgram, "check_memory", refuse)
     with pytest.raises(UserError, match="does not fit"):

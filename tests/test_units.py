@@ -81,7 +81,7 @@ def test_another_budget_is_an_error_that_suggests_the_nearest_ones(tokens_per_st
         budget_tokens += 1
     with pytest.raises(UserError) as raised:
         units.steps_from_tokens(budget_tokens, tokens_per_step)
-    named = [int(n.replace(",", "")) for n in str(raised.value).partition("nearest: ")[2].split(" or ")]
+    named = [int(n.replace(",", "")) for n in str(raised.value).partition("use ")[2].split(" or ")]
     assert named[1] - named[0] == tokens_per_step and named[1] > budget_tokens
     assert all(units.steps_from_tokens(n, tokens_per_step) for n in named)
 

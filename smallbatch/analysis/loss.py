@@ -106,7 +106,7 @@ def _batch_sizes_text(rows: Sequence[Row], delta_nats: float, speeds: dict[tuple
     if len(known) > 1:
         fastest = max(known, key=speed)
         text += f"; batch size {size(fastest)} is the fastest of these on this hardware"
-        ratio = speed(fastest) / speed(best)  # NaN if the speed of the best is unknown
+        ratio = speed(fastest) / speed(best)  # NaN if the speed of the best batch size is unknown
         text += f" ({ratio:.2g}x the tokens per second of the best)" if ratio > 1.005 else ""
     return f"{text}."
 

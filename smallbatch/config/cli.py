@@ -34,11 +34,11 @@ def run(
 ) -> NoReturn:
     """Parse sys.argv, call `main(config, flags)`, or `main(flags)` if `config` is False, and exit.
 
-    The config is validated. A flag --dry_run is the attribute `flags.dry_run`, and `flags.overrides` holds the config
-    keys of the command line. A UserError prints one line and exits with code 2, Ctrl-C exits with code 130.
+    The config is validated. The flag --dry_run is available as `flags.dry_run`, and `flags.overrides` holds the config
+    keys from the command line. A UserError is printed as one line with exit code 2. Ctrl-C exits with code 130.
 
     Args:
-        words: the positional arguments, such as "WORKDIR ...", for the help; `main` gets their list before the flags.
+        words: positional arguments as shown in the help, such as "WORKDIR ..."; `main` gets them as its first argument.
         saved_config: called with the flags without --config; returns a config, or None for the quickstart.
     """
     logging.set_verbosity(logging.ERROR)  # absl's logger, which libraries use

@@ -120,7 +120,7 @@ def _importable_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _errors_of(path: str) -> Iterator[None]:
-    """Turn any exception of a config file into a UserError of one line, with the file, the line and the reason."""
+    """Convert any exception in a config file to a one-line UserError with the file, the line and the reason."""
     try:
         yield
     except SyntaxError as error:

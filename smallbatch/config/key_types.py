@@ -43,7 +43,7 @@ class Key:
     default: Any  # a tuple: the flag takes a list of values, separated by commas
     type: type
     meaning: str
-    allowed: tuple[str, ...] | Interval | None = None  # the choice text:GLOB allows text: followed by anything
+    allowed: tuple[str, ...] | Interval | None = None  # "text:GLOB" allows any value that starts with "text:"
 
     @property
     def expected(self) -> str:

@@ -1,7 +1,7 @@
 """The table of config keys: name, default, type, meaning and allowed values, one row per key.
 
 `config.base()`, `--help`, the checks of single values and docs/configs.md are generated from `KEYS`.
-`python -m smallbatch.config.keys` prints docs/configs.md.
+`python -m smallbatch.config` prints docs/configs.md.
 """
 
 import difflib
@@ -29,11 +29,11 @@ VALIDATION = ("text:GLOB", "tokens:GLOB", "split:TFDS_SPLIT")
 TRANSFER_RULES = ("half_life", "fixed", "sqrt", "linear")
 
 # Meanings that are too long for a row.
-PRECISION = "precision of float32 matrix products; default is TF32 on GPUs and bfloat16 on TPUs"
+PRECISION = "precision of float32 matrix products; `default` means TF32 on GPUs and bfloat16 on TPUs"
 REMAT = "what the backward pass recomputes: nothing, all but matrix products (dots), or whole blocks (full)"
 SECOND_AVERAGE = "the average of squared gradients (lion: of gradients)"
 MUON_MATRICES = "attention matrices orthogonalized by muon: one for all heads (whole) or one per head (heads)"
-INTERPOLATION = "schedule-free optimizers: weight of the average at the point where gradients are taken"
+INTERPOLATION = "schedule-free optimizers: weight of the average in the point at which gradients are computed"
 
 
 KEYS = (
@@ -44,7 +44,7 @@ KEYS = (
     Key("data.document_separator", None, str, "separator of documents in .txt files; unset: one document per file"),
     Key("data.eod_token", None, str, "end-of-document token of a tokenizer file; unset: one of the usual names"),
     Key("data.tokens_dtype", "uint16", str, "type of the ids in token files", ("uint16", "uint32")),
-    Key("data.tokens_vocab_size", None, int, "vocabulary size of token files, required for them", VOCABULARY),
+    Key("data.tokens_vocab_size", None, int, "vocabulary size of token files; required for tokens:GLOB", VOCABULARY),
     Key("data.tokens_eod_id", None, int, "id that ends a document; unset: validate on the end of the file", UINT32),
     Key("data.validation_source", None, str, "separate validation set; unset: a part of data.source", VALIDATION),
     Key("data.validation_frac", 0.05, float, "fraction of documents used for validation", Interval(0, 1, "()")),
@@ -80,39 +80,37 @@ KEYS = (
     Key("optimizer.eps", 1e-8, float, "constant added to the denominator of Adam's update", POSITIVE),
     Key("optimizer.nesterov", False, bool, "use Nesterov momentum"),
     Key("optimizer.muon_matrices", "whole", str, MUON_MATRICES, ("whole", "heads")),
-    Key("optimizer.embed_lr", None, float, "muon: learning rate of embeddings and output, by Adam", POSITIVE),
+    Key("optimizer.embed_lr", None, float, "muon: Adam's learning rate for embeddings and output", POSITIVE),
     Key("optimizer.decay_exponent", 0.8, float, "c in 1 - b2 = t^-c at update t of adafactor_power", POSITIVE),
     Key("optimizer.interpolation", 0.9, float, INTERPOLATION, SHARE),
     Key("optimizer.weight_decay", 0.0, float, "decoupled weight decay, multiplied by the learning rate", NONNEGATIVE),
     Key("optimizer.clip_norm", None, float, "maximum global norm of the gradient; unset: no clipping", POSITIVE),
     Key("optimizer.rounding", "nearest", str, "rounding of bfloat16 parameters", ("nearest", "stochastic")),
-    Key("optimizer.weight_average_b", None, float, "decay per step of an average of the weights", DECAY),
-    Key("optimizer.weight_average_tokens", None, float, "half-life in tokens of the same average", POSITIVE),
+    Key("optimizer.weight_average_b", None, float, "decay per step of the weight average", DECAY),
+    Key("optimizer.weight_average_tokens", None, float, "half-life in tokens of the weight average", POSITIVE),
     Key("optimizer.transfer_rule", None, str, "rule that converts tuned values to train.batch_size", TRANSFER_RULES),
     Key("optimizer.tuned_at_batch_size", None, int, "batch size at which the values were tuned", BATCH),
-    Key("optimizer.lr_exponent", None, float, "rules half_life, fixed: learning rate x ratio^lr_exponent", FRACTION),
+    Key("optimizer.lr_exponent", None, float, "half_life, fixed: multiply the rate by ratio^lr_exponent", FRACTION),
     Key("optimizer.transfer_keeps_tau", False, bool, "scale weight_decay to keep 1 / (lr wd) constant in tokens"),
     Key("train.batch_size", 16, int, "sequences per optimizer update, over all devices", BATCH),
-    Key("train.microbatch_size", None, int, "sequences per forward pass; unset: chosen by the plan", BATCH),
+    Key("train.microbatch_size", None, int, "sequences per forward pass; unset: chosen automatically", BATCH),
     Key("train.batch_size_schedule", None, str, "TOKENS:SIZE,...: batch size after a number of training tokens"),
-    Key("train.batch_size_lr_rule", None, str, "learning rate when the batch size changes", tuple(LR_RULES)),
+    Key("train.batch_size_lr_rule", None, str, "scaling of the learning rate with the batch size", tuple(LR_RULES)),
     Key("train.budget_tokens", 2**21, int, "training tokens, rounded up to whole updates", COUNT),
     Key("train.seed", 0, int, "seed of the initial weights", UINT32),
-    Key("train.steps_per_dispatch", None, int, "updates per compiled call; unset: by their FLOPs", Interval(1, 2**16)),
+    Key("train.steps_per_dispatch", None, int, "updates per compiled call; unset: from FLOPs", Interval(1, 2**16)),
     Key("train.log_every_tokens", 2**15, int, "training tokens between two records of the loss", COUNT),
-    Key("train.validate_every_tokens", None, int, "training tokens between validations; unset: at the end", COUNT),
+    Key("train.validate_every_tokens", None, int, "tokens between validations; unset: only at the end", COUNT),
     Key("train.diagnostics", False, bool, "record norms and cosines of gradients and updates, and the noise scale"),
     Key("train.checkpoint_every_secs", 60.0, float, "seconds between two checkpoints", NONNEGATIVE),
-    Key("train.diverged_above_start_nats", 3.0, float, "end a run whose loss rises this far above its start", POSITIVE),
+    Key("train.diverged_above_start_nats", 3.0, float, "stop if the loss exceeds the initial loss by this", POSITIVE),
     Key("train.sample_tokens", 200, int, "tokens of text sampled at the end; 0: none", Interval(0, 2**22)),
     Key("train.sample_prompt", "def ", str, "prompt of the sample"),
-    Key("mesh.data", None, int, "devices that split the batch; unset: as many as divide the micro-batch", DEVICES),
+    Key("mesh.data", None, int, "devices that split the batch; unset: the most that divide the micro-batch", DEVICES),
     Key("mesh.fsdp", 1, int, "devices that split the batch and the parameters", DEVICES),
     Key("mesh.tensor", None, int, "devices that split heads, MLP and vocabulary; unset: idle CPU cores", DEVICES),
     Key("mesh.sequence", 1, int, "devices that split the positions of a sequence", DEVICES),
-    Key(
-        "mesh.cpu_devices", None, int, "devices of a CPU; unset: one per core, or 1 for large models", Interval(1, 256)
-    ),
+    Key("mesh.cpu_devices", None, int, "devices per CPU; unset: one per core, or 1 for large models", Interval(1, 256)),
     Key("records.tensorboard", False, bool, "write TensorBoard files; needs the extra tensorboard"),
     Key("records.wandb", "off", str, "log to Weights & Biases; needs the extra wandb", ("off", "offline", "online")),
     Key("records.wandb_project", "smallbatch", str, "project on Weights & Biases"),
@@ -137,7 +135,7 @@ def sections() -> dict[str, list[Key]]:
     return found
 
 
-# What other trainers call a key.
+# Names of keys in other trainers.
 ALIASES = {
     **dict.fromkeys(("lr", "learning_rate", "max_lr"), "optimizer.peak_lr"),
     **{"beta1": "optimizer.b1", "beta2": "optimizer.b2", "betas": "optimizer.b1", "wd": "optimizer.weight_decay"},
@@ -148,7 +146,7 @@ ALIASES = {
 
 
 def nearest_key(name: str) -> str | None:
-    """Return the key that a mistyped name probably meant, also if its section is wrong or missing."""
+    """Return the key that a mistyped name probably meant, even if its section is wrong or missing."""
     if name in RENAMED:
         return RENAMED[name]
     by_last = {key.rpartition(".")[2]: key for key in KEY_BY_NAME}
@@ -176,9 +174,9 @@ def markdown() -> str:
     lines = [
         "# Config keys",
         "",
-        "Every key of a config, generated by `python -m smallbatch.config.keys`. Set a key in a config file "
+        "Every key of a config, generated by `python -m smallbatch.config`. Set a key in a config file "
         "(`c.train.batch_size = 4`) or on the command line (`--config.train.batch_size=4`). "
-        "`python -m smallbatch.train --help SECTION` prints the same.",
+        "`python -m smallbatch.train --help SECTION` prints the keys of a section.",
     ]
     for section, keys in sections().items():
         lines += ["", f"## {section}", "", "| key | meaning | default | allowed |", "|---|---|---|---|"]
@@ -186,7 +184,3 @@ def markdown() -> str:
             allowed = key.expected.removesuffix(", or None")
             lines.append(f"| `{key.name}` | {key.meaning} | `{key.default_text()}` | {allowed} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

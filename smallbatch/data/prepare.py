@@ -66,7 +66,7 @@ def vocab_size(spec: DataSpec) -> int:
 
 
 def dataset_dir(spec: DataSpec) -> Path:
-    """Return the directory of the dataset of a spec: a readable name and a hash."""
+    """Return the dataset directory of a spec. Its name is a readable prefix and a hash."""
     tokenizer_kind, path = tokenizers.split_tokenizer(spec.tokenizer)
     identity = {
         "format": datasets.FORMAT_VERSION,
@@ -152,7 +152,7 @@ def _build(spec: DataSpec, directory: Path) -> None:
 
 
 def _tokenizer(spec: DataSpec, split: Split) -> Tokenizer | None:
-    """Return the tokenizer; for a corpus of tokens, the one that decodes its samples, or None."""
+    """Return the tokenizer. For a corpus of token ids, return the tokenizer that decodes samples, or None."""
     kind, rest = tokenizers.split_tokenizer(spec.tokenizer)
     if not sources.holds_tokens(spec):
         if kind == "bpe":

@@ -41,7 +41,7 @@ class LossCheck:
 
     def __init__(self, tokenizer: Tokenizer | None, tokenizer_name: str, together: bool):
         self._tokenizer, self._name, self._together = tokenizer, tokenizer_name, together
-        self._checked_bytes: Counter[str] = Counter()  # by corpus: the name of its split, or "" if there is only one
+        self._checked_bytes: Counter[str] = Counter()  # {split: bytes}; the split is "" for a single corpus
         self._lost_bytes: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
 

@@ -116,7 +116,7 @@ def _read_jsonl(path: Path, text_key: str, skipped: Skipped) -> Iterator[str]:
                 record = json_files.parse_any(line)
             except ValueError as error:
                 why = getattr(error, "msg", error)
-                raise UserError(f"{where} is not a line of JSON: {why}; correct or remove the line") from error
+                raise UserError(f"{where} is not valid JSON: {why}; correct or remove the line") from error
             if not isinstance(record, dict):
                 raise UserError(f'{where} is not a JSON object; write lines such as {{"{text_key}": "..."}}')
             if text_key not in record:

@@ -1,8 +1,8 @@
 """Lock a cell while it runs, so that several sweep commands can share a directory and no cell runs twice.
 
-A lock is a file in WORKDIR/locks. Its holder keeps a kernel lock (flock) on the file, which ends with the process, and
-updates the file's modification time. Processes on the same machine test the kernel lock. Other machines may not see it,
-so they test the modification time: a lock older than STALE_SECS is free.
+A lock is a file in WORKDIR/locks. Its holder takes a kernel lock (flock) on the file and keeps updating the file's
+modification time. The kernel releases the lock when the process exits. Processes on the same machine test the kernel
+lock. On other machines it may be invisible, so they test the modification time: a lock older than STALE_SECS is free.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class CellLocks:
             with locked(self._guard):
                 is_free = not _is_held(path, self._now())
                 if is_free:
-                    path.unlink(missing_ok=True)  # stale: a holder that still runs keeps its old file
+                    path.unlink(missing_ok=True)  # stale; a holder that is still alive keeps the old inode
                     file = stack.enter_context(path.open("x"))
                     fcntl.flock(file, fcntl.LOCK_EX)
                     file.write(f"{_machine()}\n{socket.gethostname()} {os.getpid()}\n")

@@ -15,7 +15,7 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class Work:
-    """Part of a cell: completed FLOPs with their seconds, or remaining FLOPs."""
+    """The completed FLOPs of a cell and the seconds they took, or its remaining FLOPs."""
 
     plan: Plan
     flops: float
@@ -58,7 +58,7 @@ def checkpoints_bytes(plans: Iterable[Plan], at_once: int | None) -> int:
     sizes = []
     for plan in plans:
         diagnostics = {"off": 0, "parts": 1, "successive": 2}[plan.optimizer.diagnostics]
-        copies = 3 + plan.optimizer.weight_average + diagnostics  # weights, at most two averages of the optimizer, ...
+        copies = 3 + plan.optimizer.weight_average + diagnostics  # weights, up to two optimizer moments, ...
         sizes.append(CHECKPOINTS * FLOAT32_BYTES * copies * plan.params)
     return sum(sorted(sizes, reverse=True)[:at_once])
 

@@ -79,7 +79,7 @@ class Group:
         records.write_json(self.path / "group.json", {"cells": self.cells, "lanes": self.lanes})
 
     def remove(self) -> None:
-        """Delete the directory. group.json goes first, since the process may be killed in between."""
+        """Delete the directory, starting with group.json, so that an interrupted deletion leaves no valid group."""
         (self.path / "group.json").unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -225,7 +225,7 @@ class LaneEngine:
         try:
             ended = train_group(members, group.path, dataset, group.lanes, devices, every_secs, poll, self._keep)
         except Exception:
-            ended = not group.is_saved  # nothing is lost if its cells are regrouped
+            ended = not group.is_saved  # without a checkpoint, regrouping its cells loses no work
             raise
         finally:
             if ended:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from smallbatch.model import cpu_ops
 from smallbatch.model.sharding_rules import axis_size, constrain, per_device
 
-SPLASH_BLOCKS = (512, 256, 128)  # queries and keys per block of splash: the largest that divides the context
+SPLASH_BLOCKS = (512, 256, 128)  # block sizes of the splash kernel; the largest that divides the context is used
 
 
 def causal_attention(q_BxTxNxH: jax.Array, k_BxTxNxH: jax.Array, v_BxTxNxH: jax.Array, kind: str) -> jax.Array:

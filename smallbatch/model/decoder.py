@@ -3,7 +3,7 @@
 Pre-norm RMSNorm and QK-norm without scale, RoPE, GELU MLP, no biases, untied embeddings, no dropout: every parameter
 is a matrix. The code is plain `jnp`. On a CPU, functions marked `on_cpu` run their faster version from `cpu_ops`.
 
-Letters in array names, everywhere in this project:
+Axis letters in array names, used throughout the project:
     B sequences   T positions   D width   N heads   H head width   F MLP width   V vocabulary   L layers
     A accumulation steps   M sequences of a micro-batch   K steps per dispatch   R runs   S targets in a slice
     Q queries   P padded prompt
@@ -30,7 +30,7 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 NORM_EPS = 1e-6
-FLOAT32_POSITIONS = 8192  # beyond it float32 angles are too inaccurate: the relative error 2^-24 is 5e-4 radians
+FLOAT32_POSITIONS = 8192  # longest context with float32 angles; the error at its end, 2^-24 x 8192, is 5e-4 radians
 POSITIONS_BLOCK = 1024
 
 
@@ -83,7 +83,7 @@ class Block(nnx.Module):
         return rope(rms_norm(q), position_T, base, context), rope(rms_norm(k), position_T, base, context), v
 
     def out(self, attended_BxTxNxH: jax.Array) -> jax.Array:
-        """Return the output projection of the attention's result, BxTxD."""
+        """Return the projection of the attention output, BxTxD."""
         return self._linear(attended_BxTxNxH, self.out_NxHxD)
 
     def mlp(self, x_BxTxD: jax.Array) -> jax.Array:
@@ -109,7 +109,7 @@ def linear(x: jax.Array, w: jax.Array, axes: Axes, out_dtype=None) -> jax.Array:
 @on_cpu(cpu_ops.multiply)
 def multiply(x: jax.Array, w: jax.Array, out_dtype=None) -> jax.Array:
     """Contract all axes of x except B and T with the first axes of w."""
-    # bfloat16 products are exact at every precision; the default makes products with float32 gradients fast.
+    # bfloat16 products are exact at every precision; DEFAULT makes products with float32 gradients fast.
     precision = jax.lax.Precision.DEFAULT if x.dtype == jnp.bfloat16 else None
     return jnp.tensordot(x, w, x.ndim - 2, precision=precision, preferred_element_type=out_dtype or x.dtype)
 
@@ -166,8 +166,8 @@ def rope_cos_sin(position_T: jax.Array, half: int, base: float, context: int) ->
 
 
 def _matrix(rngs: nnx.Rngs, shape: tuple[int, ...], fans: tuple[int, int], axes: Axes, spec: ModelSpec) -> nnx.Param:
-    # `fans` are those of the matrix product. JAX's initializer would treat the extra axes of a fused qkv as a receptive
-    # field, which would make v and the output 1.4 to 3.2 times too small.
+    # `fans` is (fan_in, fan_out) of the matrix product. JAX's initializer would treat the extra axes of a fused qkv as
+    # a receptive field and make v and the output 1.4 to 3.2 times too small.
     limit = math.sqrt(6.0 / sum(fans))
     return nnx.Param(
         jax.random.uniform(rngs.params(), shape, jnp.float32, -limit, limit).astype(spec.param_dtype), axes=axes
@@ -185,7 +185,7 @@ def init_params(spec: ModelSpec, key: jax.Array) -> Params:
 
 
 def abstract_params(spec: ModelSpec) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return each parameter's shape and dtype, without allocating any."""
+    """Return the shape and dtype of each parameter, without allocating memory."""
     return {name: jax.ShapeDtypeStruct(param.shape, param.dtype) for name, param in _flat(_abstract(spec)[1]).items()}
 
 

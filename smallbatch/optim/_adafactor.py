@@ -22,12 +22,12 @@ MIN_PARAM_RMS = 1e-3  # floor of the root mean square of a parameter, which mult
 
 class AdafactorState(NamedTuple):
     count: jax.Array  # shape=(), dtype=int32
-    row: optax.Updates  # one number per row; a vector has one per entry and one column
+    row: optax.Updates  # one value per row; a vector is a matrix with one column
     column: optax.Updates
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows and columns of a parameter: its axes split where rows + columns is smallest."""
+    """Return the rows and columns of a parameter viewed as a matrix, split to minimize rows + columns."""
     splits = [(math.prod(shape[:i]), math.prod(shape[i:])) for i in range(1, len(shape))]
     return min(splits, key=sum) if splits else (math.prod(shape), 1)
 
@@ -42,7 +42,7 @@ def adafactor(
 ) -> optax.GradientTransformation:
     """Return Adafactor with a constant, bias-corrected decay rate and without momentum.
 
-    r <- b2 r + (1-b2) mean_columns(g^2 + 1e-30), c the same over rows; v = r c / mean(r) / (1-b2^t); u = g / sqrt(v);
+    r <- b2 r + (1-b2) mean_columns(g^2 + 1e-30), c with mean_rows; v = r c / mean(r) / (1-b2^t); u = g / sqrt(v);
     p -= lr (max(rms(p), 1e-3) u / max(1, rms(u)) + wd p).
     Source: Shazeer & Stern 2018, arXiv 1804.04235, algorithms 4 and 5, with a constant b2.
     """
@@ -60,11 +60,11 @@ def adafactor_power(
 ) -> optax.GradientTransformation:
     """Return Adafactor as published: update t uses 1 - b2 = t^-c, which needs no bias correction.
 
-    Its averages lengthen with the run: after update t the weight of a squared gradient halves in about ln2 t^c updates
-    (c < 1), so no half-life in tokens describes it. Source: Shazeer & Stern 2018, section 7.2, c = 0.8.
+    Its averaging window grows during the run: after update t the weight of a squared gradient halves in about ln2 t^c
+    updates (c < 1), so it has no fixed half-life in tokens. Source: Shazeer & Stern 2018, section 7.2, c = 0.8.
 
     Args:
-        step_offset: t - number of updates; see `smallbatch.optim.Decay`.
+        step_offset: t minus the number of updates; see `smallbatch.optim.Decay`.
     """
 
     def one_minus_b2_and_correction(count):

@@ -64,14 +64,14 @@ def adam(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return AdamW: p -= lr (u + wd p) with the u of `scale_by_adam` (Loshchilov & Hutter 2019, arXiv 1711.05101).
+    """Return AdamW: p -= lr (u + wd p), u from `scale_by_adam` (Loshchilov & Hutter 2019, arXiv 1711.05101).
 
     mu <- b1 mu + (1-b1) g; nu <- b2 nu + (1-b2) g^2; u = mu/(1-b1^t) / (sqrt(nu/(1-b2^t)) + eps).
 
     Args:
-        learning_rate: a number, traced or not, or an optax schedule.
+        learning_rate: a number, a traced scalar, or an optax schedule.
         b1, b2, t1_tokens, t2_tokens, tokens_per_step: see `scale_by_adam`.
-        weight_decay: decoupled, times the learning rate. 0: Adam.
+        weight_decay: decoupled weight decay, multiplied by the learning rate; 0 gives Adam.
     """
     scale = scale_by_adam(b1, b2, t1_tokens=t1_tokens, t2_tokens=t2_tokens, tokens_per_step=tokens_per_step, eps=eps)
     return with_learning_rate(scale, learning_rate, weight_decay)

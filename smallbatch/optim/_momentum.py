@@ -1,7 +1,7 @@
 """Optimizers with one running average of the gradient: momentum in its two conventions, Signum, Lion.
 
-Heavy-ball momentum sums gradients, so its update is 1/(1-b) times their average. Only with the average can the
-half-life be changed without changing the size of the update.
+Heavy-ball momentum sums gradients, so its update is 1/(1-b) times their average. The size of
+the update therefore depends on the half-life. With the average it does not.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ def momentum(
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return SGD along the bias-corrected average of the gradients.
+    """Return SGD with bias-corrected momentum.
 
     mu <- b mu + (1-b) g; p -= lr (mu/(1-b^t) + wd p). With `nesterov` the update is b mu/(1-b^(t+1)) + (1-b) g/(1-b^t)
     (Dozat 2016, Incorporating Nesterov Momentum into Adam, algorithm 2).
@@ -66,7 +66,7 @@ def heavy_ball(
     nesterov: bool = False,
     weight_decay: Scalar = 0.0,
 ) -> optax.GradientTransformation:
-    """Return SGD with the momentum of Polyak 1964, as in PyTorch and `optax.trace`, without bias correction.
+    """Return SGD with heavy-ball momentum (Polyak 1964), as in PyTorch and `optax.trace`, without bias correction.
 
     mu <- b mu + g; p -= lr (mu + wd p). With `nesterov` the update is g + b mu (Sutskever et al. 2013).
     """
@@ -92,7 +92,7 @@ def signum(
 ) -> optax.GradientTransformation:
     """Return Signum: mu <- b mu + (1-b) g; p -= lr (sign(mu) + wd p).
 
-    Source: Bernstein et al. 2018, arXiv 1802.04434, algorithm 2. Bias correction would not change a sign.
+    Source: Bernstein et al. 2018, arXiv 1802.04434, algorithm 2. Without bias correction, which does not change signs.
     """
     one_minus_b1 = decay("b1", b1, t1_tokens, tokens_per_step).one_minus_b
 

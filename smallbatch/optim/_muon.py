@@ -24,8 +24,8 @@ class MuonState(NamedTuple):
 def matrix_axes(path: str, shape: tuple[int, ...], per_head: bool) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """Return the input axes and the output axes of the matrices in a decoder parameter, or None for Adam.
 
-    Other axes count separate matrices. Muon's authors orthogonalize q, k, v and output over all heads, Marek et al.
-    2025 per head.
+    Each index of the other axes is a separate matrix. Jordan et al. 2024 orthogonalize the q, k, v and output matrices
+    over all heads; Marek et al. 2025 orthogonalize them per head.
     """
     if "embed" in path or len(shape) < 2:
         return None
@@ -53,13 +53,13 @@ def muon(
     """Return Muon (Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks).
 
     Matrices: mu <- b1 mu + (1-b1) g; p -= lr (sqrt(max(1, out/in)) orthogonal(mu/(1-b1^t)) + wd p), where
-    orthogonal(U S V^T) is close to U V^T. `nesterov` is that of `momentum`. Other parameters: Adam with the same b1 and
-    the learning rate lr x embed_lr_ratio.
+    orthogonal(U S V^T) is close to U V^T. `nesterov` is as in `momentum`. Other parameters use Adam with the same b1
+    and the learning rate lr x embed_lr_ratio.
 
     Args:
         b1, b2, t1_tokens, t2_tokens, tokens_per_step: see `scale_by_adam`.
-        embed_lr_ratio: learning rate of Adam / learning_rate.
-        per_head: one q, k, v and output matrix per head; see `matrix_axes`.
+        embed_lr_ratio: Adam's learning rate divided by `learning_rate`.
+        per_head: orthogonalize q, k, v and output matrices per head; see `matrix_axes`.
     """
     mu_decay = decay("b1", b1, t1_tokens, tokens_per_step)
     nu_decay = decay("b2", b2, t2_tokens, tokens_per_step)
@@ -90,10 +90,10 @@ def muon(
 
 
 def newton_schulz(x_KxIxO: jax.Array) -> jax.Array:
-    """Return about U V^T of each of K matrices U S V^T, by five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
+    """Approximate U V^T for each of K matrices U S V^T, by five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
     a, b, c = NEWTON_SCHULZ
     wide = x_KxIxO.shape[1] <= x_KxIxO.shape[2]
-    x = x_KxIxO if wide else jnp.swapaxes(x_KxIxO, 1, 2)  # the smaller Gram matrix
+    x = x_KxIxO if wide else jnp.swapaxes(x_KxIxO, 1, 2)  # makes the Gram matrix the smaller one
     x = x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=(1, 2), keepdims=True)) + 1e-8)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = jnp.einsum("kio,kjo->kij", x, x)

@@ -28,8 +28,8 @@ def schedule_free_sgd(
 ) -> optax.GradientTransformation:
     """Return schedule-free SGD.
 
-    z -= lr (u + wd y) with u = g; x += w/W (z - x), w the square of the largest lr so far, W the sum of all w;
-    y = a x + (1-a) z, a: `interpolation`. y are the parameters; evaluate x, see `evaluated`.
+    z -= lr (u + wd y) with u = g; x += w/W (z - x), where w is the square of the largest lr so far and W the sum of all
+    w; y = a x + (1-a) z, where a is `interpolation`. The parameters are y. Evaluate at x (see `evaluated`).
     Source: Defazio et al. 2024, arXiv 2405.15682, equations 3 to 5 and section 4.4 (weights).
     """
     return _schedule_free(learning_rate, interpolation, weight_decay)
@@ -71,7 +71,7 @@ def _schedule_free(
     def init(params):
         for p in jax.tree.leaves(params):
             if p.dtype != jnp.float32:
-                raise ValueError(f"A parameter is {p.dtype}. Schedule-free optimizers need float32. Cast it first.")
+                raise ValueError(f"A parameter has dtype {p.dtype}. Use float32 for schedule-free optimizers.")
         z = jax.tree.map(lambda p: p + 0, params)  # a copy: params may be donated
         zero = jnp.zeros((), jnp.float32)
         nu = None if nu_decay is None else zeros(params)

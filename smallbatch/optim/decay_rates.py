@@ -19,11 +19,11 @@ def bias_correction(step: Scalar, one_minus_b: Scalar) -> jax.Array:
 class Decay(NamedTuple):
     """A decay rate b given as 1 - b, which float32 represents accurately for b near 1. A pytree, so it can be traced.
 
-    Wherever an optimizer takes b1 or b2, it also takes a Decay.
+    A Decay can be passed to every optimizer in place of b1 or b2.
     """
 
     one_minus_b: Scalar  # computed in float64, for example by `smallbatch.units.one_minus_b_from_half_life`
-    step_offset: Scalar = 0.0  # effective step - count; not 0 after a change of the batch size during a run
+    step_offset: Scalar = 0.0  # effective step minus count; nonzero after the batch size has changed in a run
 
     def bias_correction(self, count: jax.Array) -> jax.Array:
         """Return 1 - b^t for the effective step t = count + step_offset."""
@@ -54,8 +54,8 @@ def decay(name: str, b: DecayRate, half_life_tokens: Tokens, tokens_per_step: To
     assert half_life_tokens is not None
     if tokens_per_step is None:
         raise ValueError(
-            f"{tokens_name} is {half_life_tokens} and tokens_per_step is None. A half-life in tokens needs the tokens "
-            f"of an update. Pass tokens_per_step, batch size x context, or set {name} instead of {tokens_name}."
+            f"{tokens_name} is {half_life_tokens} and tokens_per_step is None. A half-life needs the number of tokens "
+            f"per update. Pass tokens_per_step, batch size x context, or set {name} instead of {tokens_name}."
         )
     if isinstance(half_life_tokens, int | float) and isinstance(tokens_per_step, int | float):
         return Decay(units.one_minus_b_from_half_life(half_life_tokens, tokens_per_step))

@@ -1,7 +1,7 @@
 """Statistics of gradients and updates: norms, cosines, the gradient noise scale.
 
 The noise scale B = tr(S) / |G|^2 compares the covariance S of one sequence's gradient with the true gradient G.
-Averaging fewer sequences leaves mostly noise; averaging many more gains little (McCandlish et al. 2018, arXiv
+Below B sequences a gradient is mostly noise; far above B, more sequences help little (McCandlish et al. 2018, arXiv
 1812.06162, section 2). Both estimators return unbiased |G|^2 and tr(S). Average each over many updates before you
 divide: the ratio of a single update is mostly noise.
 """
@@ -25,7 +25,7 @@ def dot(a: Tree, b: Tree) -> jax.Array:
 
 
 def cosine(a: Tree, b: Tree) -> jax.Array:
-    """Return the cosine of the angle between two pytrees; NaN if one is 0."""
+    """Return the cosine of the angle between two pytrees; NaN if either is 0."""
     return dot(a, b) / jnp.sqrt(squared_norm(a) * squared_norm(b))
 
 
@@ -35,7 +35,7 @@ def noise_from_parts(
     """Return (|G|^2, tr(S)) from the gradients of one batch and of its parts: micro-batches or devices.
 
     Solves E|g_B|^2 = |G|^2 + tr(S)/B at two batch sizes (McCandlish et al. 2018, appendix A.1). Assumes independent
-    parts, which shuffled sequences are.
+    parts, which holds for shuffled sequences.
 
     Args:
         part_squared_norm: mean of |g|^2 over the parts.
@@ -48,10 +48,10 @@ def noise_from_parts(
 
 
 def noise_from_successive(squared_norm: jax.Array, dot_with_previous: Scalar, batch_seqs: float):
-    """Return (|G|^2, tr(S)) from a gradient and its predecessor, for a batch without parts (batch size 1).
+    """Return (|G|^2, tr(S)) from two successive gradients, for a batch that has a single part (batch size 1).
 
-    E<g_t, g_(t-1)> = |G|^2 and E|g_t|^2 = |G|^2 + tr(S)/B if the true gradient does not change in one update. An update
-    does change it along directions of high curvature. If the mean inner product is negative, the learning rate is too
-    high for this estimate: check `update_cosine`, and repeat with a lower learning rate when in doubt.
+    E<g_t, g_(t-1)> = |G|^2 and E|g_t|^2 = |G|^2 + tr(S)/B if the true gradient does not change in one update. In
+    practice an update changes it along directions of high curvature. If the mean inner product is negative, the
+    learning rate is too high for this estimate. Check `update_cosine`, and repeat with a lower rate when in doubt.
     """
     return dot_with_previous, batch_seqs * (squared_norm - dot_with_previous)

@@ -1,10 +1,11 @@
 """The hyperparameters of a run as traced scalars, and the optimizer that they define."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from smallbatch import optim
@@ -21,20 +22,20 @@ class HyperParams(NamedTuple):
     """
 
     peak_lr: jax.Array
-    final_lr_frac: jax.Array  # learning rate at the end / peak
-    warmup_steps: jax.Array  # a real number: tokens of warm-up / tokens per step
+    final_lr_frac: jax.Array  # final learning rate / peak_lr
+    warmup_steps: jax.Array  # warm-up tokens / tokens per step; may be fractional
     total_steps: jax.Array
-    decay_steps: jax.Array  # length of the decay of a wsd schedule
+    decay_steps: jax.Array  # length of the decay in a wsd schedule
     one_minus_b1: jax.Array
     one_minus_b2: jax.Array
     eps: jax.Array
     weight_decay: jax.Array
-    decay_exponent: jax.Array  # c of adafactor_power
-    embed_lr_ratio: jax.Array  # of muon: learning rate of Adam / peak_lr
-    interpolation: jax.Array  # a of schedule-free optimizers
-    clip_norm: jax.Array  # gradients of a larger norm are scaled down to it
+    decay_exponent: jax.Array  # c in adafactor_power
+    embed_lr_ratio: jax.Array  # muon: Adam's learning rate / peak_lr
+    interpolation: jax.Array  # a in schedule-free optimizers
+    clip_norm: jax.Array  # gradients with a larger global norm are scaled down to it
     one_minus_weight_average_b: jax.Array
-    step_offset: jax.Array  # effective step - count; not 0 after a change of the batch size during a run
+    step_offset: jax.Array  # effective step minus count; nonzero after the batch size has changed in a run
     b1_step_offset: jax.Array  # the same for b1: 0 if b1 is set per step
     seed: jax.Array  # uint32, for the initial weights and stochastic rounding
 
@@ -47,7 +48,9 @@ class HyperParams(NamedTuple):
     @classmethod
     def from_floats(cls, *, seed: int, **values: float) -> "HyperParams":
         """Round float64 values to float32."""
-        return cls(seed=jnp.uint32(seed), **{name: jnp.float32(value) for name, value in values.items()})
+        fields: dict[str, Any] = {name: np.float32(value) for name, value in values.items()}
+        fields["seed"] = np.uint32(seed)
+        return cls(**fields)
 
 
 def build(spec: OptimizerSpec, hyperparams: HyperParams) -> optax.GradientTransformation:
@@ -57,7 +60,7 @@ def build(spec: OptimizerSpec, hyperparams: HyperParams) -> optax.GradientTransf
     """
     if spec.name not in OPTIMIZERS:
         raise ValueError(f"Unknown optimizer {spec.name!r}. Use one of {', '.join(OPTIMIZERS)}.")
-    h = hyperparams  # from plan/hyperparameters.py, where half-lives in tokens became 1 - b
+    h = hyperparams  # plan/hyperparameters.py has converted half-lives in tokens to 1 - b
     arguments = {
         "b1": {"b1": Decay(h.one_minus_b1, h.b1_step_offset)},
         "b2": {"b2": Decay(h.one_minus_b2, h.step_offset)},

@@ -1,11 +1,11 @@
 """Learning-rate schedules: a linear warm-up from 0, then one of five shapes, evaluated at the midpoint of each update.
 
-A schedule is a function of the number of tokens. Update `count` (from 0) covers the tokens from `count` to `count + 1`
-times the tokens per step, and its learning rate is the schedule at the midpoint of that interval. The sum of learning
-rate x tokens over a run is then the midpoint rule for the integral of the schedule, with an error of second order in
-the batch size, so the mean learning rate per token hardly depends on the batch size. The start of the interval, as in
-optax, would give the first update of a warm-up a learning rate of 0; the end would give 0 to the last update of a
-schedule that decays to 0. Warm-up and decay lengths are not rounded to whole steps.
+A schedule is a function of the number of tokens. With S tokens per step, update `count` (from 0) covers the tokens
+from count S to (count + 1) S. Its learning rate is the schedule at the midpoint of that interval. The sum of learning
+rate x tokens over a run is then the midpoint rule for the integral of the schedule. Its error is of second order in the
+batch size, so the mean learning rate per token is nearly independent of the batch size. At the start of the interval,
+as in optax, the learning rate of the first warm-up update would be 0. At the end of the interval, that of the last
+update of a decay to 0 would be 0. Warm-up and decay lengths are not rounded to whole steps.
 
 The formulas use the array namespace of their arguments: float32 in the compiled step, float64 numpy in a plan.
 """
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from smallbatch.optim.hyperparams import HyperParams
 
-# Learning rate / peak after the warm-up. x: completed fraction of the steps after the warm-up; y: that of the last
-# `decay_steps`; final: final_lr_frac; xp: numpy or jax.numpy.
+# Learning rate / peak after the warm-up. x: completed fraction of the steps after the warm-up; y: completed fraction
+# of the last `decay_steps`; final: final_lr_frac; xp: numpy or jax.numpy.
 SCHEDULES = {
     "cosine": lambda x, y, final, xp: final + (1 - final) * 0.5 * (1 + xp.cos(xp.pi * x)),
     "linear": lambda x, y, final, xp: 1 - (1 - final) * x,
@@ -28,7 +28,7 @@ SCHEDULES = {
 
 
 def lr_frac(schedule: str, step: Any, hyperparams: dict[str, Any]) -> Any:
-    """Return learning rate / peak after `step` completed updates, a real number or an array of them.
+    """Return learning rate / peak after `step` completed updates. `step` may be fractional, or an array.
 
     Args:
         hyperparams: warmup_steps, total_steps, decay_steps and final_lr_frac.

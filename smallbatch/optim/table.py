@@ -1,4 +1,4 @@
-"""The table of optimizers: what config checks, the plan, reports and the docs need to know about each. No JAX."""
+"""The table of optimizers, used by config checks, plans, reports and the docs. It does not import JAX."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 class Optimizer:
     """One optimizer. Its key in OPTIMIZERS is the name of its function in `smallbatch.optim`."""
 
-    # Keys of the config section that it reads in addition to those of all optimizers. b1 and b2 stand for running
-    # averages, each with a decay rate per step (b1) or a half-life in tokens (t1_tokens).
+    # Keys of the optimizer section that it reads in addition to the keys common to all optimizers. b1 and b2 stand for
+    # running averages, set by a decay rate per step (b1) or by a half-life in tokens (t1_tokens).
     hyperparams: tuple[str, ...] = ()
-    state_bytes: int | str = 0  # per parameter, without scalars; text if it depends on the shape
+    state_bytes: int | str = 0  # bytes per parameter, excluding scalars; text if it depends on the shape
     default_peak_lr: float | None = None  # None: optimizer.peak_lr must be set
-    bias_corrected: bool = False  # divides its averages by 1 - b^t
-    sqrt_rule: bool = False  # the sqrt transfer rule holds (Malladi et al. 2022 derive it for RMSprop and Adam)
-    schedule_free: bool = False  # evaluated at an average of its iterates, with a constant learning rate
+    bias_corrected: bool = False  # whether averages are divided by 1 - b^t
+    sqrt_rule: bool = False  # whether the sqrt transfer rule holds (Malladi et al. 2022 derive it for RMSprop and Adam)
+    schedule_free: bool = False  # whether it is evaluated at an average of its iterates
 
 
 FACTORED = "4 per row and 4 per column of each matrix"

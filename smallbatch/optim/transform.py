@@ -13,7 +13,7 @@ import optax
 from smallbatch.optim.decay_rates import Scalar
 
 Tree: TypeAlias = Any  # a pytree of arrays
-LearningRate: TypeAlias = Scalar | Callable[[jax.Array], Scalar]  # a schedule gets the number of finished updates
+LearningRate: TypeAlias = Scalar | Callable[[jax.Array], Scalar]  # a schedule maps finished updates to a rate
 
 
 def zeros(params: Tree) -> Tree:
@@ -29,8 +29,8 @@ def as_float32(tree: Tree) -> Tree:
 def average(old: Tree, new: Tree, one_minus_b: Scalar) -> Tree:
     """Return b old + (1 - b) new, computed as an increment to the term with the larger weight.
 
-    old + (1-b) (new - old) cancels for 1 - b near 1: for 1 - b = 1 a `new` far below `old` would be lost, and a second
-    moment would be 0 for a nonzero gradient.
+    For 1 - b near 1, old + (1-b) (new - old) loses precision by cancellation. With 1 - b = 1, a `new` much smaller than
+    `old` would be rounded away, and a second moment could be 0 for a nonzero gradient.
     """
     mostly_new = jnp.asarray(one_minus_b, jnp.float32) > 0.5
     weight = jnp.where(mostly_new, 1 - one_minus_b, one_minus_b)  # 1 - c is exact for c in [1/2, 1]

@@ -16,10 +16,10 @@ def averaged_weights(average: Tree, step: Scalar, one_minus_b: Scalar) -> Tree:
 
 
 def apply_updates(params: Tree, deltas: Tree, key: jax.Array | None = None) -> Tree:
-    """Return params + deltas in the dtype of params: rounded to nearest, or with a key stochastically to bfloat16.
+    """Return params + deltas in the dtype of params, rounded to nearest; with a key, stochastically to bfloat16.
 
-    Rounding to nearest loses an update below half of the weight's last bit (2^-9 of the weight in bfloat16), however
-    often it is repeated. Stochastic rounding is unbiased.
+    Rounding to nearest discards an update smaller than half a unit in the last place of the weight (2^-9 of the weight
+    in bfloat16), even if it is repeated. Stochastic rounding is unbiased.
     """
     leaves, structure = jax.tree.flatten(params)
     sums = [p.astype(jnp.float32) + d for p, d in zip(leaves, structure.flatten_up_to(deltas), strict=True)]

@@ -88,7 +88,7 @@ def plan_hyperparams(plan: dict[str, Any], file: Path) -> dict[str, Any]:
 
     Raises: UserError if there are none.
     """
-    stages = plan.get("stages") or [plan]
+    stages: Any = plan.get("stages") or [{"hyperparams": plan.get("hypers")}]
     if problem := json_files.mismatch(stages, [{"hyperparams": {}}]):
         raise UserError(f"{file} is damaged ({problem}); restore it from a copy")
     return stages[0]["hyperparams"]
@@ -147,7 +147,7 @@ def rewind(path: str | Path, count: int) -> None:
 
 
 def read_metrics(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Return the records of metrics.jsonl, all or of one kind. Raises UserError for an invalid record."""
+    """Return the records of metrics.jsonl, optionally of one kind only. Raises UserError for an invalid record."""
     path = paths.local(path)
     if not paths.exists(path):
         raise UserError(f"there is no file {path}; is this a run directory?")

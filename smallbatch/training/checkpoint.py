@@ -134,7 +134,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._checkpointer = None  # it would raise this error again; the next save opens a new one
-            is_os_error = isinstance(error, OSError) or "os_error" in str(error)  # tensorstore raises ValueError
+            is_os_error = isinstance(error, OSError) or "os_error" in str(error)  # ValueError in tensorstore
             if not is_os_error:
                 raise
             raise UserError(

@@ -27,6 +27,7 @@ from smallbatch.training.signals import Stop
 
 T = TypeVar("T")
 HEARTBEAT_SECS = 30  # JAX ends the run if a process does not respond for this long
+EXIT_GRACE_SECS = 5.0  # between a usage error and the end of the process
 
 
 def initialize(
@@ -55,11 +56,16 @@ def initialize(
     else:
         log(f"process {process_id} of {process_count}: connecting to process 0 at {coordinator_address} ...")
         _wait_for_all(coordinator_address, process_count, process_id, timeout_secs)
+        host = coordinator_address.rpartition(":")[0].strip("[]")  # gRPC must not reach it through a proxy
+        direct = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")  # noqa: SIM112 (gRPC's spelling)
+        os.environ["no_grpc_proxy"] = ",".join(filter(None, (direct, host)))  # noqa: SIM112
     try:
         jax.distributed.initialize(
             *given, initialization_timeout=int(timeout_secs), heartbeat_timeout_seconds=HEARTBEAT_SECS
         )
     except (ValueError, RuntimeError) as error:
+        if coordinator_address is not None:
+            raise
         raise UserError(
             f"JAX cannot find the processes of this run ({error}); give --coordinator_address, --process_count and "
             "--process_id"
@@ -83,9 +89,12 @@ def is_one_of_several() -> bool:
 
 
 def _wait_for_all(address: str, process_count: int, process_id: int, timeout_secs: float) -> None:
-    """Return when all processes have connected to process 0. Otherwise raise UserError; in process 0 it lists them.
+    """Wait until all processes have connected to process 0.
 
     JAX itself aborts without reporting which processes are missing.
+
+    Raises:
+        UserError: a process did not connect in time. In process 0 the error lists the missing processes.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout_secs
@@ -114,11 +123,15 @@ def _accept_all(port: int, process_count: int, deadline: float) -> None:
         sockets.enter_context(server)
         while missing:
             server.settimeout(max(0.01, deadline - time.monotonic()))
+            index = None
             with contextlib.suppress(OSError, ValueError):  # a timeout, or not a process of this run
                 connection = sockets.enter_context(server.accept()[0])
                 connection.settimeout(5)
-                missing.discard(int(connection.makefile().readline()))
+                index = int(connection.makefile().readline())
                 connections.append(connection)
+            if index is not None and index not in missing:
+                raise UserError(f"--process_id={index} is given twice; number the processes from 0 and restart all")
+            missing.discard(index)
             if missing and time.monotonic() >= deadline:
                 names = ", ".join(map(str, sorted(missing)))
                 raise UserError(f"process {names} of {process_count} did not connect; see its output, and restart all")
@@ -236,4 +249,6 @@ def exit_on_error(f: Callable[[], int]) -> int:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
+        if isinstance(error, UserError):  # the others, which depend on process 0, can report the same error
+            time.sleep(EXIT_GRACE_SECS)
         os._exit(2 if isinstance(error, UserError) else 1)

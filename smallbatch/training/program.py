@@ -28,14 +28,14 @@ from smallbatch.training.train_step import Metrics, TrainState, init_state, trai
 
 
 class OutOfMemory(UserError):
-    """The runs of a program do not fit the memory of a device."""
+    """The runs of a program do not fit in the memory of a device."""
 
     def __init__(self, runs: int, reason: str):
         what, fix = "an update does not fit", ""
         if runs > 1:
             what, fix = f"{runs} runs in one program do not fit", "fewer runs with --lanes, "
         super().__init__(
-            f"{what} the memory of a device ({reason}); choose {fix}a smaller model or train.microbatch_size, "
+            f"{what} in the memory of a device ({reason}); choose {fix}a smaller model or train.microbatch_size, "
             "model.remat=full, an optimizer with less state, or more devices"
         )
 
@@ -54,7 +54,7 @@ def memory_errors(runs: int) -> Iterator[None]:
 def memory_error(error: Exception) -> str:
     """Return XLA's reason if it ran out of memory, else ""."""
     match = re.search(r"RESOURCE_EXHAUSTED:? *(.*)", str(error))
-    return match[1] or "XLA gives no reason" if match else ""
+    return match[1] or "no reason reported by XLA" if match else ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Memory:
 
 
 def jit_of(spec: ProgramSpec, f: Callable, rules: ShardingRules | None = None, **options) -> Any:
-    """Return jax.jit of f with the precision, operations and compiler options of the program, and these rules."""
+    """Return jax.jit of f with the precision, operations and compiler options of the program, and sharding rules."""
 
     def traced(*args):
         precision = jax.default_matmul_precision(spec.model.matmul_precision)
@@ -116,6 +116,7 @@ class TrainProgram:
         self._score = self._jit(partial(eval_step.score, spec.model), out_shardings=self.replicated)
         self._interpolated_params = self._jit(eval_step.interpolated_params)
         self._averaged_params = self._jit(eval_step.averaged_params)
+        self.gathered = self._jit(lambda params: params, out_shardings=self.replicated)  # on every device
 
     @functools.cached_property
     def single(self) -> "TrainProgram":
@@ -130,7 +131,7 @@ class TrainProgram:
 
     @property
     def tokens_shape(self) -> tuple[int, int, int, int]:
-        """K x A x M x (T + 1)."""
+        """Shape of the tokens of a chunk, K x A x M x (T + 1)."""
         spec = self.spec
         return spec.steps_per_dispatch, spec.accumulation_steps, spec.microbatch_size, spec.model.context_tokens + 1
 
@@ -188,7 +189,7 @@ class TrainProgram:
         return Memory(params, state - params, analysis.temp_size_in_bytes, batch)
 
     def check_memory(self, with_updates: bool = False, max_frac: float = 1.0) -> None:
-        """Raise OutOfMemory if the state, or an update, needs more than a share of a device's memory.
+        """Raise OutOfMemory if the state, or an update, needs more than `max_frac` of a device's memory.
 
         Args:
             with_updates: also compile the update and check its memory. XLA's CPU backend hangs if an allocation fails.
@@ -208,7 +209,7 @@ class TrainProgram:
     def put_hyperparams(self, values: Sequence[dict[str, Any]]) -> optim.HyperParams:
         """Put the hyperparameters of each run on the devices."""
         columns = [optim.HyperParams.from_floats(**fields) for fields in values]
-        stacked = columns[0] if self.runs == 1 else jax.tree.map(lambda *xs: jnp.stack(xs), *columns)
+        stacked = columns[0] if self.runs == 1 else jax.tree.map(lambda *xs: np.stack(xs), *columns)
         return sharding.put(stacked, self.run_sharding)
 
     def put_tokens(self, sequences: sharding.Sequences, first: int, updates: int) -> jax.Array:
@@ -223,7 +224,7 @@ class TrainProgram:
         return self.chunk(state, hyperparams, tokens, count)
 
     def score(self, params: decoder.Params, tokens_BxT1: np.ndarray, weights_BxT: np.ndarray) -> jax.Array:
-        """Return the weighted sum of losses in nats of each sequence of a validation batch, [A, M]. For one run."""
+        """Return the weighted sum of losses in nats of each sequence of a validation batch, [A, M]. R must be 1."""
         split = sharding.batch_sharding(self.mesh, 1)
         parts = [x.reshape(-1, self.spec.validation_microbatch_seqs, x.shape[1]) for x in (tokens_BxT1, weights_BxT)]
         return self._score(params, *(sharding.put(x, split) for x in parts))
@@ -238,13 +239,13 @@ class TrainProgram:
         """Return the weight average of a run, float32; None if it has none."""
         return None if state.weight_average is None else self._averaged_params(hyperparams, state)
 
-    def gathered(self, params: decoder.Params) -> decoder.Params:
-        """Return the parameters of a run, replicated on every device."""
-        return self._jit(lambda params: params, out_shardings=self.replicated)(params)
+
+_cached_program = functools.lru_cache(maxsize=16)(TrainProgram)
 
 
-# A process that trains many runs compiles each shared program once.
-train_program = functools.lru_cache(maxsize=16)(TrainProgram)
+def train_program(spec: ProgramSpec, runs: int = 1, devices: int = 1) -> TrainProgram:
+    """Return the program of a spec. A process that trains many runs compiles each shared program once."""
+    return _cached_program(spec, runs, devices)
 
 
 def device_memory_bytes(device) -> int | None:
@@ -255,5 +256,5 @@ def device_memory_bytes(device) -> int | None:
 
 
 def bytes_per_device(tree) -> int:
-    """Return the bytes that one device holds of a pytree of sharded arrays or ShapeDtypeStructs."""
+    """Return the bytes per device of a pytree of sharded arrays or ShapeDtypeStructs."""
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -16,12 +16,12 @@ class SavedRun:
     """What a checkpoint stores of one run."""
 
     fingerprint: str
-    records_sha256: str  # of its records so far, which contain wall-clock times and so are unique
+    records_sha256: str  # of its records so far, which contain wall-clock times and so are unique; "" outside groups
     metrics: MetricsProgress
 
     @classmethod
-    def of(cls, plan: Plan, workdir: RunDir, metrics: MetricsProgress) -> "SavedRun":
-        return cls(plan.fingerprint, _records_sha256(workdir, metrics.records), metrics)
+    def of(cls, plan: Plan, workdir: RunDir, metrics: MetricsProgress, in_group: bool) -> "SavedRun":
+        return cls(plan.fingerprint, _records_sha256(workdir, metrics.records) if in_group else "", metrics)
 
     def is_continued_in(self, workdir: RunDir) -> bool:
         """Return whether the records in a run directory begin with those of the checkpoint."""

@@ -1,7 +1,7 @@
-"""One optimizer update, and the loop over K of them that is compiled as one program. Pure functions of arrays.
+"""Compute one optimizer update, and a compiled loop of up to K updates. All functions are pure.
 
-At batch size 1 an update is short, so a dispatch runs a chunk of up to K updates. The number of updates is a traced
-argument, so the last, shorter chunk runs the same program.
+At batch size 1 an update is shorter than the overhead of a dispatch, so one dispatch runs a chunk of up to K updates.
+The number of updates is a traced argument, so a shorter chunk runs the same program.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Average = Callable[[Callable], Callable]
 
 
 class TrainState(NamedTuple):
-    """Everything that an update changes."""
+    """The state of training, which each update replaces."""
 
     step: jax.Array  # shape=(), int32: number of finished updates
     params: decoder.Params
@@ -82,7 +82,7 @@ def mean_loss_and_grads(model: ModelSpec, with_norms: bool, params: decoder.Para
 
 
 def clip(grads: decoder.Params, square_norm: jax.Array, max_norm: jax.Array) -> tuple[decoder.Params, jax.Array]:
-    """Return the gradients scaled down to a global norm of at most `max_norm`, and 1.0 if they were, else 0.0."""
+    """Return the gradients scaled down to a global norm of at most `max_norm`, and 1.0 if clipped, else 0.0."""
     norm = jnp.sqrt(square_norm)
     scale = jnp.minimum(1.0, max_norm / jnp.maximum(norm, max_norm))
     return jax.tree.map(lambda g: g.astype(jnp.float32) * scale, grads), (norm > max_norm).astype(jnp.float32)
@@ -136,7 +136,7 @@ def train_step(
 def train_chunk(
     step_fn: Callable, state: TrainState, hyperparams: optim.HyperParams, tokens_KxAxMxT1: jax.Array, count: jax.Array
 ) -> tuple[TrainState, Metrics]:
-    """Return the state after the first `count` of K updates, and their metrics: float32 [K], 0 where not run."""
+    """Return the state after the first `count` of K updates, and their metrics, float32 [K], padded with 0."""
 
     def body(k, carry):
         state, metrics_K = carry

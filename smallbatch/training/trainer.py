@@ -1,7 +1,7 @@
 """The training loop on the host, for one run or several runs in one program: dispatch, record, validate, save, stop.
 
-The next chunk of updates is dispatched before the metrics of the last one are fetched, so devices do not wait for the
-host. Where the state itself is needed (validation, checkpoint, stop), the pending chunk is processed first.
+The next chunk of updates is dispatched before the metrics of the previous one are fetched, so devices do not wait for
+the host. Before validation, a checkpoint or a stop, which need the state, the pending chunk is processed.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The final status, score and times of a run."""
 
     status: str  # done | diverged | stopped
     step: int
@@ -54,9 +54,9 @@ class Outcome:
     train_loss_nats: float | None
     secs: float
     train_secs: float
-    stopped: bool = False  # by a signal or a preemption notice
-    noticed: bool = False  # by a preemption notice, so the run should be restarted
-    program_memory_bytes: int | None = None  # of the largest program, on one device; for a lane, its share
+    stopped: bool = False  # whether a signal or a preemption notice stopped it
+    noticed: bool = False  # whether a preemption notice stopped it: restart the run
+    program_memory_bytes: int | None = None  # largest program, per device; a lane's share of it
 
 
 class Trainer:
@@ -76,7 +76,7 @@ class Trainer:
 
         Args:
             runs: equal except for hyperparameters and seeds; None for a run that has ended.
-            checkpoints: directory of the checkpoints of all runs together.
+            checkpoints: directory of the joint checkpoints of all runs.
             program_runs: R of the program, if larger than len(runs); the output of the other lanes is discarded.
             devices: number of devices that several runs are split over. One run uses the mesh of its plan.
         """
@@ -87,7 +87,7 @@ class Trainer:
         self._checkpoint_every_secs, self._stop = checkpoint_every_secs, stop
         self._stream = TrainStream(dataset, self._plan.model.context_tokens, self._plan.shuffle_seed)
         self._loggers: dict[int, MetricsLogger] = {}
-        self._scores: dict[int, Score] = {}  # of the last validation
+        self._scores: dict[int, Score] = {}  # scores of the last validation
         self._outcomes: dict[int, Outcome] = {}
         self._saved: Saved | None = None
         self._noticed, self._program_memory_bytes = False, 0
@@ -95,11 +95,11 @@ class Trainer:
 
     @property
     def active(self) -> list[int]:
-        """Positions of the runs in training."""
+        """Positions of the runs that are still training."""
         return list(self._active)
 
     def restore(self) -> Saved | None:
-        """Load the newest intact checkpoint and return what it stores besides arrays; None for a fresh start.
+        """Load the newest intact checkpoint and return its metadata; initialize and return None if there is none.
 
         Writes nothing. Raises UserError for a checkpoint of another config or dataset.
         """
@@ -111,7 +111,8 @@ class Trainer:
                 return None
         self._state, self._saved = restored[0], Saved.from_json(restored[1])
         self._step = int(np.ravel(self._state.step)[0])
-        self._set_stage(self._plan.stage_at(self._step))
+        if (stage := self._plan.stage_at(self._step)) is not self._stage:
+            self._set_stage(stage)
         ours = Saved(self._dataset.meta.sha256, self._plan.noise_scale_from(self._stage))
         fingerprints = {i: run.plan.fingerprint for i, run in self._active.items()}
         self._saved.check_same(ours, fingerprints, self._directory)
@@ -186,7 +187,7 @@ class Trainer:
             self._checkpoints.wait()
         for position in self.active:
             score = None
-            if self._step >= self._until_step:  # no score: restored after the last update
+            if self._step >= self._until_step:  # a run restored after its last update has no score
                 score = self._scores.get(position) or self._validate(position)
             status = "done" if self._step == self._plan.optimizer_steps else "stopped"
             self._end(position, status, self._step, score)
@@ -266,9 +267,12 @@ class Trainer:
         return self._program.gathered(self._program.evaluation_params(self._hyperparams, self._state))
 
     def _saved_values(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Return what a checkpoint of these runs stores besides arrays, as JSON values."""
+        """Return the metadata of a checkpoint of these runs, as JSON values."""
+        in_group = len(positions) > 1
         runs = [
-            SavedRun.of(run.plan, run.workdir, self._loggers[i].progress()) if (run := self._active.get(i)) else None
+            SavedRun.of(run.plan, run.workdir, self._loggers[i].progress(), in_group)
+            if (run := self._active.get(i))
+            else None
             for i in positions
         ]
         source = self._plan.noise_scale_from(self._stage)
@@ -279,7 +283,7 @@ class Trainer:
             self._checkpoints.save(self._step, self._state, self._saved_values(range(len(self._runs))))
 
     def save_alone(self, position: int) -> None:
-        """Save a checkpoint of one run, without the others, in its own run directory."""
+        """Save a checkpoint of a single run in its run directory."""
         checkpoints = Checkpoints(self._active[position].workdir.checkpoints)
         state = self._program.run_slice(self._state, position)
         checkpoints.save(self._step, state, self._saved_values([position]))
@@ -333,13 +337,13 @@ class Trainer:
 class _Chunk(NamedTuple):
     """Updates that were dispatched and may not have finished."""
 
-    step: int  # after the last of them
+    step: int  # number of finished updates after this chunk
     updates: int
     metrics: Metrics
 
 
 def chunk_length(stage: Stage, step: int, until_step: int) -> int:
-    """Return the number of updates in the next dispatch: never beyond a record, a validation or the end."""
+    """Return the number of updates to dispatch next, at most up to the next record, validation or end of the stage."""
     done = step - stage.first_step
     edges = [stage.steps_per_dispatch, stage.last_step - step, until_step - step]
     edges += [every - done % every for every in (stage.log_every_steps, stage.validate_every_steps) if every]

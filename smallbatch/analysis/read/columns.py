@@ -146,9 +146,9 @@ def _complete(path: Path, found: list[str], given: Columns) -> Columns:
 
 
 def _typed(path: Path, file: RowsFile, mapped: Columns) -> list[dict[str, Any]]:
-    """Return the rows with numbers parsed in our numeric columns, and in hyperparameters whose values are all numeric.
+    """Return the rows with numbers parsed in known numeric columns, and in hyperparameter columns of numbers only.
 
-    All other text is kept as written, since a method may be named 001, true, nan or 2024-01.
+    Other values stay text, because a method may be named 001, true, nan or 2024-01.
     """
     values = {column: [row[i] for row in file.rows] for i, column in enumerate(file.columns)}
     needed = {column: name for name, column in mapped.named.items() if name in (*NEEDED, "seed", *NUMBERS)}
@@ -191,7 +191,7 @@ def _with_learning_rates(runs: list[Run]) -> list[Run]:
 
 
 def _check_seeds(path: Path, rows: list[dict], runs: list[Run], unused: list[str]) -> None:
-    """Raise UserError if runs that would count as seeds of one point differ in an unused column."""
+    """Raise UserError if runs that would be treated as seeds of one configuration differ in an unused column."""
     first: dict[tuple, int] = {}
     for i, run in enumerate(runs):
         earlier = first.setdefault(_point_key(run), i)

@@ -1,7 +1,7 @@
 """Parse numbers with decimal points or commas, with or without thousands separators.
 
-Each file has one decimal mark. It is determined by the values that have only one meaning, such as 3.10 or 3,05. A file
-with only ambiguous values, or with contradictory ones, is an error.
+Each file has one decimal mark, which is inferred from its unambiguous values, such as 3.10 or 3,05. A file with only
+ambiguous values, or with contradictory ones, is an error.
 """
 
 import re

@@ -42,7 +42,7 @@ def _parquet(path: Path) -> RowsFile:
 
     try:
         with duckdb.connect() as connection:
-            # Escape the path, since brackets are a glob for DuckDB. Hive partitions would add columns.
+            # DuckDB treats brackets as glob patterns, so escape the path. Hive partitioning would add columns.
             query = "select * from read_parquet(?, hive_partitioning=false)"
             cursor = connection.execute(query, [glob.escape(str(path))])
             return RowsFile([column[0] for column in cursor.description or []], cursor.fetchall())

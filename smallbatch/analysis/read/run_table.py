@@ -94,7 +94,7 @@ class RunTable:
 
     @functools.cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Groups in the order in which settings and arms were read, then by ascending batch size."""
+        """Groups, ordered by setting and method as read, then by ascending batch size."""
         settings, arms = self.settings, self.arms
         runs: dict[tuple, list[Run]] = defaultdict(list)
         for run in self.runs:

@@ -259,10 +259,10 @@ def _curves_and_plan(directory: Path, context_tokens: float, notes: Counter[str]
         notes[f"{error}; the curve of this run is ignored"] += 1
     try:
         plan = json_files.read_object(directory / "plan.json", {}, "the plan of a run")
-        found["peak_lr"] = _number(plan_hyperparams(plan, directory / "plan.json").get("peak_lr"))
         optimizer = plan.get("optimizer")
         if found.get("gradients") and isinstance(optimizer, dict) and optimizer.get("diagnostics") == "successive":
             found["gradients"][gradient_records.SUCCESSIVE] = 1.0
+        found["peak_lr"] = _number(plan_hyperparams(plan, directory / "plan.json").get("peak_lr"))
     except UserError as error:
         notes[f"{error}; the learning rate is the value in the config, without transfer rules"] += 1
     return found

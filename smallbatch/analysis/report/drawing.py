@@ -226,7 +226,7 @@ def number_text(x: float) -> str:
 
 
 def multiplier_text(log2: float) -> str:
-    """Write the multiplier 2^x, such as 1/8, 1 or 8."""
+    """Format the multiplier 2^log2, such as 1/8, 1 or 8."""
     if not float(log2).is_integer():
         return f"{2.0**log2:.2g}"
     return f"1/{2 ** -int(log2)}" if log2 < 0 else f"{2 ** int(log2)}"

@@ -8,7 +8,7 @@ class Options:
     """Options of a report, which are also flags of the command."""
 
     delta_nats: float = 0.02  # a loss at most this much above the lowest counts as good
-    target_loss_nats: float | None = None  # of costs and critical batch sizes; None: a loss that many grids reach
+    target_loss_nats: float | None = None  # for costs and critical batch sizes; None: one that many grids reach
     overhead_frac: float = 0.2  # in the definition of the critical batch size
     reference_batch_size: float | None = None  # where perfect scaling starts; None: the smallest
 

@@ -46,7 +46,7 @@ def interval(row: Row, name: str) -> tuple[float, float] | None:
 
 
 def interval_text(row: Row, name: str, form: str) -> str:
-    """Write the interval of a column, such as ' (0.1 to 0.3)'; empty if there is none."""
+    """Format the interval of a column, such as ' (0.1 to 0.3)'. Return '' if there is none."""
     found = interval(row, name)
     return f" ({found[0]:{form}} to {found[1]:{form}})" if found else ""
 
@@ -62,7 +62,7 @@ def key_text(key: str) -> str:
 
 
 def value_text(key: str, value: Any) -> str:
-    """Write a config value: token counts with a suffix, other numbers with three digits."""
+    """Format a config value: token counts with a suffix, other numbers with three digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if key.endswith("_tokens") and math.isfinite(value):

@@ -1,8 +1,8 @@
 """Loss of each method at each batch size at equal FLOPs, with its interval.
 
-The best of many noisy trials is an optimistically biased estimate. Each grid therefore has three losses: its best
-single run, which papers usually report, its lowest mean over seeds, and the mean of the selected cell over held-out
-seeds, which did not select it.
+The best of many noisy trials is an optimistically biased estimate. Three losses are therefore given for each grid:
+its best single run (what papers usually report), its lowest mean over seeds, and the mean of the selected cell over
+held-out seeds, which were not used for the selection.
 """
 
 import functools
@@ -21,7 +21,7 @@ from smallbatch.analysis.stats.intervals import Interval, Noise
 class Choice:
     """The selected cell of a grid and its loss."""
 
-    index: int  # of the point
+    index: int  # index of the selected configuration in the grid
     loss_nats: float  # mean over the reporting seeds
     interval: Interval | None
     seeds: int  # number of reporting seeds

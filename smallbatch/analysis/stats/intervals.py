@@ -78,8 +78,8 @@ def _generator(*arrays: np.ndarray) -> np.random.Generator:
 def maybe_best(means: np.ndarray, seeds: np.ndarray, noise: Noise) -> np.ndarray:
     """Return which cells may have the lowest true mean: a set that contains it with probability at least LEVEL.
 
-    A cell is in the set if its mean is above the lowest by less than t sd sqrt(1/S + 1/S_lowest), with Bonferroni's
-    correction for its comparison with all other cells. Source: Hsu 1981, "Simultaneous confidence intervals for all
+    A cell is in the set if its mean exceeds the lowest by at most t sd sqrt(1/S + 1/S_lowest), with a Bonferroni
+    correction for the number of comparisons. Source: Hsu 1981, "Simultaneous confidence intervals for all
     distances from the 'best'", Annals of Statistics 9.
     """
     lowest = int(np.argmin(means))
