@@ -21,7 +21,7 @@ def perform(title: str, copy: Path) -> None:
     """Write the new file of a section of CONTRIBUTING.md and add its entry to the table that the section names."""
     (text,) = [part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE) if part.startswith(title)]
     new_file = re.findall(r"Write `(.*?)`", text)[0]
-    ((table, table_file),) = re.findall(r"in `([A-Z]+)` in `(.*?)`", text)
+    ((table, table_file),) = re.findall(r"to `([A-Z]+)` in `(.*?)`", text)
     code, entry = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (copy / new_file).write_text(code)
     source, count = re.subn(
